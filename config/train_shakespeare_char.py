@@ -1,0 +1,28 @@
+# A GPT of 10.7M parameters on the characters of Tiny Shakespeare: minutes on a GPU.
+# On a CPU, in about a minute, a smaller one:
+#   python train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 \
+#       --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 \
+#       --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0
+
+out_dir = "out-shakespeare-char"
+dataset = "shakespeare_char"
+wandb_project = "shakespeare-char"
+wandb_run_name = "mini-gpt"
+
+gradient_accumulation_steps = 1
+batch_size = 64
+block_size = 256
+
+n_layer = 6
+n_head = 6
+n_embd = 384
+dropout = 0.2
+
+learning_rate = 1e-3
+min_lr = 1e-4
+max_iters = 5000
+warmup_iters = 100
+beta2 = 0.99  # a longer memory, for a step has few tokens
+
+eval_interval = 250
+log_interval = 10
