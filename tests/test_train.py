@@ -1,0 +1,319 @@
+"""pytest tests/test_train.py - the schedule, the order of the data, and what a run leaves behind"""
+
+import itertools
+import json
+import math
+import re
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, equal
+
+import train
+from model import GPT
+from train import (
+    TrainConfig,
+    epoch_windows,
+    evaluation_windows,
+    learning_rate,
+    load_checkpoint,
+    main,
+    training_windows,
+    windows_per_epoch,
+)
+
+# ---- the schedule
+
+
+def test_learning_rate_warms_up_then_falls_along_a_cosine():
+    cfg = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=10, max_iters=110)
+    rates = [learning_rate(step, cfg) for step in range(111)]
+    assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert rates[10] == 1.0 and rates[60] == pytest.approx(0.55) and rates[110] == 0.1
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_learning_rate_stays_at_its_minimum_after_the_decay():
+    cfg = TrainConfig(learning_rate=1.0, min_lr=0.2, warmup_iters=0, lr_decay_iters=5, max_iters=99)
+    assert [learning_rate(step, cfg) for step in (5, 6, 98)] == [0.2, 0.2, 0.2]
+
+
+def test_without_decay_the_learning_rate_is_constant():
+    cfg = TrainConfig(learning_rate=0.3, decay_lr=False)
+    assert {learning_rate(step, cfg) for step in (0, 1, 3000, 600000)} == {0.3}
+
+
+def test_defaults_of_the_schedule_are_nanogpts():
+    cfg = TrainConfig()
+    assert (cfg.warmup_steps, cfg.decay_steps, cfg.max_iters) == (2000, 600000, 600000)
+    assert learning_rate(600000, cfg) == pytest.approx(6e-5)
+
+
+@pytest.mark.parametrize("settings, warmup", [
+    ({"max_iters": 100}, 10),
+    ({"max_iters": 50, "warmup_iters": 100}, 5),
+    ({"max_iters": 50, "warmup_iters": 100, "lr_decay_iters": 5000}, 5),
+    ({"max_iters": 500, "warmup_iters": 100}, 100),
+    ({"max_iters": 0}, 0),
+])
+def test_a_short_run_leaves_warm_up(settings, warmup):
+    assert TrainConfig(**settings).warmup_steps == warmup
+
+
+# ---- the order of the data
+
+
+@pytest.mark.parametrize("n_tokens, T", [(1000, 16), (1001, 7), (17, 16), (31, 16), (48, 16)])
+def test_each_token_comes_once_an_epoch(n_tokens, T):
+    leftovers = set()
+    for epoch in range(20):
+        starts = epoch_windows(epoch, n_tokens, T, seed=1)
+        targets = [t for start in starts for t in range(start + 1, start + T + 1)]
+        assert len(targets) == len(set(targets)) and min(targets) >= 1 and max(targets) < n_tokens
+        assert n_tokens - 1 - len(targets) < max(2 * T, n_tokens - T)
+        leftovers |= set(range(1, n_tokens)) - set(targets)
+    if n_tokens >= 3 * T:
+        assert len(leftovers) > T  # it is not always the same text that is left out
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = [tuple(epoch_windows(e, 10_000, 16, seed)) for e in (0, 1, 2) for seed in (1, 2)]
+    assert len(set(orders)) == 6
+
+
+def test_training_windows_are_a_function_of_their_number():
+    n = windows_per_epoch(1000, 16)
+    run = training_windows(0, 3 * n, 1000, 16, seed=5)
+    assert run[:n] == list(epoch_windows(0, 1000, 16, 5)) and run[n:2 * n] != run[:n]
+    epoch_windows.cache_clear()
+    assert training_windows(n - 3, 10, 1000, 16, seed=5) == run[n - 3:n + 7]
+
+
+def test_evaluation_windows_are_spread_over_the_split_and_do_not_overlap():
+    starts = evaluation_windows(1000, 16, 10)
+    assert len(starts) == 10 and starts[0] == 0 and starts[-1] == 16 * 61
+    assert np.diff(starts).min() >= 16 and np.diff(starts).max() <= 16 * 7
+    assert list(evaluation_windows(1000, 16, 10**9)) == list(range(0, 999 - 15, 16))  # all of it
+
+
+def test_targets_are_the_inputs_one_token_on(data_dir):
+    data = np.arange(100, dtype=np.uint16)
+    x, y = train.batch(data, [0, 83], 16, torch.device("cpu"))
+    assert x[1].tolist() == list(range(83, 99)) and y[1].tolist() == list(range(84, 100))
+    assert x.dtype == y.dtype == torch.int64
+
+
+def test_accumulation_sees_the_windows_of_one_big_batch(tiny, monkeypatch):
+    seen = {}
+    original = train.batch
+    for accumulation, size in ((1, 8), (2, 4), (4, 2)):
+        windows = seen[accumulation] = []
+
+        def spy(data, starts, T, device, windows=windows):
+            if isinstance(starts, list):  # of training
+                windows.extend(starts)
+            return original(data, starts, T, device)
+
+        monkeypatch.setattr(train, "batch", spy)
+        main(tiny(gradient_accumulation_steps=accumulation, batch_size=size, max_iters=3))
+    assert len(seen[1]) >= 24 and seen[1][:24] == seen[2][:24] == seen[4][:24]
+
+
+# ---- what does not change a run
+
+
+def losses(metrics):
+    return [(m["step"], m["loss"]) for m in metrics if "loss" in m]
+
+
+def test_evaluation_logging_and_samples_change_no_loss_by_one_bit(tiny):
+    plain = losses(main(tiny()))
+    assert len(plain) == 12
+    assert losses(main(tiny(eval_interval=3, eval_iters=5, sample_tokens=7))) == plain
+    assert losses(main(tiny(eval_interval=10**6, log_interval=2))) == plain[1::2]
+
+
+def test_accumulated_steps_have_the_losses_of_one_big_batch(tiny):
+    settings = {"dropout": 0, "max_iters": 12}
+    one = losses(main(tiny(**settings, gradient_accumulation_steps=1, batch_size=8)))
+    four = losses(main(tiny(**settings, gradient_accumulation_steps=4, batch_size=2)))
+    np.testing.assert_allclose([x for _, x in one], [x for _, x in four], atol=1e-5)
+
+
+# ---- what a run leaves
+
+
+def test_a_run_learns_and_leaves_its_files(tiny, tmp_path, capsys):
+    metrics = main(tiny(max_iters=40, eval_interval=10, sample_tokens=20, wandb_log=False))
+    out, printed = tmp_path / "out", capsys.readouterr().out
+    written = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert written == metrics
+    evaluations = [m["val_loss"] for m in metrics if "val_loss" in m]
+    assert len(evaluations) == 5 and len(losses(metrics)) == 40  # 40 updates, not 41
+    assert evaluations[-1] < evaluations[0] - 0.5
+    assert json.loads((out / "config.json").read_text())["max_iters"] == 40
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in out.iterdir()) == [
+        "best.pt", "ckpt.pt", "config.json", "loss.png", "metrics.jsonl"]
+    assert f"python sample.py --out_dir={out}" in printed
+    line = next(line for line in printed.splitlines() if line.startswith("step 20/40 | loss"))
+    assert re.fullmatch(r"step 20/40 \| loss \d\.\d{4} \| lr \d\.\de-\d\d \| norm \d+\.\d\d \| "
+                        r"\d+ ms \| [\d.]+[kM]? tok/s \| eta \d+m \d\ds", line)
+
+
+def test_a_checkpoint_is_plain_and_complete(tiny, tmp_path, data_dir):
+    main(tiny())
+    checkpoint = load_checkpoint(tmp_path / "out" / "ckpt.pt")
+    assert checkpoint["iter_num"] == 12 and checkpoint["config"]["learning_rate"] == 0.01
+    assert checkpoint["meta"] == json.loads((data_dir / "tiny" / "meta.json").read_text())
+    assert not any(name.startswith(("_orig_mod", "module")) for name in checkpoint["model"])
+
+
+def test_best_is_kept_when_it_gets_worse(tiny, tmp_path):
+    settings = {"max_iters": 30, "eval_interval": 5, "decay_lr": False}
+    main(tiny(**settings, learning_rate=0.02))
+    metrics = main(tiny(init_from="resume", max_iters=60, eval_interval=5, learning_rate=3.0))
+    evaluations = {m["step"]: m["val_loss"] for m in metrics if "val_loss" in m}
+    best_step = min(evaluations, key=evaluations.get)
+    best, last = (load_checkpoint(tmp_path / "out" / name) for name in ("best.pt", "ckpt.pt"))
+    assert best["iter_num"] == best_step < 60 == last["iter_num"]
+    assert evaluations[60] > evaluations[best_step] == last["best_val_loss"]
+
+
+def test_patience_ends_a_run_that_gets_no_better(tiny, capsys):
+    metrics = main(tiny(max_iters=500, eval_interval=5, learning_rate=3.0, patience=3))
+    evaluations = [m["val_loss"] for m in metrics if "val_loss" in m]
+    assert len(evaluations) < 50 and min(evaluations) == evaluations[-4]
+    assert "3 evaluations gave no better one" in capsys.readouterr().out
+
+
+def test_only_better_ones_are_saved_on_request(tiny, monkeypatch):
+    saved, save = [], torch.save
+
+    def spy(state, path):
+        saved.append((path.name, state["iter_num"]))
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", spy)
+    main(tiny(max_iters=60, eval_interval=5, learning_rate=3.0, always_save_checkpoint=False))
+    best = {step for name, step in saved if name.startswith("best")}
+    assert {step for name, step in saved if name.startswith("ckpt")} == best | {60}  # and the last
+
+
+def test_a_new_run_keeps_the_one_that_was_there(tiny, tmp_path, capsys):
+    main(tiny(max_iters=4))
+    before = (tmp_path / "out" / "ckpt.pt").read_bytes()
+    main(tiny(max_iters=8, seed=2))
+    assert (tmp_path / "out" / "previous" / "ckpt.pt").read_bytes() == before
+    assert load_checkpoint(tmp_path / "out" / "ckpt.pt")["iter_num"] == 8
+    assert "is kept in" in capsys.readouterr().out
+
+
+def test_eval_only_writes_nothing(tiny, tmp_path, capsys):
+    main(tiny(eval_only=True))
+    assert not (tmp_path / "out").exists()
+    main(tiny())
+    before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    metrics = main(tiny(init_from="resume", eval_only=True, max_iters=99))
+    assert {p: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    assert [m["step"] for m in metrics if "val_loss" in m] == [12]
+
+
+def test_eval_only_can_take_the_whole_split(tiny, data_dir):
+    metrics = main(tiny(eval_only=True, eval_iters=10**6, batch_size=3))
+    model_cfg = train.configure("", train.GPTConfig, TrainConfig, argv=tiny())[1]
+    torch.manual_seed(1337)
+    model = GPT(train.replace(model_cfg, vocab_size=json.loads(
+        (data_dir / "tiny" / "meta.json").read_text())["vocab_size"])).eval()
+    ids = torch.from_numpy(np.fromfile(data_dir / "tiny" / "val.bin", dtype="<u2").astype(np.int64))
+    n = (len(ids) - 1) // 16 * 16
+    expected = model(ids[:n].view(-1, 16), ids[1:n + 1].view(-1, 16))[1].item()
+    assert metrics[0]["val_loss"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "trackio"])
+def test_a_tracker_gets_what_the_metrics_get(tiny, monkeypatch, tracker):
+    calls = []
+    fake = SimpleNamespace(init=lambda **k: calls.append(k), finish=lambda: calls.append("finish"),
+                           log=lambda entry, step: calls.append((step, entry)))
+    monkeypatch.setitem(sys.modules, tracker, fake)
+    metrics = main(tiny(wandb_log=True, tracker=tracker, wandb_project="p", wandb_run_name="n"))
+    assert (calls[0]["project"], calls[0]["name"]) == ("p", "n")
+    assert calls[0]["config"]["n_layer"] == 2
+    assert calls[1:] == [*((m["step"], m) for m in metrics), "finish"]
+
+
+# ---- numbers that are not finite
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tiny, tmp_path, monkeypatch, capsys):
+    main(tiny(max_iters=4))
+    before = load_checkpoint(tmp_path / "out" / "ckpt.pt")
+    forward = GPT.forward
+    poison = lambda self, idx, targets=None: (  # noqa: E731
+        None, forward(self, idx, targets)[1] * (math.nan if self.training else 1))
+    monkeypatch.setattr(GPT, "forward", poison)
+    metrics = main(tiny(init_from="resume", max_iters=9, sample_tokens=0))
+    after = load_checkpoint(tmp_path / "out" / "ckpt.pt")
+    assert after["iter_num"] == 9 and equal(before["model"], after["model"])
+    assert equal(before["optimizer"]["state"], after["optimizer"]["state"])
+    assert [loss for step, loss in losses(metrics) if step > 4] == [None] * 5
+    assert capsys.readouterr().out.count("not finite: skipped") == 5
+
+
+def test_many_such_steps_end_the_run_and_leave_the_checkpoint(tiny, tmp_path, monkeypatch, mistake):
+    main(tiny(max_iters=4))
+    before = (tmp_path / "out" / "ckpt.pt").read_bytes()
+    forward = GPT.forward
+    monkeypatch.setattr(GPT, "forward", lambda self, idx, targets=None: (
+        None, forward(self, idx, targets)[1] * (math.inf if self.training else 1)))
+    line = mistake(main, *tiny(init_from="resume", max_iters=99, eval_interval=50))
+    assert "10 steps in a row, up to step 14" in line and "learning_rate" in line
+    assert (tmp_path / "out" / "ckpt.pt").read_bytes() == before
+
+
+# ---- device, precision, compilation
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_precision_learns(tiny, dtype, capsys, tmp_path):
+    metrics = main(tiny(dtype=dtype, max_iters=40, eval_interval=40))
+    assert f", {dtype}, " in capsys.readouterr().out.splitlines()[0]
+    assert metrics[-1]["val_loss"] < metrics[0]["val_loss"] - 0.5
+    scaler = load_checkpoint(tmp_path / "out" / "ckpt.pt")["scaler"]
+    assert bool(scaler) == (dtype == "float16")
+
+
+def test_a_compiler_that_fails_is_told_once_and_training_goes_on(tiny, monkeypatch, capsys):
+    plain = losses(main(tiny(compile=False)))
+
+    def broken(model):
+        raise RuntimeError("no C++ compiler\nin many words")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert losses(main(tiny(compile=True))) == plain
+    warnings = capsys.readouterr().err
+    assert warnings.count("\n") == 1 and "torch.compile failed" in warnings
+    assert "no C++ compiler" in warnings
+
+
+def test_out_of_memory_names_the_settings_to_change(tiny, monkeypatch, mistake):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(GPT, "forward", full)
+    line = mistake(main, *tiny(batch_size=4, gradient_accumulation_steps=2))
+    assert "--batch_size=2 --gradient_accumulation_steps=4" in line
+
+
+def test_the_scripts_do_nothing_when_imported(capsys):
+    import configurator
+    import model
+    import prepare
+    import sample
+    for module in (configurator, model, prepare, sample, train):
+        assert ROOT.samefile(module.__file__.rsplit("/", 1)[0])
+    assert capsys.readouterr().out == ""
