@@ -1,6 +1,8 @@
 # The first run: the characters of all of Shakespeare's plays, two minutes on two CPU cores. Where
 # there is a CUDA GPU, the model has 10.7M parameters instead of 0.8M, and four times the context.
 
+import os
+
 import torch
 
 out_dir = "out-quickstart"
@@ -12,9 +14,10 @@ n_layer = 4
 n_head = 4
 n_embd = 128
 block_size = 64
-batch_size = 8
-gradient_accumulation_steps = 2  # so that two processes can share a step
-act = "gelu"  # on a CPU the exact one is the faster one
+
+_processes = int(os.environ.get("WORLD_SIZE", 1))  # under torchrun they share the 16 windows
+gradient_accumulation_steps = _processes
+batch_size = 16 // _processes
 
 learning_rate = 4e-3  # a small model takes, and needs, large steps
 min_lr = 0.0
@@ -28,4 +31,4 @@ log_interval = 20
 
 if torch.cuda.is_available():
     n_layer, n_head, n_embd, block_size = 6, 6, 384, 256
-    batch_size, dropout, learning_rate = 32, 0.1, 1e-3
+    batch_size, dropout, learning_rate = 64 // _processes, 0.1, 1e-3

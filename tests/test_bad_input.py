@@ -99,7 +99,7 @@ def test_processes_that_do_not_share_a_step_evenly_are_refused(mistake, tiny, mo
     (lambda f: (f / "val.bin").write_bytes(b"\0" * 800), "val.bin has sha256"),
     (lambda f: (f / "meta.json").write_text("{"), "meta.json is not what prepare.py writes"),
     (lambda f: (f / "meta.json").write_text('{"tokenizer": "words"}'), "(KeyError: 'words')"),
-    (lambda f: (f / "meta.json").write_text("[]"), "meta.json is not what prepare.py writes"),
+    (lambda f: (f / "meta.json").write_text("[]"), "is not what prepare.py writes"),
 ])
 def test_bins_that_are_not_as_prepared_are_refused(mistake, tiny, data_dir, tmp_path, change,
                                                    message):

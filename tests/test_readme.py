@@ -1,0 +1,107 @@
+"""pytest tests/test_readme.py - the README's commands run, and what it names is there"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SHARED
+
+from configurator import configure
+from model import GPTConfig
+from train import TrainConfig
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+         for line in block.splitlines() if not line.startswith("#")]
+
+# what makes a command short enough for a test, and changes nothing in what it does
+SHORT = {
+    "train.py": "--max_iters=3 --lr_decay_iters=None --warmup_iters=None --eval_interval=3 "
+                "--eval_iters=1 --sample_tokens=5",
+    "sample.py": "--num_samples=1 --max_new_tokens=5",
+    "prepare.py": "",
+}
+
+
+def shortened(line):
+    words = shlex.split(line)
+    return [sys.executable, *words[1:], *SHORT[words[1]].split()]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """The program alone, in an empty folder, with a novel beside it."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("model", "prepare", "train", "sample", "configurator"):
+        shutil.copy(ROOT / f"{name}.py", folder)
+    shutil.copytree(ROOT / "config", folder / "config")
+    text = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 99
+    (folder / "novel.txt").write_text(text, encoding="utf-8")
+    if SHARED.exists():
+        (folder / "data" / "shakespeare_char").mkdir(parents=True)
+        (folder / "data" / "shakespeare_char" / "input.txt").symlink_to(
+            SHARED / "tinyshakespeare.txt")
+    return folder
+
+
+def test_readme_commands_run(clone):
+    """In their order, for what one writes the next reads; needs a package index for the plays."""
+    ran = []
+    for line in LINES:
+        line = line.removeprefix("pip install -r requirements.txt && ")
+        if not line.startswith("python ") or ("shakespeare" in line and not SHARED.exists()):
+            continue
+        result = subprocess.run(shortened(line), cwd=clone, capture_output=True, encoding="utf-8",
+                                timeout=120, env=os.environ | {"PYTHONUTF8": "1"})
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+        ran.append(line)
+    assert len(ran) >= 6 and any("quickstart" in line for line in ran)
+
+
+def test_the_test_command_is_the_one_that_ci_runs():
+    install, test = next(line for line in LINES if "requirements-dev" in line).split(" && ")
+    ci = (ROOT / ".ci" / "run").read_text().replace("--quiet ", "").splitlines()
+    assert install in ci and test in ci
+
+
+def test_files_that_the_readme_names_are_there():
+    for name in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"(?:config|docs|tests|tools)/[\w.-]+\.\w+", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_commands_in_tables_and_docstrings_have_settings_that_exist():
+    texts = [README, *(path.read_text(encoding="utf-8") for path in ROOT.glob("*.py"))]
+    commands = {match for text in texts for match in re.findall(r"train\.py [^`\n|]+", text)}
+    assert len(commands) > 5
+    for command in commands:
+        if "[" not in command and "{" not in command:  # not a line of code
+            words = [w for w in shlex.split(command)[1:] if w.startswith("--") or "config/" in w]
+            words = [str(ROOT / w) if w.startswith("config/") else w for w in words]
+            configure("", TrainConfig, GPTConfig, argv=words)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.py")), ids=lambda path: path.name)
+def test_every_config_file_is_read(path):
+    given, cfg, _ = configure("", TrainConfig, GPTConfig, argv=[str(path)])
+    assert given["dataset"] and given["out_dir"] and cfg.max_iters == given["max_iters"]
+
+
+def test_gpt2_takes_half_a_million_tokens_a_step():
+    _, cfg, model = configure("", TrainConfig, GPTConfig, argv=[str(ROOT / "config/train_gpt2.py")])
+    assert cfg.batch_size * cfg.gradient_accumulation_steps * model.block_size == 2**19
+    assert cfg.gradient_accumulation_steps % 8 == 0
+    with_head = GPTConfig(**{**vars(model), "vocab_size": 50304})
+    assert (with_head.n_layer, with_head.n_head, with_head.n_embd) == (12, 12, 768)
+
+
+def test_the_five_scripts_import_nothing_from_tools():
+    for name in ("model", "prepare", "train", "sample", "configurator"):
+        source = Path(ROOT / f"{name}.py").read_text(encoding="utf-8")
+        assert not re.search(r"^\s*(from|import) tools", source, re.MULTILINE)
