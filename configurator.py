@@ -48,6 +48,11 @@ def one_line_errors():
         sys.exit(2)
 
 
+def reason(error):
+    """The first line of what an exception says, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with its errors as UserError: one line, no usage."""
 
@@ -170,7 +175,7 @@ def find_device(name):
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}; "
+        raise UserError(f"device={name} cannot be used here: {reason(error)}; "
                         "device=auto takes what there is") from None
     return device
 

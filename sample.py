@@ -28,7 +28,7 @@ from configurator import (
 )
 from model import GPT, GPTConfig
 from prepare import read_text, tokenizer_from_meta
-from train import load_checkpoint
+from train import find_checkpoint
 
 SEPARATOR = "---------------"
 
@@ -63,8 +63,7 @@ class SampleConfig:
 
 def load_model(out_dir, device):
     """The model of a run, in eval mode on `device`, and its tokenizer."""
-    best = out_dir / "best.pt"
-    checkpoint = load_checkpoint(best if best.exists() else out_dir / "ckpt.pt", device)
+    checkpoint = find_checkpoint(out_dir, "best.pt", "ckpt.pt", device=device)
     model = GPT(build(GPTConfig, checkpoint["model_args"]))
     model.load_state_dict(checkpoint["model"])
     return model.to(device).eval(), tokenizer_from_meta(checkpoint["meta"])

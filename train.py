@@ -22,7 +22,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -40,6 +40,7 @@ from configurator import (
     find_device,
     find_dtype,
     one_line_errors,
+    reason,
 )
 from model import GPT, GPTConfig
 from prepare import CORPORA, DATA, decode, load_bins, prepare_corpus, replacing, tokenizer_from_meta
@@ -58,7 +59,7 @@ class TrainConfig:
     eval_iters: int = 200  # batches an evaluation takes of each split: always the same windows
     eval_only: bool = False  # evaluate once and write nothing
     always_save_checkpoint: bool = True  # False: at an evaluation, save only if it is the best
-    init_from: Literal["scratch", "resume"] = "scratch"  # start anew, or from out_dir/ckpt.pt
+    init_from: Literal["scratch", "resume", "auto"] = "scratch"  # auto: resume if possible
     patience: int = 0  # stop after this many evaluations without a better one; 0: never
     sample_tokens: int = 200  # length of the text shown at an evaluation; 0: none
     wandb_log: bool = False  # log to a tracker too
@@ -83,6 +84,7 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA
+    deterministic: bool = False  # the same bits each time on a GPU too, at some cost
     seed: int = 1337  # of all that is random
 
     def __post_init__(self):
@@ -196,20 +198,31 @@ def seed_step(seed, step, rank):
 
 def load_checkpoint(path, device="cpu"):
     """Read a checkpoint: tensors and plain containers, no code. Raises UserError where it is
-    missing, damaged, or something else."""
-    if not path.exists():
-        raise UserError(f"there is no checkpoint {path}: train first, or give another out_dir")
+    damaged or something else."""
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path} is not a checkpoint of tensors and plain values; anything else "
                         "could run code and is not opened") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is damaged or not a checkpoint ({reason})") from None
+        raise UserError(f"{path} is damaged or not a checkpoint ({reason(error)})") from None
     if not isinstance(checkpoint, dict) or not {"model", "model_args", "meta"} <= checkpoint.keys():
         raise UserError(f"{path} is not a checkpoint of train.py")
     return checkpoint
+
+
+def find_checkpoint(out_dir, *names, device="cpu"):
+    """The first of `names` in out_dir that is there and whole; a damaged one is told of. Raises
+    UserError where there is none."""
+    paths = [out_dir / name for name in names if (out_dir / name).exists()]
+    if not paths:
+        raise UserError(f"there is no checkpoint in {out_dir}: train first, or another out_dir")
+    for path in paths[:-1]:
+        try:
+            return load_checkpoint(path, device)
+        except UserError as error:
+            print(f"warning: {error}; taking {paths[-1]}", file=sys.stderr)
+    return load_checkpoint(paths[-1], device)
 
 
 def resumed_settings(checkpoint, given):
@@ -284,16 +297,31 @@ def duration(seconds):
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {seconds:02d}s"
 
 
+def catch_signals():
+    """From now on SIGINT and SIGTERM only add their time to the list that is returned. One that
+    comes a second or more after the first ends the process; sooner, it is the same Ctrl-C, which a
+    terminal sends to all processes, and torchrun passes on to its own."""
+    received = []
+
+    def on_signal(number, _):
+        received.append(time.monotonic())
+        if received[-1] - received[0] > 1:
+            os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    return received
+
+
 # --------------------------------------------------------------------------------------------------
 # A run, top to bottom
 
 
-def train(cfg, model_cfg, given, checkpoint, stop):
+def train(cfg, model_cfg, given, checkpoint):
     """Run the training that the settings describe.
 
     given: the names and values that were set by hand.
     checkpoint: what load_checkpoint returned, to go on from there; or None.
-    stop: a list; once there is something in it, the step in hand is ended and saved, and no more.
     Returns the metrics: a dict for each logged step and for each evaluation.
     """
     # ---- processes: torchrun starts one per GPU, and tells each its number
@@ -306,6 +334,8 @@ def train(cfg, model_cfg, given, checkpoint, stop):
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in bfloat16
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic needs it
+    torch.use_deterministic_algorithms(cfg.deterministic)
     if ddp:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend if cfg.backend == "auto" else cfg.backend)
@@ -365,6 +395,12 @@ def train(cfg, model_cfg, given, checkpoint, stop):
         step, best_step = checkpoint["iter_num"], checkpoint["best_step"]
         best_loss = checkpoint["best_val_loss"]
         checkpoint = None  # frees its memory
+    if ddp:
+        steps = torch.tensor([step, -step])
+        dist.all_reduce(steps, op=dist.ReduceOp.MAX)
+        if steps.sum():
+            raise UserError("the processes found different checkpoints: out_dir must be on a disk "
+                            "that all of them see")
     model = raw_model
     if cfg.compile is True or (cfg.compile == "auto" and device.type == "cuda"):
         try:
@@ -377,7 +413,7 @@ def train(cfg, model_cfg, given, checkpoint, stop):
         except Exception as error:  # a missing compiler, an old GPU: torch has many
             model = raw_model
             print(f"warning: torch.compile failed, training goes on without it "
-                  f"({type(error).__name__}: {str(error).splitlines()[0]:.100})", file=sys.stderr)
+                  f"({type(error).__name__}: {reason(error):.100})", file=sys.stderr)
     how = "eager" if model is raw_model else "compiled"
     if ddp:
         model = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
@@ -390,6 +426,12 @@ def train(cfg, model_cfg, given, checkpoint, stop):
     settings = asdict(cfg) | asdict(model_cfg) | found
     tracker = tokenizer = None
     metrics = []
+    if writes and cfg.wandb_log:
+        try:
+            tracker = importlib.import_module(cfg.tracker)
+        except ImportError:
+            raise UserError(f"wandb_log=True needs a package: pip install {cfg.tracker}") from None
+        tracker.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=settings)
     if writes:
         out_dir.mkdir(parents=True, exist_ok=True)
         if cfg.init_from == "scratch":
@@ -399,12 +441,6 @@ def train(cfg, model_cfg, given, checkpoint, stop):
             temporary.write_text("".join(json.dumps(m) + "\n" for m in metrics), encoding="utf-8")
         with replacing(out_dir / "config.json") as temporary:
             temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    if writes and cfg.wandb_log:
-        try:
-            tracker = importlib.import_module(cfg.tracker)
-        except ImportError:
-            raise UserError(f"wandb_log=True needs a package: pip install {cfg.tracker}") from None
-        tracker.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=settings)
     if master and cfg.sample_tokens:
         try:
             tokenizer = tokenizer_from_meta(meta)
@@ -461,9 +497,10 @@ def train(cfg, model_cfg, given, checkpoint, stop):
     skipped = torch.zeros((), device=device)  # updates in a row that could not be made
     first_step = saved_step = last_step = step
     started = last_time = time.perf_counter()
+    signals = catch_signals()
     x, y = training_batch(step, 0)
     while True:
-        stopping = torch.tensor(float(bool(stop)))
+        stopping = torch.tensor(float(bool(signals)))
         if ddp:  # a signal to one rank stops all of them, at the same step
             dist.all_reduce(stopping, op=dist.ReduceOp.MAX)
         if not stopping and (step % cfg.eval_interval == 0 or step == cfg.max_iters):
@@ -563,39 +600,24 @@ def train(cfg, model_cfg, given, checkpoint, stop):
     return metrics
 
 
-@contextmanager
-def stop_requests():
-    """Yields a list that gets the first SIGINT or SIGTERM; a second one ends the process."""
-    received = []
-
-    def on_signal(number, _):
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, on_signal) for number in signals}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def main(argv=None):
     given, cfg, model_cfg = configure(__doc__, TrainConfig, GPTConfig, argv=argv)
-    checkpoint = None
+    checkpoint, out_dir = None, Path(cfg.out_dir)
+    if cfg.init_from == "auto":
+        cfg.init_from = "resume" if (out_dir / "ckpt.pt").exists() else "scratch"
     if cfg.init_from == "resume":
-        checkpoint = load_checkpoint(Path(cfg.out_dir) / "ckpt.pt")
-        cfg, model_cfg = resumed_settings(checkpoint, given)
+        checkpoint = find_checkpoint(out_dir, "ckpt.pt", "best.pt")
+        cfg, model_cfg = resumed_settings(checkpoint, given | {"init_from": "resume"})
     try:
-        with stop_requests() as stop:
-            return train(cfg, model_cfg, given, checkpoint, stop)
+        return train(cfg, model_cfg, given, checkpoint)
     except torch.OutOfMemoryError:
         less = (f"--batch_size={cfg.batch_size // 2} --gradient_accumulation_steps="
                 f"{2 * cfg.gradient_accumulation_steps} takes half, for as many tokens a step")
         hint = less if cfg.batch_size > 1 else "it takes a smaller model or block_size"
         raise UserError(f"out of memory with batch_size={cfg.batch_size}: {hint}") from None
     finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if dist.is_initialized():
             dist.destroy_process_group()
 

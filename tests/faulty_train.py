@@ -1,0 +1,42 @@
+"""train.py with an accident on one of its processes, for tests/test_ddp.py:
+
+    torchrun ... tests/faulty_train.py ACCIDENT STEP --setting=value ...
+
+ACCIDENT: nan (the loss of rank 1 in step STEP and the two after it), die (rank 1 raises in step
+STEP, in the first life of the job only).
+"""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import train
+from configurator import one_line_errors
+from model import GPT
+
+accident, step, *argv = sys.argv[1:]
+now = -1
+seed_step, forward = train.seed_step, GPT.forward
+
+
+def watched_seed_step(seed, t, rank):
+    global now
+    now = t
+    first_life = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if accident == "die" and t == int(step) and rank == 1 and first_life:
+        raise RuntimeError("rank 1 met with an accident")
+    seed_step(seed, t, rank)
+
+
+def poisoned_forward(self, idx, targets=None):
+    logits, loss = forward(self, idx, targets)
+    poison = accident == "nan" and 0 <= now - int(step) < 3 and os.environ["RANK"] == "1"
+    return logits, loss * math.nan if poison and self.training else loss
+
+
+train.seed_step, GPT.forward = watched_seed_step, poisoned_forward
+with one_line_errors():
+    train.main(argv)
