@@ -79,7 +79,8 @@ def test_files_that_the_readme_names_are_there():
 def test_commands_in_tables_and_docstrings_have_settings_that_exist():
     paths = ROOT.glob("*.py"), ROOT.glob("docs/*.md")
     texts = [README, *(path.read_text(encoding="utf-8") for some in paths for path in some)]
-    commands = {match for text in texts for match in re.findall(r"train\.py [^`\n|]+", text)}
+    command = r"(?:python|torchrun[^\n]*) (train\.py [^`\n|]+)"
+    commands = {match for text in texts for match in re.findall(command, text)}
     assert len(commands) > 5
     for command in commands:
         if not re.search(r"[\[{]|--help", command):  # not a line of code
