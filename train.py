@@ -420,7 +420,7 @@ def train(cfg, model_cfg, given, checkpoint):
 
     # ---- what a person sees
     writes = master and not cfg.eval_only
-    say = print if master else lambda _: None
+    say = functools.partial(print, flush=True) if master else lambda _: None
     out_dir = Path(cfg.out_dir)
     found = {"device": str(device), "dtype": dtype, "compile": how, "world_size": world}
     settings = asdict(cfg) | asdict(model_cfg) | found

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and wait for it
+
 import pytest
 import torch
 
@@ -26,9 +28,6 @@ TINY_RUN = {
     "learning_rate": 0.01, "max_iters": 12, "warmup_iters": 2, "eval_interval": 4, "eval_iters": 2,
     "sample_tokens": 0,
 }
-
-torch.set_num_threads(2)
-
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):

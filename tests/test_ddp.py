@@ -30,17 +30,19 @@ def evaluations(out_dir):
     return [m["val_loss"] for m in logged(out_dir) if "val_loss" in m]
 
 
-def test_two_processes_have_the_loss_curve_of_one(tiny, tmp_path):
-    settings = {"max_iters": 100, "eval_interval": 25, "dropout": 0,
+@pytest.mark.parametrize("processes, steps", [(2, 100), (4, 20)])
+def test_several_processes_have_the_loss_curve_of_one(tiny, tmp_path, processes, steps):
+    settings = {"max_iters": steps, "eval_interval": 10, "dropout": 0,
                 "gradient_accumulation_steps": 4}
     one, two = tmp_path / "one", tmp_path / "two"
     main(tiny(out_dir=one, **settings))
-    code, printed = finished(*torchrun(2, "train.py", *tiny(out_dir=two, **settings)))
+    code, printed = finished(*torchrun(processes, "train.py", *tiny(out_dir=two, **settings)))
     assert code == 0, printed
-    assert "2 x cpu, 1 threads" in printed and printed.count("step 100/100 | loss") == 1
+    assert f"{processes} x cpu, 1 threads" in printed
+    assert printed.count(f"step {steps}/{steps} | loss") == 1  # one of them speaks
     np.testing.assert_allclose(losses(one), losses(two), rtol=0, atol=1e-4)
     np.testing.assert_allclose(evaluations(one), evaluations(two), rtol=0, atol=1e-4)
-    assert len(losses(two)) == 100
+    assert len(losses(two)) == steps
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path):

@@ -102,26 +102,33 @@ def test_a_signal_saves_first(tiny, tmp_path, number):
     assert same_run(whole, stopped)
 
 
-def test_a_disk_that_fills_up_loses_nothing(tiny, tmp_path, monkeypatch, mistake):
-    """ENOSPC at each file of an evaluation in turn: the files that were there are as they were."""
-    out = tmp_path / "out"
-    main(tiny(max_iters=4))
+@pytest.mark.parametrize("write", range(1, 10))
+def test_a_disk_that_fills_up_loses_nothing(tiny, tmp_path, monkeypatch, mistake, write):
+    """ENOSPC at each write of a resumed run in turn: metrics, settings, and three times best.pt,
+    ckpt.pt and loss.png, with half of the file written."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    settings = {"lr_decay_iters": 16, "eval_interval": 4}
+    main(tiny(out_dir=whole, max_iters=16, **settings))
+    main(tiny(max_iters=4, **settings))
     before = {path.name: path.read_bytes() for path in out.glob("*.pt")}
-    save = torch.save
+    fsync, calls = os.fsync, []
 
-    def full(content, path):
-        save(content, path)
-        os.truncate(path, 100)
-        raise OSError(28, "No space left on device", str(path))
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == write:
+            os.truncate(descriptor, os.fstat(descriptor).st_size // 2)
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
 
-    monkeypatch.setattr(torch, "save", full)
-    line = mistake(main, *tiny(init_from="resume", max_iters=8))
+    monkeypatch.setattr(os, "fsync", full)
+    line = mistake(main, *tiny(init_from="resume", max_iters=16, **settings))
     assert "No space left on device" in line
-    assert {path.name: path.read_bytes() for path in out.glob("*.pt")} == before
+    if write <= 3:
+        assert {path.name: path.read_bytes() for path in out.glob("*.pt")} == before
     assert not list(out.glob("*.tmp"))
     monkeypatch.undo()
-    main(tiny(init_from="resume", max_iters=8))
-    assert state(out)["iter_num"] == 8
+    main(tiny(init_from="resume", max_iters=16, **settings))
+    assert same_run(whole, out)
 
 
 def test_what_a_killed_run_logged_after_its_checkpoint_is_not_kept(tiny, tmp_path):
