@@ -119,11 +119,11 @@ def run_config(path):
         raise UserError(f"there is no config file {path}{hint}")
     try:
         names = runpy.run_path(path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if frame.filename == path]
         where = f"{path}, line {getattr(error, 'lineno', None) or (lines or ['?'])[-1]}"
-        raise UserError(f"{where}: {type(error).__name__}: {error}") from None
+        raise UserError(f"{where}: {type(error).__name__}: {reason(error)}") from None
     return {name: value for name, value in names.items()
             if not name.startswith("_") and not isinstance(value, ModuleType)}
 
@@ -141,7 +141,7 @@ def convert(name, value, kind, source):
         if option is str and isinstance(value, str):
             return value
         if option in (int, float) and type(value) in (str, int, option):
-            with suppress(ValueError):
+            with suppress(ValueError, OverflowError):
                 return option(value)
     raise UserError(f"{name} must be {type_name(kind)}, not {value!r} (in {source})")
 
@@ -173,6 +173,8 @@ def find_device(name):
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("it is none of cpu, cuda, mps")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device={name} cannot be used here: {reason(error)}; "

@@ -210,7 +210,7 @@ def draw(logits, temperature=1.0, top_k=None, generator=None):
     temperature: logits are divided by it; below 1 is bolder, 0 takes the most likely id.
     top_k: only the k most likely ids can be drawn (and those as likely as the k-th).
     """
-    if temperature == 0:
+    if temperature < 1e-5:  # float32 could not divide by it
         return logits.argmax(dim=-1, keepdim=True)
     logits = logits.float() / temperature
     if top_k is not None:

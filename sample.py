@@ -57,13 +57,13 @@ class SampleConfig:
             raise ValueError(f"temperature={self.temperature} must be 0 (no chance) or more")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k={self.top_k} must be 1 or more, or None for no limit")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must be 0 or more")
+        if not 0 <= self.seed < 2**62:
+            raise ValueError(f"seed={self.seed} must be at least 0 and below 2**62")
 
 
 def load_model(out_dir, device):
     """The model of a run, in eval mode on `device`, and its tokenizer."""
-    checkpoint = find_checkpoint(out_dir, "best.pt", "ckpt.pt", device=device)
+    checkpoint = find_checkpoint(out_dir, "best.pt", "ckpt.pt")
     model = GPT(build(GPTConfig, checkpoint["model_args"]))
     model.load_state_dict(checkpoint["model"])
     return model.to(device).eval(), tokenizer_from_meta(checkpoint["meta"])

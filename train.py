@@ -1,7 +1,7 @@
 """Train a GPT: on one CPU, one GPU, or many.
 
     python train.py config/quickstart.py
-    python train.py config/train_shakespeare_char.py --device=cpu --max_iters=2000
+    python train.py config/quickstart.py --dataset=novel --out_dir=out-novel
     python train.py --init_from=resume --out_dir=out-quickstart --max_iters=4000
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 
@@ -14,11 +14,11 @@ Left out: models that do not fit on one device, data on other machines, searches
 
 import functools
 import importlib
+import itertools
 import json
 import math
 import os
 import pickle
-import shutil
 import signal
 import sys
 import time
@@ -67,7 +67,7 @@ class TrainConfig:
     wandb_project: str = "owt"  # the tracker's name of the project
     wandb_run_name: str = "gpt2"  # the tracker's name of the run
     dataset: str = "openwebtext"  # a folder in data_dir
-    data_dir: str = str(DATA)  # where the datasets are
+    data_dir: str | None = None  # where the datasets are; None: data/ beside train.py
     gradient_accumulation_steps: int = 40  # micro-batches a step, of all processes together
     batch_size: int = 12  # windows in a micro-batch
     learning_rate: float = 6e-4  # after warm-up
@@ -96,7 +96,12 @@ class TrainConfig:
         check(lambda x: x >= 1, "eval_interval log_interval eval_iters batch_size "
               "gradient_accumulation_steps lr_decay_iters", "1 or more")
         check(lambda x: 0 <= x < math.inf, "max_iters patience sample_tokens weight_decay "
-              "grad_clip warmup_iters min_lr seed", "0 or more")
+              "grad_clip warmup_iters min_lr", "0 or more")
+        check(lambda x: 0 <= x < 2**63, "seed", "at least 0 and below 2**63")
+        check(lambda x: x, "out_dir", "the name of a folder")
+        if self.batch_size * self.gradient_accumulation_steps > 2**20:
+            raise ValueError(f"batch_size={self.batch_size} x gradient_accumulation_steps="
+                             f"{self.gradient_accumulation_steps} must be at most 1,048,576")
         check(lambda x: 0 < x < math.inf, "learning_rate", "above 0")
         check(lambda x: 0 <= x < 1, "beta1 beta2", "at least 0 and below 1")
         check(lambda x: x <= self.learning_rate, "min_lr",
@@ -196,11 +201,11 @@ def seed_step(seed, step, rank):
 # What a run leaves and finds: checkpoints, metrics, the picture
 
 
-def load_checkpoint(path, device="cpu"):
-    """Read a checkpoint: tensors and plain containers, no code. Raises UserError where it is
-    damaged or something else."""
+def load_checkpoint(path):
+    """Read a checkpoint, into the CPU's memory: tensors and plain containers, no code. Raises
+    UserError where it is damaged or something else."""
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path} is not a checkpoint of tensors and plain values; anything else "
                         "could run code and is not opened") from None
@@ -211,7 +216,7 @@ def load_checkpoint(path, device="cpu"):
     return checkpoint
 
 
-def find_checkpoint(out_dir, *names, device="cpu"):
+def find_checkpoint(out_dir, *names):
     """The first of `names` in out_dir that is there and whole; a damaged one is told of. Raises
     UserError where there is none."""
     paths = [out_dir / name for name in names if (out_dir / name).exists()]
@@ -219,35 +224,41 @@ def find_checkpoint(out_dir, *names, device="cpu"):
         raise UserError(f"there is no checkpoint in {out_dir}: train first, or another out_dir")
     for path in paths[:-1]:
         try:
-            return load_checkpoint(path, device)
+            return load_checkpoint(path)
         except UserError as error:
             print(f"warning: {error}; taking {paths[-1]}", file=sys.stderr)
-    return load_checkpoint(paths[-1], device)
+    return load_checkpoint(paths[-1])
 
 
 def resumed_settings(checkpoint, given):
     """The settings of a run that goes on: the checkpoint's, and over them those given now. Raises
     UserError where these would change the shape of the model."""
-    model_args = checkpoint["model_args"]
+    model_args, config = checkpoint["model_args"], checkpoint.get("config")
+    if config is None or "optimizer" not in checkpoint:
+        raise UserError("the checkpoint has a model and no optimizer: it cannot be resumed")
+    for name, value in config.items():
+        if given.get(name, value) != value:
+            print(f"{name} is {given[name]} from here on; it was {value}")
     for name, value in model_args.items():
         if name != "dropout" and given.get(name, value) != value:
             raise UserError(f"{name}={given[name]}, but the checkpoint to resume has {value}: "
                             "leave it out, or start anew with --init_from=scratch")
     dropout = given.get("dropout", model_args["dropout"])
-    return (build(TrainConfig, checkpoint["config"] | given),
+    return (build(TrainConfig, config | given),
             build(GPTConfig, model_args | {"dropout": dropout}))
 
 
 def keep_previous(out_dir):
-    """Move what an earlier run left in out_dir to out_dir/previous, the checkpoint last."""
+    """Move what an earlier run left in out_dir to out_dir/previous-1, 2, ...; ckpt.pt last."""
     names = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "ckpt.pt")
     left = [out_dir / name for name in names if (out_dir / name).exists()]
-    if any(path.suffix == ".pt" for path in left):
-        shutil.rmtree(out_dir / "previous", ignore_errors=True)
-        (out_dir / "previous").mkdir()
+    if left:
+        numbered = (out_dir / f"previous-{n}" for n in itertools.count(1))
+        folder = next(folder for folder in numbered if not folder.exists())
+        folder.mkdir()
         for path in left:
-            path.rename(out_dir / "previous" / path.name)
-        print(f"the earlier run in {out_dir} is kept in {out_dir / 'previous'}")
+            path.rename(folder / path.name)
+        print(f"what was in {out_dir} is kept in {folder}")
 
 
 def read_metrics(path, until):
@@ -304,6 +315,8 @@ def catch_signals():
     received = []
 
     def on_signal(number, _):
+        if not received:
+            os.write(2, b"stopping after this step; once more to leave at once\n")
         received.append(time.monotonic())
         if received[-1] - received[0] > 1:
             os._exit(128 + number)
@@ -337,18 +350,21 @@ def train(cfg, model_cfg, given, checkpoint):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic needs it
     torch.use_deterministic_algorithms(cfg.deterministic)
     if ddp:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend if cfg.backend == "auto" else cfg.backend)
+        best = "nccl" if device.type == "cuda" else "gloo"
+        backend = best if cfg.backend == "auto" else cfg.backend
+        # the stop flag is a CPU tensor, so that looking at it does not wait for the GPU
+        dist.init_process_group("cpu:gloo,cuda:nccl" if backend == "nccl" else backend)
     accumulation, rest = divmod(cfg.gradient_accumulation_steps, world)
     if rest:
         raise UserError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} is shared "
                         f"out over {world} processes, so it must be a multiple of {world}")
 
     # ---- data
-    folder, T = Path(cfg.data_dir) / cfg.dataset, model_cfg.block_size
+    data_dir, T = Path(cfg.data_dir or DATA), model_cfg.block_size
+    folder = data_dir / cfg.dataset
     if master and cfg.dataset in CORPORA and not (folder / "train.bin").exists():
         print(f"{folder} is not there yet: preparing it")
-        prepare_corpus(cfg.dataset, Path(cfg.data_dir))
+        prepare_corpus(cfg.dataset, data_dir)
     if ddp:
         dist.barrier()  # the others wait for it
     meta, data = load_bins(folder)
@@ -374,6 +390,8 @@ def train(cfg, model_cfg, given, checkpoint):
         model_cfg = replace(model_cfg, vocab_size=given.get("vocab_size", padded))
     elif checkpoint["meta"].get("chars") != meta.get("chars"):
         raise UserError(f"{folder} has another tokenizer than the checkpoint to resume")
+    elif master and checkpoint["meta"].get("train_sha256") != meta.get("train_sha256"):
+        print(f"warning: {folder} is not what this run was trained on so far", file=sys.stderr)
     if model_cfg.vocab_size < meta["vocab_size"]:
         raise UserError(f"vocab_size={model_cfg.vocab_size} is less than the {meta['vocab_size']} "
                         f"symbols of {folder}: leave it out")
@@ -407,13 +425,13 @@ def train(cfg, model_cfg, given, checkpoint):
             model = torch.compile(raw_model)
             with autocast:
                 model(*training_batch(step, 0))[1].backward()  # it is compiled here, or fails
-            raw_model.zero_grad()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a missing compiler, an old GPU: torch has many
             model = raw_model
             print(f"warning: torch.compile failed, training goes on without it "
                   f"({type(error).__name__}: {reason(error):.100})", file=sys.stderr)
+        raw_model.zero_grad()
     how = "eager" if model is raw_model else "compiled"
     if ddp:
         model = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
@@ -497,13 +515,14 @@ def train(cfg, model_cfg, given, checkpoint):
     skipped = torch.zeros((), device=device)  # updates in a row that could not be made
     first_step = saved_step = last_step = step
     started = last_time = time.perf_counter()
-    signals = catch_signals()
     x, y = training_batch(step, 0)
+    signals = catch_signals()
     while True:
         stopping = torch.tensor(float(bool(signals)))
         if ddp:  # a signal to one rank stops all of them, at the same step
             dist.all_reduce(stopping, op=dist.ReduceOp.MAX)
-        if not stopping and (step % cfg.eval_interval == 0 or step == cfg.max_iters):
+        due = step % cfg.eval_interval == 0 or step == cfg.max_iters or cfg.eval_only
+        if due and not stopping:
             losses = {}
             for split, starts in eval_windows.items():
                 total = evaluate(raw_model, data[split], starts[rank::world], cfg.batch_size,
@@ -580,7 +599,7 @@ def train(cfg, model_cfg, given, checkpoint):
                                 f"{cfg.learning_rate}, or dtype=float32; the checkpoints are good")
 
     # ---- the end
-    if writes and (saved_step != step or step == 0):
+    if writes and (saved_step != step or (step == 0 and not stopping)):
         save("ckpt.pt")
         draw_losses(metrics, out_dir / "loss.png")
     if tracker:
@@ -592,7 +611,7 @@ def train(cfg, model_cfg, given, checkpoint):
         say(f"done in {duration(time.perf_counter() - started)}: the best validation loss is "
             f"{best_loss:.4f}, of step {best_step:,}"
             + f", and {cfg.patience} evaluations gave no better one" * out_of_patience)
-    if writes:
+    if writes and step:
         say(f"  checkpoints  {out_dir / 'best.pt'}, and the latest: {out_dir / 'ckpt.pt'}\n"
             f"  metrics      {out_dir / 'metrics.jsonl'}\n"
             f"  picture      {out_dir / 'loss.png'}\n"
@@ -603,6 +622,8 @@ def train(cfg, model_cfg, given, checkpoint):
 def main(argv=None):
     given, cfg, model_cfg = configure(__doc__, TrainConfig, GPTConfig, argv=argv)
     checkpoint, out_dir = None, Path(cfg.out_dir)
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(f"out_dir={out_dir} is a file: give the name of a folder")
     if cfg.init_from == "auto":
         cfg.init_from = "resume" if (out_dir / "ckpt.pt").exists() else "scratch"
     if cfg.init_from == "resume":
@@ -610,9 +631,13 @@ def main(argv=None):
         cfg, model_cfg = resumed_settings(checkpoint, given | {"init_from": "resume"})
     try:
         return train(cfg, model_cfg, given, checkpoint)
-    except torch.OutOfMemoryError:
-        less = (f"--batch_size={cfg.batch_size // 2} --gradient_accumulation_steps="
-                f"{2 * cfg.gradient_accumulation_steps} takes half, for as many tokens a step")
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is the latter
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and "allocate memory" not in str(error):  # as a CPU's says
+            raise
+        half = 2 if cfg.batch_size % 2 == 0 else cfg.batch_size
+        less = (f"--batch_size={cfg.batch_size // half} --gradient_accumulation_steps="
+                f"{half * cfg.gradient_accumulation_steps} takes less, for as many tokens a step")
         hint = less if cfg.batch_size > 1 else "it takes a smaller model or block_size"
         raise UserError(f"out of memory with batch_size={cfg.batch_size}: {hint}") from None
     finally:

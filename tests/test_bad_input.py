@@ -44,6 +44,10 @@ def trained(tiny, tmp_path):
     ({"eval_iters": 0}, "eval_iters=0 must be 1 or more"),
     ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
     ({"max_iters": -1}, "max_iters=-1 must be 0 or more"),
+    ({"seed": 2**63}, "seed=9223372036854775808 must be at least 0 and below 2**63"),
+    ({"batch_size": 10**11}, "must be at most 1,048,576"),
+    ({"out_dir": ""}, "out_dir= must be the name of a folder"),
+    ({"device": "meta"}, "device=meta cannot be used here: it is none of cpu, cuda, mps"),
     ({"learning_rate": 0}, "learning_rate=0.0 must be above 0"),
     ({"learning_rate": "nan"}, "learning_rate=nan must be above 0"),
     ({"min_lr": 1.0}, "min_lr=1.0 must be at most learning_rate=0.01"),
@@ -58,8 +62,8 @@ def trained(tiny, tmp_path):
     ({"n_layers": 2}, "unknown setting 'n_layers' in the command line; did you mean n_layer?"),
     ({"device": "cuda:7"}, "device=cuda:7 cannot be used here"),
     ({"device": "gpu"}, "device=gpu cannot be used here"),
-    ({"dataset": "nowhere"}, "make it with `python prepare.py FILE --name=nowhere`"),
-    ({"dataset": "openwebtext"}, "make it with `python prepare.py openwebtext`"),
+    ({"dataset": "nowhere"}, "make it with `python prepare.py FILE --name=nowhere --data_dir="),
+    ({"dataset": "openwebtext"}, "make it with `python prepare.py openwebtext --data_dir="),
     ({"block_size": 400}, "val.bin has 400 tokens; a window of block_size=400"),
     ({"init_from": "resume"}, "there is no checkpoint"),
     ({"wandb_log": True, "tracker": "trackio"}, "pip install trackio"),
@@ -100,6 +104,7 @@ def test_processes_that_do_not_share_a_step_evenly_are_refused(mistake, tiny, mo
     (lambda f: (f / "meta.json").write_text("{"), "meta.json is not what prepare.py writes"),
     (lambda f: (f / "meta.json").write_text('{"tokenizer": "words"}'), "(KeyError: 'words')"),
     (lambda f: (f / "meta.json").write_text("[]"), "is not what prepare.py writes"),
+    (lambda f: (f / "meta.json").write_text('{"tokenizer": "char"}'), "(KeyError: 'chars')"),
 ])
 def test_bins_that_are_not_as_prepared_are_refused(mistake, tiny, data_dir, tmp_path, change,
                                                    message):
@@ -175,7 +180,7 @@ def torch_bytes(content):
     (["--temperature=nan"], "temperature=nan must be 0 (no chance) or more"),
     (["--top_k=0"], "top_k=0 must be 1 or more"),
     (["--num_samples=0"], "num_samples=0 must be 1 or more"),
-    (["--seed=-1"], "seed=-1 must be 0 or more"),
+    (["--seed=-1"], "seed=-1 must be at least 0 and below 2**62"),
     (["--start="], "start is empty"),
     (["--start=naïve"], "the character 'ï' (U+00EF) is not among the 41"),
     (["--start=FILE:/no/such/file"], "/no/such/file"),
@@ -192,12 +197,13 @@ def test_sample_refuses(mistake, trained, words, message):
 
 @pytest.mark.parametrize("content, message", [
     (None, "there is no file"), (b"", "is empty"), (b"abc\xff\xfe", "is not UTF-8, at byte 3"),
-], ids=["missing", "empty", "latin"])
+    (b"a", "the text is too short"),
+], ids=["missing", "empty", "latin", "one character"])
 def test_prepare_refuses_a_text(mistake, tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.txt").write_bytes(content)
     assert message in mistake(prepare.main, tmp_path / "a.txt", f"--data_dir={tmp_path}")
-    assert not (tmp_path / "a").exists()
+    assert not list(tmp_path.glob("a/*"))
 
 
 def test_prepare_refuses_a_wrong_name_or_option(mistake, tmp_path):

@@ -207,7 +207,7 @@ def test_a_new_run_keeps_the_one_that_was_there(tiny, tmp_path, capsys):
     main(tiny(max_iters=4))
     before = (tmp_path / "out" / "ckpt.pt").read_bytes()
     main(tiny(max_iters=8, seed=2))
-    assert (tmp_path / "out" / "previous" / "ckpt.pt").read_bytes() == before
+    assert (tmp_path / "out" / "previous-1" / "ckpt.pt").read_bytes() == before
     assert load_checkpoint(tmp_path / "out" / "ckpt.pt")["iter_num"] == 8
     assert "is kept in" in capsys.readouterr().out
 

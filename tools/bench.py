@@ -71,7 +71,7 @@ def whole_loop(argv):
 
 def loop(argv):
     _, cfg, model_cfg = configure(__doc__, train.TrainConfig, GPTConfig, argv=argv)
-    meta, _ = load_bins(Path(cfg.data_dir) / cfg.dataset)
+    meta, _ = load_bins(Path(cfg.data_dir or train.DATA) / cfg.dataset)
     rounds = []
     for number in range(ROUNDS):
         rounds.append((whole_loop(argv), bare_loop(cfg, model_cfg, meta["vocab_size"])))
