@@ -193,7 +193,7 @@ def find_dtype(name, device, n_embd):
     if device.type == "cuda":
         return "bfloat16" if bf16_gpu else "float16"
     instructions = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
-    # narrow models lose more by the conversions than they gain: measured, see README.md
+    # narrow models lose more by the conversions than they gain: see docs/benchmarks.md
     pays = device.type == "cpu" and instructions.get("avx512_bf16") and n_embd >= 128
     return "bfloat16" if pays else "float32"
 

@@ -635,9 +635,9 @@ def main(argv=None):
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not known and "allocate memory" not in str(error):  # as a CPU's says
             raise
-        half = 2 if cfg.batch_size % 2 == 0 else cfg.batch_size
-        less = (f"--batch_size={cfg.batch_size // half} --gradient_accumulation_steps="
-                f"{half * cfg.gradient_accumulation_steps} takes less, for as many tokens a step")
+        parts = 2 if cfg.batch_size % 2 == 0 else cfg.batch_size
+        less = (f"--batch_size={cfg.batch_size // parts} --gradient_accumulation_steps="
+                f"{parts * cfg.gradient_accumulation_steps} takes less, for as many tokens a step")
         hint = less if cfg.batch_size > 1 else "it takes a smaller model or block_size"
         raise UserError(f"out of memory with batch_size={cfg.batch_size}: {hint}") from None
     finally:
