@@ -60,12 +60,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def configure(description, *schemas, argv=None):
+def configure(description, *schemas, argv=None, expand=None):
     """Read config files and --key=value pairs into dataclasses.
 
     description: what --help begins with.
     schemas: dataclass types; together they make one flat set of settings.
     argv: the command line without the program's name; by default this process's own.
+    expand: a function of the settings of one source, that may add others which they stand for.
     Returns (given, one instance per schema): `given` holds only what was set, by name.
     Raises UserError for an unknown setting, a value of the wrong type, or a bad config file.
     """
@@ -88,8 +89,9 @@ def configure(description, *schemas, argv=None):
     given = {}
     for source, values in sources:
         refuse_unknown(values, settings, source)
-        for name, value in values.items():
-            given[name] = convert(name, value, settings[name].type, source)
+        values = {name: convert(name, value, settings[name].type, source)
+                  for name, value in values.items()}
+        given |= expand(values) if expand else values
     return given, *(build(schema, given) for schema in schemas)
 
 

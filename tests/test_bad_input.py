@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import pickle
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +45,8 @@ def trained(tiny, tmp_path):
 @pytest.mark.parametrize("change, message", [
     ({"eval_iters": 0}, "eval_iters=0 must be 1 or more"),
     ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
+    ({"align": 0}, "align=0 must be 1 or more"),
+    ({"align": 10}, "block_size=16 must be a multiple of align=10"),
     ({"max_iters": -1}, "max_iters=-1 must be 0 or more"),
     ({"seed": 2**63}, "seed=9223372036854775808 must be at least 0 and below 2**63"),
     ({"batch_size": 10**11}, "must be at most 1,048,576"),
@@ -57,7 +61,7 @@ def trained(tiny, tmp_path):
     ({"n_embd": 15}, "n_embd=15 is not divisible by n_head=2; the nearest that is: 16"),
     ({"dropout": 1}, "dropout=1.0 must be at least 0 and below 1"),
     ({"dtype": "fp16"}, "dtype must be auto|float32|bfloat16|float16, not 'fp16'"),
-    ({"init_from": "resum"}, "init_from must be scratch|resume|auto, not 'resum'"),
+    ({"init_from": "resum"}, "or a model; did you mean resume?"),
     ({"vocab_size": 3}, "vocab_size=3 is less than the 41 symbols"),
     ({"n_layers": 2}, "unknown setting 'n_layers' in the command line; did you mean n_layer?"),
     ({"device": "cuda:7"}, "device=cuda:7 cannot be used here"),
@@ -126,18 +130,39 @@ def test_ids_outside_the_vocabulary_are_refused(mistake, tiny, dataset):
     assert "token id 50257, but the vocabulary ends at 50256" in line
 
 
-def test_a_pickle_beside_the_bins_is_not_opened(mistake, tiny, dataset):
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_never_run(mistake, tiny, dataset, tmp_path):
     folder = dataset("pkl", [0] * 500, [0] * 500)
-    (folder / "meta.pkl").write_bytes(b"no pickle at all")
+    meta = {"itos": {0: "a"}, "evil": Payload(tmp_path / "ran")}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
     line = mistake(train.main, *tiny(dataset="pkl", data_dir=folder.parent))
-    assert "meta.pkl is a pickle" in line
+    assert "meta.pkl is not what prepare.py writes" in line and "it would run" in line
+    assert not (tmp_path / "ran").exists()
+    pickle.loads((folder / "meta.pkl").read_bytes())
+    assert (tmp_path / "ran").exists()  # so the payload was a real one
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle at all", pickle.dumps([1]),
+                                     pickle.dumps({"itos": 3}), pickle.dumps({"itos": {5: "a"}})])
+def test_a_damaged_pickle_beside_the_bins_is_told_of(mistake, tiny, dataset, content):
+    folder = dataset("pkl", [0] * 500, [0] * 500)
+    (folder / "meta.pkl").write_bytes(content)
+    line = mistake(train.main, *tiny(dataset="pkl", data_dir=folder.parent))
+    assert "meta.pkl is not what prepare.py writes" in line
 
 
 def test_data_of_another_tokenizer_does_not_resume(mistake, tiny, trained, tmp_path):
     (tmp_path / "b.txt").write_text("another text, with other letters! " * 99, encoding="utf-8")
     prepare.main([str(tmp_path / "b.txt"), f"--data_dir={tmp_path}"])
     line = mistake(train.main, *tiny(init_from="resume", dataset="b", data_dir=tmp_path))
-    assert "another tokenizer than the checkpoint" in line
+    assert "another tokenizer than the model to start from" in line
 
 
 def test_another_shape_does_not_resume(mistake, trained):
@@ -185,7 +210,7 @@ def torch_bytes(content):
     (["--start=naïve"], "the character 'ï' (U+00EF) is not among the 41"),
     (["--start=FILE:/no/such/file"], "/no/such/file"),
     (["--out_dir=/no/such/run"], "there is no checkpoint in /no/such/run"),
-    (["--init_from=gtp2"], "init_from must be resume, not 'gtp2'"),
+    (["--init_from=gtp2"], "init_from=gtp2 is no folder of a run or a model; did you mean gpt2?"),
     (["--temprature=1"], "did you mean temperature?"),
 ])
 def test_sample_refuses(mistake, trained, words, message):
@@ -213,7 +238,8 @@ def test_prepare_refuses_a_wrong_name_or_option(mistake, tmp_path):
     assert "give it alone" in mistake(prepare.main, "plays_char", "--tokenizer=gpt2")
     assert "cannot be called 'plays'" in mistake(prepare.main, file, "--name=plays", data)
     assert "cannot be called '../x'" in mistake(prepare.main, file, "--name=../x", data)
-    assert "invalid choice: 'bpe'" in mistake(prepare.main, file, "--tokenizer=bpe", data)
+    line = mistake(prepare.main, file, "--tokenizer=bpe", data)
+    assert "tokenizer=bpe is neither char nor gpt2, nor a dataset in" in line
     assert "unrecognized arguments: --nam=b" in mistake(prepare.main, file, "--nam=b", data)
     assert "required: what" in mistake(prepare.main)
 

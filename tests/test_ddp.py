@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import subprocess
 import time
 
 import numpy as np
@@ -129,7 +131,7 @@ def test_nan_on_one_rank_is_skipped_by_all(tiny, tmp_path):
     code, printed = finished(*torchrun(2, "train.py", *tiny(max_iters=6, lr_decay_iters=9,
                                                             eval_interval=20)))
     assert code == 0 and equal(after["model"], state(tmp_path / "out")["model"]), printed
-    assert equal(after["optimizer"]["state"], state(tmp_path / "out")["optimizer"]["state"])
+    assert equal(after["optimizer"][0]["state"], state(tmp_path / "out")["optimizer"][0]["state"])
 
 
 def test_a_rank_that_dies_takes_the_job_down_with_its_error(tiny):
@@ -156,4 +158,54 @@ def test_torchrun_restarts_from_the_last_checkpoint(tiny, tmp_path, fresh_store)
                                        *tiny(out_dir=restarted, **settings),
                                        extra=("--standalone", "--max-restarts=1")))
     assert code == 0 and "going on from step 12" in printed, printed
+    assert same_run(whole, restarted)
+
+
+@pytest.mark.parametrize("accident, step, sign", [
+    ("machine", 14, "going on from step 12;"),
+    # what torchrun leaves behind goes on until a new one has joined; then all save and stop
+    pytest.param("agent", 8, "stopped by a signal", marks=pytest.mark.faults),
+    # the other process waits for this one until its torchrun loses patience, after 30 seconds
+    pytest.param("silence", 14, "going on from step 12;", marks=pytest.mark.faults),
+])
+def test_two_machines_are_one_run_and_one_can_be_killed_and_started_again(
+        tiny, tmp_path, fresh_store, accident, step, sign):
+    """Two torchruns that meet at localhost; the one that does not host the rendezvous is killed."""
+    settings = {"max_iters": 24, "eval_interval": 4, "init_from": "auto", "dropout": 0.2}
+    whole, restarted = tmp_path / "whole", tmp_path / "restarted"
+    code, printed = finished(*torchrun(2, "train.py", *tiny(out_dir=whole, **settings)))
+    assert code == 0, printed
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def node(*command, host=0):
+        """The torchrun of one machine. A machine is taken for lost after 5 seconds, not 15."""
+        extra = ("--nnodes=2", "--max-restarts=1", "--rdzv-backend=c10d", "--local-addr=localhost",
+                 f"--rdzv-endpoint=localhost:{port}",
+                 f"--rdzv-conf=is_host={host},keep_alive_interval=1,keep_alive_max_attempt=5")
+        return script(*torchrun(1, *command, *tiny(out_dir=restarted, **settings), extra=extra),
+                      stdout=file)
+
+    with open(tmp_path / "printed", "w") as file:
+        nodes = [node("train.py", host=1), node("tests/faulty_train.py", accident, step)]
+        codes = []
+        try:
+            codes.append(nodes[1].wait(60))
+            nodes[1] = node("train.py")
+            codes += [process.wait(90) for process in nodes]
+        except subprocess.TimeoutExpired:
+            codes.append("still running")
+        finally:
+            for process in nodes:
+                process.terminate()  # torchrun ends its own, within 30 seconds
+            for process in nodes:
+                try:
+                    process.wait(40)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+        printed = (tmp_path / "printed").read_text(encoding="utf-8")
+    assert codes == [-signal.SIGKILL, 0, 0], printed
+    assert printed.count("2 x cpu, 1 threads") == 2 and printed.count("going on from") == 1, printed
+    assert sign in printed and printed.count("done in") == 1, printed
     assert same_run(whole, restarted)

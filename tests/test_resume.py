@@ -8,9 +8,11 @@ import time
 
 import pytest
 import torch
-from conftest import equal, finished, script
+from conftest import MODERN, equal, finished, script
 
-from train import load_checkpoint, main
+import train
+from checkpoint import load_checkpoint
+from train import main
 
 
 def state(out_dir, name="ckpt.pt"):
@@ -34,10 +36,11 @@ def same_run(a, b):
     return True
 
 
+@pytest.mark.parametrize("recipe", [{}, MODERN | {"optimizer": "muon"}], ids=["gpt2", "modern"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_resumed_run_equals_uninterrupted_run(tiny, tmp_path, dtype):
+def test_resumed_run_equals_uninterrupted_run(tiny, tmp_path, dtype, recipe):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = {"dtype": dtype, "lr_decay_iters": 12}
+    settings = {"dtype": dtype, "lr_decay_iters": 12, **recipe}
     main(tiny(out_dir=whole, max_iters=12, **settings))
     main(tiny(out_dir=parts, max_iters=6, **settings))
     assert not equal(state(whole)["model"], state(parts)["model"])
@@ -56,7 +59,7 @@ def test_resume_takes_its_settings_from_the_checkpoint(tiny, tmp_path, capsys):
     after = state(out)
     assert after["iter_num"] == 14 and after["config"]["dataset"] == "tiny"
     assert after["config"]["learning_rate"] == 0.01
-    decays = [group["weight_decay"] for group in after["optimizer"]["param_groups"]]
+    decays = [group["weight_decay"] for group in after["optimizer"][0]["param_groups"]]
     assert decays == [0.5, 0.0]  # what is given now is in force
     assert "going on from step 12" in capsys.readouterr().out
 
@@ -99,6 +102,28 @@ def test_a_signal_saves_first(tiny, tmp_path, number):
     assert f"python train.py --init_from=resume --out_dir={stopped}" in printed
     main([f"--out_dir={stopped}", "--init_from=resume"])  # as it says
     main(tiny(out_dir=whole, **settings))
+    assert same_run(whole, stopped)
+
+
+def test_an_evaluation_that_a_signal_put_off_keeps_the_best_too(tiny, tmp_path, monkeypatch):
+    """The run stops where it would have evaluated; the resumed one begins with that evaluation."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    settings = {"max_iters": 10, "eval_interval": 4, "learning_rate": 0.001}
+    main(tiny(out_dir=whole, **settings))
+
+    def signal_in_step_7(seed, step, rank):
+        seed_step(seed, step, rank)
+        if step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    seed_step = train.seed_step
+    monkeypatch.setattr(train, "seed_step", signal_in_step_7)
+    main(tiny(out_dir=stopped, **settings))
+    monkeypatch.undo()
+    assert state(stopped)["iter_num"] == 8 and state(stopped, "best.pt")["iter_num"] == 4
+    main([f"--out_dir={stopped}", "--init_from=resume", "--max_iters=8"])
+    assert state(stopped, "best.pt")["iter_num"] == 8
+    main([f"--out_dir={stopped}", "--init_from=resume", "--max_iters=10"])
     assert same_run(whole, stopped)
 
 

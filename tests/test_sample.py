@@ -1,5 +1,8 @@
 """pytest tests/test_sample.py - text out of a checkpoint"""
 
+import json
+import re
+import signal
 import subprocess
 import sys
 
@@ -8,8 +11,9 @@ import torch
 from conftest import ROOT, finished, script
 
 import prepare
-from sample import SEPARATOR, main
-from train import load_checkpoint
+from checkpoint import load_checkpoint
+from configurator import UserError
+from sample import SEPARATOR, Sample, load_model, main, quantized
 from train import main as train_main
 
 
@@ -131,8 +135,13 @@ def bpe_checkpoint(tmp_path, favourites):
 
 def test_it_ends_at_the_end_of_text(tmp_path, capsys):
     out = bpe_checkpoint(tmp_path, [15496, 995, 0, 50256, 64, 64])  # Hello world!<|endoftext|>aa
-    text, = texts(capsys, f"--out_dir={out}", "--num_samples=1", "--temperature=0", "--start=\n")
+    path = tmp_path / "samples.jsonl"
+    text, = texts(capsys, f"--out_dir={out}", "--num_samples=1", "--temperature=0", "--start=\n",
+                  f"--out={path}")
     assert text == "\nHello world!\n"
+    line = json.loads(path.read_text(encoding="utf-8"))
+    assert line["text"] == "Hello world!" and line["tokens"] == [15496, 995, 0, 50256]
+    assert len(line["logprobs"]) == 4  # the end of the text was drawn too
 
 
 def test_a_character_split_over_tokens_is_printed_whole(tmp_path, capsys):
@@ -141,6 +150,89 @@ def test_a_character_split_over_tokens_is_printed_whole(tmp_path, capsys):
     out = bpe_checkpoint(tmp_path, [*ids, 50256])
     text, = texts(capsys, f"--out_dir={out}", "--num_samples=1", "--temperature=0", "--start=\n")
     assert text == "\n👍🏽é\n"
+
+
+def test_a_stop_string_ends_the_text_before_it(trained, capsys):
+    argv = [f"--out_dir={trained}", "--temperature=0", "--start=Line 7: ", "--num_samples=1",
+            "--max_new_tokens=100"]
+    text, = texts(capsys, *argv, "--stop=brown")
+    assert text == "Line 7: the quick \n"
+    whole, = texts(capsys, *argv, "--stop=zebra")
+    assert whole == texts(capsys, *argv)[0]  # what was held back is shown at the end
+    text, = texts(capsys, *argv, "--stop=Line 7")  # in the prompt it does not count
+    assert len(text) > 20
+
+
+def test_what_can_begin_the_stop_string_waits(capsys):
+    sample = Sample("say: ", prepare.CharTokenizer("abcdyes: "), "abc")
+    shown = []
+    for token in sample.tokenizer.encode("aabdabcd").tolist():
+        if not sample.done:
+            sample.add(token, 0.0)
+        sample.show()
+        shown.append(capsys.readouterr().out)
+    assert "".join(shown) == "say: aabd" and sample.done
+    assert "".join(shown[:3]) in ("say: a", "say: ")  # "ab" was no sure thing
+
+
+def test_without_the_cache_the_text_is_the_same(trained, capsys):
+    argv = [f"--out_dir={trained}", "--num_samples=3", "--max_new_tokens=60", "--dtype=float32"]
+    assert texts(capsys, *argv) == texts(capsys, *argv, "--cache=False")
+
+
+def test_bfloat16_weights_write_too(trained, capsys):
+    text, = texts(capsys, f"--out_dir={trained}", "--num_samples=1", "--temperature=0",
+                  "--start=Line 7: ", "--max_new_tokens=20", "--dtype=bfloat16")
+    assert text.startswith("Line 7: the quick brown")
+
+
+def test_samples_go_to_a_file_with_their_log_probabilities(trained, tmp_path, capsys):
+    path = tmp_path / "samples.jsonl"
+    argv = [f"--out_dir={trained}", "--num_samples=3", "--max_new_tokens=8", "--start=Line 1",
+            "--dtype=float32"]
+    shown = texts(capsys, *argv, f"--out={path}")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line["prompt"] + line["text"] + "\n" for line in lines] == shown
+    model, tokenizer = load_model("resume", trained, torch.device("cpu"))
+    for line in lines:
+        assert prepare.decode(tokenizer, line["tokens"]) == line["text"]
+        ids = torch.tensor([*tokenizer.encode("Line 1").tolist(), *line["tokens"]])[None]
+        logprobs = model(ids[:, :-1], ids[:, 1:])[0].log_softmax(-1)[0, 5:]
+        expected = logprobs.gather(1, ids[0, 6:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(line["logprobs"]), expected, rtol=0, atol=1e-4)
+
+
+def test_stdout_is_the_text_alone_and_stderr_says_how_fast(trained, capsys):
+    main([f"--out_dir={trained}", "--num_samples=2", "--max_new_tokens=5", "--start=Line"])
+    out, err = capsys.readouterr()
+    assert out.replace(SEPARATOR, "").count("Line") == 2 and "tok/s" not in out
+    assert re.search(r"10 tokens in [\d.]+ s: [\d,]+ tok/s", err)
+
+
+def test_a_prompt_can_come_through_a_pipe(trained):
+    command = [sys.executable, "sample.py", f"--out_dir={trained}", "--start=-", "--num_samples=1",
+               "--max_new_tokens=5"]
+    run = subprocess.run(command, cwd=ROOT, input="Line 5", capture_output=True, encoding="utf-8")
+    assert run.returncode == 0 and run.stdout.startswith("Line 5")
+
+
+def test_a_conversation_goes_on_until_the_end_of_the_input(trained):
+    command = [sys.executable, "sample.py", f"--out_dir={trained}", "--interactive=True",
+               "--temperature=0", "--max_new_tokens=12"]
+    run = subprocess.run(command, cwd=ROOT, input="Line 7: \nÜ?\nLine 8: the\n",
+                         encoding="utf-8", capture_output=True)
+    assert run.returncode == 0
+    assert run.stderr.startswith("error: the character 'Ü'") and run.stderr.count("\n") == 1
+    first, second = run.stdout.splitlines()[:2]
+    assert first == "the quick br" and second.startswith(" quick brow")
+
+
+def test_ctrl_c_ends_it_cleanly(trained):
+    run = script("sample.py", f"--out_dir={trained}", "--num_samples=1", "--max_new_tokens=100000")
+    run.stdout.read(50)
+    run.send_signal(signal.SIGINT)
+    rest, _ = run.communicate(timeout=60)
+    assert run.returncode == 130 and rest.endswith("interrupted\n") and "Traceback" not in rest
 
 
 def test_text_appears_as_it_is_generated(trained):
@@ -161,3 +253,16 @@ def test_the_printed_command_works_from_another_folder(trained, tmp_path):
     command = ROOT / "sample.py", f"--out_dir={trained}", "--num_samples=1"
     code, printed = finished(*command, cwd=tmp_path)
     assert code == 0 and printed.count(SEPARATOR) == 1
+
+
+def test_int8_weights_write_nearly_the_same(trained, capsys):
+    argv = [f"--out_dir={trained}", "--num_samples=1", "--temperature=0", "--start=Line 7: ",
+            "--max_new_tokens=20"]
+    assert texts(capsys, *argv, "--dtype=int8") == texts(capsys, *argv, "--dtype=float32")
+    model, tokenizer = load_model("resume", trained, torch.device("cpu"))
+    rounded = quantized(model, torch.device("cpu"))
+    ids = torch.from_numpy(tokenizer.encode("Line 7: the quic").astype(int))[None]
+    exact, near = (m(ids)[0].detach() for m in (model, rounded))
+    assert not torch.equal(exact, near) and (exact - near).abs().max() < 0.1 * exact.abs().max()
+    with pytest.raises(UserError, match="dtype=int8 is for CPUs"):
+        quantized(model, torch.device("meta"))

@@ -1,20 +1,97 @@
-"""pytest tests/test_tools.py - what stands beside the core runs"""
+"""pytest tests/test_tools.py - what stands beside the core runs, and counts right"""
 
 import re
 import sys
 
-from conftest import ROOT
+import pytest
+import torch
+from conftest import GPT2_TINY, MODERN, ROOT
+
+from model import GPT
 
 sys.path.insert(0, str(ROOT / "tools"))
 
+import ablate
 import bench
+
+
+def numbers(line):
+    return [float(word.replace(",", "")) for word in re.findall(r"\d[\d,]*\.?\d*", line)]
 
 
 def test_the_loop_is_measured_beside_the_bare_one(tiny, monkeypatch, capsys):
     monkeypatch.setattr(bench, "ROUNDS", 2)
     monkeypatch.setattr(bench, "STEPS", 8)
-    bench.loop([word for word in tiny() if "out_dir" not in word])
+    bench.bench_loop([word for word in tiny() if "out_dir" not in word])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
-    whole, bare, ratio = map(float, re.findall(r"\d+\.\d+", lines[-1]))
+    whole, bare, ratio = numbers(lines[-1])
     assert whole > 0 and bare > 0 and ratio > 0
+
+
+@pytest.mark.parametrize("recipe", [{}, MODERN | {"optimizer": "muon"}], ids=["gpt2", "modern"])
+def test_a_step_of_training_is_measured_beside_transformers(tiny, monkeypatch, capsys, recipe):
+    monkeypatch.setattr(bench, "ROUNDS", 2)
+    bench.bench_train(tiny(**recipe))
+    head, ours, *rest = capsys.readouterr().out.splitlines()
+    assert "128 tokens a step, float32 on cpu" in head
+    assert "glassGPT" in ours and "1.000 (1.000 to 1.000)" in ours
+    assert "ms a step; MFU" in rest[-1] and 0 < numbers(rest[-1])[1] < 100
+
+
+def test_sampling_is_measured_and_the_cache_is_what_its_formula_says(capsys):
+    bench.bench_sample(["--size=gpt-nano", "--vocab_size=101", "--block_size=64", "--batch=3",
+                        "--new_tokens=8", "--prompt=4", "--rounds=1", "--device=cpu"])
+    out = capsys.readouterr().out
+    assert out.count("glassGPT float32") == 2 and out.count("of the linear layers alone") == 2
+    held, formula = numbers(out.splitlines()[-1])[1:3]
+    assert held == formula == 2 * 3 * 3 * 64 * 48
+
+
+def test_turns_are_taken_in_turn_and_ratios_are_those_of_neighbours(capsys):
+    order, times = [], {"a": iter((1.0, 10.0, 4.0)), "b": iter((2.0, 30.0, 4.0))}
+    sides = {name: lambda name=name: order.append(name) or next(times[name]) for name in times}
+    rates = bench.in_turns(sides, 3, "tok/s", 120)
+    assert order == ["a", "b"] * 3 and rates == {"a": 30.0, "b": 30.0}
+    assert "2.000 (1.000 to 3.000)" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_the_floor_runs_every_linear_layer_and_nothing_else():
+    model = GPT(GPT2_TINY)
+    shapes = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda m, x, y: shapes.append((*x[0].shape, y.shape[1])))
+    bench.linear_layers(model, 2, torch.device("cpu"))()
+    layer = [(2, 32, 96), (2, 32, 32), (2, 32, 128), (2, 128, 32)]
+    assert shapes == layer * 3 + [(2, 32, 61)]
+
+
+def test_the_ladder_adds_one_idea_a_rung_and_counts_what_it_bought(data_dir, tmp_path, capsys,
+                                                                   monkeypatch):
+    monkeypatch.setattr(ablate, "SAME", ablate.SAME | {"n_layer": 1, "n_embd": 16, "block_size": 16,
+                                                       "batch_size": 2})
+    ablate.main(["--steps=8", "--seeds=1,2", "--dataset=tiny", f"--data_dir={data_dir}",
+                 "--eval_iters=2", f"--picture={tmp_path / 'ladder.png'}"])
+    head, line, *rungs = capsys.readouterr().out.splitlines()
+    assert head.count("|") == line.count("|") == 6 and len(rungs) == len(ablate.LADDER)
+    mean, low, high = numbers(rungs[0])[1:4]  # after the 2 of GPT-2
+    assert low <= mean <= high
+    assert (tmp_path / "ladder.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_every_rung_of_the_ladder_is_one_idea_and_all_of_them_are_the_modern_recipe():
+    up, down = (list(ablate.rungs(leave_out).values()) for leave_out in (False, True))
+    assert up[0] == ablate.SAME and up[-1] == down[0]
+    assert down[0].items() >= MODERN.items()
+    for before, after, without in zip(up, up[1:], down[1:], strict=False):
+        idea = after.items() - before.items()
+        assert idea and not idea & without.items()
+        assert without.items() >= {k: v for k, v in down[0].items() if k not in dict(idea)}.items()
+
+
+def test_the_time_to_a_loss_lies_between_the_points_of_the_curve():
+    curve = [(0, 0.0, 4.0), (10, 1.0, 3.0), (20, 2.0, 2.0)]
+    assert ablate.time_to(curve, 2.5) == 1.5
+    assert ablate.time_to(curve, 2.0) == 2.0 and ablate.time_to(curve, 1.9) is None
+    assert ablate.mean_curve([curve, [(0, 2.0, 2.0)] * 3])[0] == (0, 1.0, 3.0)

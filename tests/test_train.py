@@ -13,13 +13,13 @@ import torch
 from conftest import ROOT, equal
 
 import train
+from checkpoint import load_checkpoint
 from model import GPT
 from train import (
     TrainConfig,
     epoch_windows,
     evaluation_windows,
     learning_rate,
-    load_checkpoint,
     main,
     training_windows,
     windows_per_epoch,
@@ -90,6 +90,13 @@ def test_training_windows_are_a_function_of_their_number():
     assert run[:n] == list(epoch_windows(0, 1000, 16, 5)) and run[n:2 * n] != run[:n]
     epoch_windows.cache_clear()
     assert training_windows(n - 3, 10, 1000, 16, seed=5) == run[n - 3:n + 7]
+
+
+def test_aligned_windows_begin_with_a_line():
+    starts = [training_windows(0, 300, 1000, 20, seed, align=10) for seed in range(20)]
+    assert all(start % 10 == 0 for run in starts for start in run)
+    assert {start % 20 for run in starts for start in run} == {0, 10}
+    assert all(len(set(run[:49])) == 49 for run in starts)  # an epoch: none comes twice
 
 
 def test_evaluation_windows_are_spread_over_the_split_and_do_not_overlap():
@@ -249,8 +256,11 @@ def test_a_tracker_gets_what_the_metrics_get(tiny, monkeypatch, tracker):
 # ---- numbers that are not finite
 
 
-def test_a_step_that_is_not_finite_changes_nothing(tiny, tmp_path, monkeypatch, capsys):
-    main(tiny(max_iters=4))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_step_that_is_not_finite_changes_nothing(tiny, tmp_path, monkeypatch, capsys, optimizer,
+                                                   dtype):
+    main(tiny(max_iters=4, optimizer=optimizer, dtype=dtype))
     before = load_checkpoint(tmp_path / "out" / "ckpt.pt")
     forward = GPT.forward
     poison = lambda self, idx, targets=None: (  # noqa: E731
@@ -259,7 +269,9 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny, tmp_path, monkeypatch, 
     metrics = main(tiny(init_from="resume", max_iters=9, sample_tokens=0))
     after = load_checkpoint(tmp_path / "out" / "ckpt.pt")
     assert after["iter_num"] == 9 and equal(before["model"], after["model"])
-    assert equal(before["optimizer"]["state"], after["optimizer"]["state"])
+    assert len(after["optimizer"]) == 1 + (optimizer == "muon")
+    for was, now in zip(before["optimizer"], after["optimizer"], strict=True):
+        assert equal(was["state"], now["state"])
     assert [loss for step, loss in losses(metrics) if step > 4] == [None] * 5
     assert capsys.readouterr().out.count("not finite: skipped") == 5
 

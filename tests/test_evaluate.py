@@ -1,0 +1,316 @@
+"""pytest tests/test_evaluate.py - perplexity and HellaSwag, against their definitions"""
+
+import json
+import math
+import re
+import shlex
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import GPT2_TINY, ROOT, finished
+from numpy_gpt2 import gpt2
+
+import prepare
+from configurator import configure
+from model import GPT, GPTConfig
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import evaluate
+from evaluate import EvaluateConfig, main, windows
+
+CHARS = prepare.CharTokenizer("\n .abcdefghijklmnopqrstuvwxyzéß日本語")  # 34; GPT2_TINY has 61 ids
+TEXT = "the quick brown fox jumps over the lazy dog.\nédith aß 日本 語.\n" * 2
+BPE_CONFIG = GPTConfig(block_size=24, vocab_size=50264, n_layer=1, n_head=2, n_embd=16, bias=True)
+RIGHT = "it ate the fish and slept"
+EXAMPLES = [  # in the format of hellaswag_val.jsonl, one of them longer than the model's window
+    {"ind": 24, "activity_label": "Cats", "ctx_a": "A cat sits.", "ctx_b": "then", "split": "val",
+     "ctx": "A cat sits. then", "endings": ["it flies", RIGHT, "he paints the wall", "dogs. Do!"]},
+    {"ind": 25, "ctx": "A boat drifts on the lake under the old stone bridge while two men row",
+     "endings": ["it sinks", "they rest and look at the water for a long time " * 3, "é", "a"]},
+    {"ind": 26, "ctx": "[header] How to boil an egg [title] Take water.", "source_id": "wikihow~1",
+     "endings": ["Heat it.", "Throw the pan away, and then go to bed.", "[step] Put it in.", "No"]},
+]
+
+
+def sharp_model(config):
+    """Random weights, large enough that some tokens are far likelier than others."""
+    torch.manual_seed(0)
+    model = GPT(config).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.mul_(16 if p.dim() == 2 else 1)
+            p.add_(0.1 * torch.randn_like(p) if "bias" in name else 0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return prepare.GPT2Tokenizer()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A function: the --out_dir of a checkpoint of this model."""
+    def save(model, tokenizer):
+        torch.save({"model": model.state_dict(), "model_args": asdict(model.config),
+                    "meta": tokenizer.meta}, tmp_path / "best.pt")
+        return f"--out_dir={tmp_path}"
+
+    return save
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A function: the path of a file of this text, or of these examples."""
+    def write(content):
+        if isinstance(content, list):
+            content = "".join(json.dumps(example) + "\n" for example in content)
+        (tmp_path / "file").write_text(content, encoding="utf-8")
+        return tmp_path / "file"
+
+    return write
+
+
+def slow_nats(model, ids, n_vocab):
+    """-log p of the last of the ids, by the model that is written in NumPy."""
+    weights = {name: p.double().numpy() for name, p in model.state_dict().items()}
+    config = model.config
+    logits = gpt2(np.array(ids[:-1]), weights, config.n_layer, config.n_head)[-1, :n_vocab]
+    return np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[ids[-1]]
+
+
+def slow_text_nats(model, ids, stride, n_vocab):
+    """The same, of every token but the first, each by itself: prediction i is made in the first of
+    the windows [k stride, k stride + block_size) that has it."""
+    first = [max(0, math.ceil((i - model.block_size + 1) / stride)) for i in range(len(ids) - 1)]
+    return sum(slow_nats(model, ids[k * stride:i + 2], n_vocab) for i, k in enumerate(first))
+
+
+def ending_nats(model, ctx, ending, n_vocab):
+    """The same, of the tokens of an ending, in the one window that ends with it."""
+    ids = [*ctx, *ending][-(model.block_size + 1):]
+    n = min(len(ending), len(ids) - 1)
+    return [slow_nats(model, ids[:i + 1], n_vocab) for i in range(len(ids) - n, len(ids))]
+
+
+# ---- perplexity
+
+
+@pytest.mark.parametrize("stride", [1, 5, 16, 31, 32])
+@pytest.mark.parametrize("text", [TEXT, TEXT[:33], TEXT[:34], TEXT[:9], TEXT[:2]],
+                         ids=lambda text: f"{len(text)} characters")
+def test_sliding_windows_equal_one_token_at_a_time(saved, written, text, stride):
+    model = sharp_model(GPT2_TINY)
+    ids = CHARS.encode(text).tolist()
+    result = main([saved(model, CHARS), f"--text={written(text)}", f"--stride={stride}",
+                   "--device=cpu"])
+    assert result["tokens"] == len(text) - 1
+    nats = slow_text_nats(model, ids, stride, CHARS.n_vocab)
+    assert result["nats_per_token"] * len(ids[1:]) == pytest.approx(nats, rel=1e-5)
+
+
+@pytest.mark.parametrize("count, size, stride", [(1, 4, 1), (4, 4, 4), (5, 4, 4), (9, 4, 3),
+                                                 (100, 7, 1), (100, 7, 5), (3, 9, 9)])
+def test_every_token_counts_once(count, size, stride):
+    scored = []
+    for begin, end, new in windows(count, size, stride):
+        assert end - begin <= size and begin % stride == 0
+        if scored:
+            assert end - new - begin >= size - stride  # context before the first that is new
+        scored += range(end - new, end)
+    assert scored == list(range(count))
+
+
+def test_half_a_window_is_the_stride_unless_it_is_given(saved, written):
+    model = saved(sharp_model(GPT2_TINY), CHARS)
+    argv = [model, f"--text={written(TEXT)}", "--device=cpu"]
+    assert main(argv) == main([*argv, "--stride=16"])
+    assert main(argv)["nats_per_token"] != main([*argv, "--stride=32"])["nats_per_token"]
+
+
+def test_batches_change_nothing(saved, written):
+    argv = [saved(sharp_model(GPT2_TINY), CHARS), f"--text={written(TEXT)}", "--stride=3"]
+    one, many = (main([*argv, f"--batch_size={size}"]) for size in (1, 1000))
+    assert one == pytest.approx(many, rel=1e-6)
+
+
+def test_padded_ids_get_no_probability(saved, written):
+    """The logits of ids that no token has can be anything."""
+    model, results = sharp_model(GPT2_TINY), []
+    for shift in (0, 3):
+        with torch.no_grad():
+            model.transformer.wte.weight[CHARS.n_vocab:] += shift
+        results.append(main([saved(model, CHARS), f"--text={written(TEXT)}", "--device=cpu"]))
+    assert results[0] == results[1]
+
+
+def test_a_model_without_opinions_has_the_perplexity_of_its_vocabulary(saved, written, capsys):
+    model = GPT(GPT2_TINY)
+    torch.nn.init.zeros_(model.transformer.wte.weight)
+    text = "aé 日本\n本日  a\n"  # 12 characters, 11 of them predicted: 2 + 1 + 3 + 3 + ... bytes
+    result = main([saved(model, CHARS), f"--text={written(text)}", "--device=cpu"])
+    nats = 11 * math.log(34)
+    assert result == pytest.approx({
+        "tokens": 11, "words": 4, "bytes": 20, "stride": 16, "nats_per_token": math.log(34),
+        "perplexity_per_token": 34, "perplexity_per_word": math.exp(nats / 4),
+        "bits_per_byte": nats / math.log(2) / 20}, rel=1e-5)
+    assert "bits per byte         2.7981" in capsys.readouterr().out
+
+
+def test_a_text_of_one_long_word_has_no_finite_perplexity_of_words(saved, written):
+    result = main([saved(sharp_model(GPT2_TINY), CHARS), f"--text={written('日本語' * 200)}"])
+    assert result["words"] == 1 and result["perplexity_per_word"] == math.inf
+    assert 0 < result["bits_per_byte"] < math.inf
+
+
+def test_bpe_counts_every_byte_after_end_of_text(saved, written, bpe):
+    text = "Naïve 👍🏽 <|endoftext|>\nof 日本 in six words " * 2
+    model = sharp_model(BPE_CONFIG)
+    ids = [50256, *bpe.encode(text).tolist()]
+    result = main([saved(model, bpe), f"--text={written(text)}", "--stride=10", "--device=cpu"])
+    nats = slow_text_nats(model, ids, 10, 50257)
+    assert ids.count(50256) == 1 and len(ids) > 25  # more than one window
+    assert result == pytest.approx({
+        "tokens": len(ids) - 1, "words": 16, "bytes": len(text.encode()), "stride": 10,
+        "nats_per_token": nats / (len(ids) - 1),
+        "perplexity_per_token": math.exp(nats / (len(ids) - 1)),
+        "perplexity_per_word": math.exp(nats / 16),
+        "bits_per_byte": nats / math.log(2) / len(text.encode())}, rel=1e-4)
+
+
+# ---- HellaSwag
+
+
+def test_hellaswag_takes_the_ending_of_least_loss(saved, written, bpe):
+    """Labels are set to what an independent calculation prefers, by the sum or by the mean."""
+    model, preferred = sharp_model(BPE_CONFIG), []
+    for example in EXAMPLES:
+        ctx = bpe.encode(example["ctx"]).tolist()
+        nats = [ending_nats(model, ctx, bpe.encode(" " + ending).tolist(), 50257)
+                for ending in example["endings"]]
+        preferred.append([int(np.argmin([norm(n) for n in nats])) for norm in (np.sum, np.mean)])
+    assert any(by_sum != by_mean for by_sum, by_mean in preferred)
+    out_dir = saved(model, bpe)
+    for labels in (*zip(*preferred, strict=True), (0, 0, 0), (1, 2, 3)):
+        path = written([example | {"label": label}
+                        for example, label in zip(EXAMPLES, labels, strict=True)])
+        acc, acc_norm = (np.mean([p[which] == label for p, label in
+                                  zip(preferred, labels, strict=True)]) for which in (0, 1))
+        for size in (1, 3, 100):
+            assert main([out_dir, f"--hellaswag={path}", f"--batch_size={size}"]) == pytest.approx(
+                {"examples": 3, "acc": acc, "acc_norm": acc_norm})
+
+
+def test_the_loss_of_an_ending_is_that_of_its_tokens_in_a_cropped_window(bpe):
+    model, expected = sharp_model(BPE_CONFIG), []
+    rows = evaluate.ending_rows(bpe, [(e["ctx"], e["endings"], 0) for e in EXAMPLES], 24)
+    for example in EXAMPLES:
+        ctx = bpe.encode(example["ctx"]).tolist()
+        for ending in example["endings"]:
+            ids = bpe.encode(" " + ending).tolist()
+            expected.append(sum(ending_nats(model, ctx, ids, 50257)))
+    assert evaluate.completion_nats(model, rows, 50257) == pytest.approx(expected, rel=1e-4)
+    lengths = {len(ids) for ids, _ in rows}  # short rows, cropped ones, and an ending too long
+    assert min(lengths) < 20 and max(lengths) == 25 and max(n for _, n in rows) == 24
+
+
+def test_the_ending_that_was_learnt_wins(saved, written, bpe, capsys):
+    torch.manual_seed(0)
+    model = GPT(replace(BPE_CONFIG, n_embd=32))
+    example = EXAMPLES[0]
+    ids = torch.from_numpy(bpe.encode(f"{example['ctx']} {RIGHT}").astype(np.int64))[None]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    for _ in range(30):
+        _, loss = model(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    argv = [saved(model, bpe), "--device=cpu"]
+    right, wrong = example | {"label": 1}, example | {"label": 3}
+    assert main([*argv, f"--hellaswag={written([right])}"])["acc_norm"] == 1
+    assert main([*argv, f"--hellaswag={written([right, wrong])}"])["acc_norm"] == 0.5
+    assert "acc_norm, by the mean  0.5000" in capsys.readouterr().out
+    assert main([*argv, f"--hellaswag={written([right, wrong])}", "--limit=1"]) == {
+        "examples": 1, "acc": 1, "acc_norm": 1}
+
+
+def test_unusual_line_ends_inside_a_text_are_no_lines(written):
+    example = {"ctx": "a\u2028b\x85c", "endings": ["d", "e\u2029", "", "f"], "label": 3}
+    path = written(json.dumps(example, ensure_ascii=False) + "\r\n\n")
+    assert evaluate.read_hellaswag(path) == [("a\u2028b\x85c", ["d", "e\u2029", "", "f"], 3)]
+
+
+# ---- the command, and mistakes
+
+
+def test_the_command_prints_both(saved, written, tmp_path):
+    model = saved(sharp_model(GPT2_TINY), CHARS)
+    (tmp_path / "text").write_text(TEXT, encoding="utf-8")
+    path = written([{"ctx": "the quick", "endings": ["a", "b", "c", "d"], "label": 0}])
+    code, output = finished(ROOT / "tools" / "evaluate.py", model, f"--text={tmp_path / 'text'}",
+                            f"--hellaswag={path}", cwd=tmp_path)
+    assert code == 0 and len(output.splitlines()) == 8, output
+    assert "119 tokens, 26 words, 135 bytes; stride 16" in output.splitlines()[0]
+
+
+def test_commands_in_the_docs_have_settings_that_exist():
+    texts = [evaluate.__doc__, (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")]
+    commands = [c for text in texts for c in re.findall(r"^ *python tools/(.+)$", text, re.M)]
+    assert len(commands) >= 4
+    for command in commands:
+        configure("", EvaluateConfig, argv=shlex.split(command)[1:])
+
+
+GOOD = {"ctx": "a", "endings": ["a", "b", "c", "d"], "label": 0}
+
+
+@pytest.mark.parametrize("line", [
+    "", "{", "[]", "3", "null", "[" * 100_000,
+    *(json.dumps({k: v for k, v in GOOD.items() if k != key}) for key in GOOD),
+    *(json.dumps(GOOD | change) for change in (
+        {"label": 4}, {"label": -1}, {"label": "0"}, {"label": 0.0}, {"endings": ["a", "b", "c"]},
+        {"endings": "abcd"}, {"endings": ["a", "b", "c", 4]}, {"ctx": ""}, {"ctx": None})),
+], ids=lambda line: line[:20])
+def test_a_line_that_is_no_example_is_refused_by_its_number(mistake, written, line):
+    path = written("\n".join([json.dumps(GOOD), line, json.dumps(GOOD)]))
+    assert f"{path}, line 2 is not as those of hellaswag_val.jsonl" in mistake(
+        main, f"--hellaswag={path}")
+    assert len(evaluate.read_hellaswag(path, limit=1)) == 1
+
+
+@pytest.mark.parametrize("option", ["text", "hellaswag"])
+def test_a_file_that_cannot_be_read_is_refused(mistake, tmp_path, option):
+    assert "No such file or directory" in mistake(main, f"--{option}={tmp_path / 'none'}")
+    (tmp_path / "empty").touch()
+    assert "empty is empty" in mistake(main, f"--{option}={tmp_path / 'empty'}")
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    assert "latin is not UTF-8, at byte 3" in mistake(main, f"--{option}={tmp_path / 'latin'}")
+
+
+@pytest.mark.parametrize("argv, message", [
+    ([], "there is nothing to evaluate on: give --text=FILE or --hellaswag="),
+    (["--text=TEXT", "--stride=0"], "stride=0 must be 1 or more"),
+    (["--text=TEXT", "--stride=33"], "stride=33 must be at least 1 and at most block_size=32"),
+    (["--text=TEXT", "--batch_size=0"], "batch_size=0 must be 1 or more"),
+    (["--text=TEXT", "--limit=0"], "limit=0 must be 1 or more"),
+    (["--text=TEXT", "--init_from=gtp2"], "gtp2"),
+    (["--text=TEXT", "--out_dir=nowhere"], "there is no checkpoint in nowhere"),
+    (["--txt=TEXT"], "unknown setting 'txt' in the command line; did you mean text?"),
+])
+def test_wrong_settings_are_refused(mistake, saved, written, argv, message):
+    out_dir = saved(sharp_model(GPT2_TINY), CHARS)
+    argv = [word.replace("TEXT", str(written(TEXT))) for word in argv]
+    assert message in mistake(main, out_dir, *argv)
+
+
+def test_texts_that_cannot_be_scored_are_refused(mistake, saved, written):
+    out_dir = saved(model := sharp_model(GPT2_TINY), CHARS)
+    assert "the text is too short" in mistake(main, out_dir, f"--text={written('a')}")
+    assert "the character 'X' (U+0058)" in mistake(main, out_dir, f"--text={written('aX')}")
+    torch.nn.init.constant_(model.transformer.wte.weight, math.nan)
+    line = mistake(main, saved(model, CHARS), f"--text={written(TEXT)}")
+    assert "the model's logits are not numbers (NaN)" in line

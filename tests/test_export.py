@@ -1,0 +1,190 @@
+"""pytest tests/test_export.py - a trained model and its tokenizer, opened by transformers"""
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import MODERN, ROOT, TINY_RUN
+from test_prepare import AWKWARD
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import export
+
+import prepare
+import sample
+import train
+from model import GPT
+from prepare import GPT2_TABLES, CharTokenizer, GPT2Tokenizer, decode
+
+SPECIAL = ["a<|endoftext|>b", "<|endoftext|>", " <|endoftext|> \n<|endoftext|>"]
+MORE = ["\r\n\r\n \r", "\0", "\0\0 \0", "🙂" * 50, " " * 5000, "\t" * 77 + "x", "1" * 999,
+        "שלום עולם", "بِسْمِ ٱللَّهِ", "\u0301\u0301 \u0301", "ÅÅ ﬁ ﬃ", "'S 'T \u2019s",
+        "\u200b\u200d\ufeff",
+        "a\u00a0b\u2003c\u3000d", "\U0010ffff \ue000", "नमस्ते दुनिया", "한국어 문장", "\x7f\x1b[0m"]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """The folder of two datasets, of one text in many scripts: `chars` and `bpe`."""
+    folder = tmp_path_factory.mktemp("data")
+    text = ("The quick  brown fox\tjumps.\n\nИ ещё: 日本語、e\u0301 👩‍👩‍👧!\n" + "".join(
+        f"Line {i} is here, <unk> and </s>\n" for i in range(99))) * 9
+    (folder / "a.txt").write_text(text, encoding="utf-8")
+    for kind, name in ("char", "chars"), ("gpt2", "bpe"):
+        prepare.main([str(folder / "a.txt"), f"--name={name}", f"--tokenizer={kind}",
+                      f"--data_dir={folder}"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(texts, tmp_path_factory):
+    """{dataset: (folder of a run, folder of its export)}, in GPT-2's shape without biases."""
+    folder, made = tmp_path_factory.mktemp("runs"), {}
+    for name in "chars", "bpe":
+        settings = TINY_RUN | {"dataset": name, "data_dir": texts, "out_dir": folder / name,
+                               "block_size": 64, "max_iters": 10, "eval_iters": 1}
+        train.main([f"--{key}={value}" for key, value in settings.items()])
+        export.main([str(folder / name), str(folder / f"{name}-hf")])
+        made[name] = folder / name, folder / f"{name}-hf"
+    return made
+
+
+def greedy(init_from, capsys, start, count=30, **settings):
+    """What sample.py goes on with."""
+    capsys.readouterr()
+    settings = {"start": start, "max_new_tokens": count, "temperature": 0, "num_samples": 1,
+                "dtype": "float32", "device": "cpu"} | init_from
+    sample.main([f"--{name}={value}" for name, value in settings.items()])
+    return capsys.readouterr().out.removesuffix(f"\n{sample.SEPARATOR}\n")
+
+
+@pytest.mark.parametrize("name, size", [("chars", None), ("bpe", 50257)])
+def test_transformers_opens_it_and_continues_as_we_do(runs, capsys, name, size):
+    run, folder = runs[name]
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(
+        folder)
+    ours, our_tokenizer = sample.load_model("resume", run, torch.device("cpu"))
+    assert len(tokenizer) == model.config.vocab_size == our_tokenizer.n_vocab == (
+        size or our_tokenizer.n_vocab)
+    assert ours.config.vocab_size == (50304 if size else our_tokenizer.n_vocab)
+    prompt = "Line 7 is\nИ ещё: e\u0301"
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    assert ids[0].tolist() == our_tokenizer.encode(prompt).tolist()
+    idx = ids.expand(2, -1)
+    logits, _ = ours(idx, idx)
+    torch.testing.assert_close(model(idx).logits, logits[..., :our_tokenizer.n_vocab],
+                               rtol=0, atol=1e-4)
+    expected = ours.generate(ids, 30, temperature=0, n_vocab=our_tokenizer.n_vocab)
+    options = {"max_new_tokens": 30, "do_sample": False}
+    assert torch.equal(model.generate(ids, **options), expected)
+    written = pipeline("text-generation", model=str(folder))(prompt, **options)
+    assert written[0]["generated_text"] == decode(our_tokenizer, expected[0].tolist())
+    assert written[0]["generated_text"] == greedy({"out_dir": run}, capsys, prompt)
+
+
+@pytest.mark.parametrize("name", ["chars", "bpe"])
+def test_it_comes_back_with_its_tokenizer(runs, capsys, name):
+    run, folder = runs[name]
+    assert greedy({"init_from": folder}, capsys, "Line 3") == (
+        greedy({"out_dir": run}, capsys, "Line 3"))
+    a, b = GPT.from_pretrained(folder), sample.load_model("resume", run, torch.device("cpu"))[0]
+    assert torch.equal(a.transformer.wpe.weight, b.transformer.wpe.weight)
+
+
+def test_the_end_of_a_text_is_known_where_there_is_one(runs):
+    for name, end in ("chars", None), ("bpe", 50256):
+        config = json.loads((runs[name][1] / "config.json").read_text())
+        assert config["eos_token_id"] == config["bos_token_id"] == end
+        assert AutoTokenizer.from_pretrained(runs[name][1]).eos_token_id == end
+
+
+# ---- tokenizers
+
+
+@pytest.fixture(scope="module")
+def both(runs):
+    return AutoTokenizer.from_pretrained(runs["bpe"][1]), GPT2Tokenizer()
+
+
+@pytest.mark.parametrize("text", AWKWARD + SPECIAL + MORE, ids=lambda text: repr(text)[:20])
+def test_gpt2_ids_equal_those_of_transformers(both, text):
+    theirs, ours = both
+    ids = theirs(text).input_ids
+    assert ids == ours.encode(text, special=True).tolist()
+    assert theirs.decode(ids) == text
+
+
+def test_gpt2_ids_equal_those_of_the_two_files_alone(runs, tmp_path):
+    from transformers import GPT2Tokenizer as Theirs
+
+    for name in "vocab.json", "merges.txt":
+        (tmp_path / name).write_bytes((runs["bpe"][1] / name).read_bytes())
+    theirs, ours = Theirs.from_pretrained(tmp_path), GPT2Tokenizer()
+    for text in AWKWARD + MORE + SPECIAL:
+        assert theirs(text).input_ids == ours.encode(text, special=True).tolist(), repr(text[:40])
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        text = "".join(map(chr, random.choice([9, 10, 13, 32, 39, 48, 65, 97, 233, 769, 1488, 1575,
+                                               8205, 12354, 128512], 60)))
+        assert theirs(text).input_ids == ours.encode(text).tolist(), repr(text)
+
+
+def test_gpt2s_two_files_are_openais(runs):
+    for theirs, ours in ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe"):
+        content = (runs["bpe"][1] / theirs).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == GPT2_TABLES[ours]
+
+
+@pytest.mark.parametrize("text", [text for text in AWKWARD + MORE if text],
+                         ids=lambda text: repr(text)[:20])
+def test_characters_are_kept_one_by_one(tmp_path, text):
+    ours = CharTokenizer("".join(sorted(set(text))))
+    for name, content in export.tokenizer_files(ours, 64).items():
+        (tmp_path / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    ids = theirs(text).input_ids
+    assert ids == ours.encode(text).tolist() and theirs.decode(ids) == text
+    with pytest.raises(Exception, match="Unk token `<unk>` not found"):
+        theirs("ш")
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("setting", sorted(MODERN.keys() - {"zero_init", "tied"}))
+def test_a_model_that_is_not_gpt2s_is_refused_by_its_setting(mistake, tiny, tmp_path, setting):
+    train.main(tiny(max_iters=1, **{setting: MODERN[setting]}))
+    line = mistake(export.main, tmp_path / "out", tmp_path / "hf")
+    assert f"{setting}={MODERN[setting]} is not GPT-2's" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_nothing_is_overwritten(mistake, runs, tmp_path):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "mine").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for folder in tmp_path / "hf", tmp_path / "file":
+        assert "is there already" in mistake(export.main, runs["chars"][0], folder)
+    assert [path.name for path in (tmp_path / "hf").iterdir()] == ["mine"]
+    (tmp_path / "hf" / "mine").unlink()
+    export.main([str(runs["chars"][0]), str(tmp_path / "hf")])  # an empty one is as good as none
+    assert (tmp_path / "hf" / "config.json").exists()
+
+
+def test_what_fails_leaves_nothing(mistake, runs, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "tokenizer_files", full)
+    assert "No space left" in mistake(export.main, runs["chars"][0], tmp_path / "hf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_and_a_folder_must_be_named(mistake, tmp_path):
+    assert "folder" in mistake(export.main, tmp_path)
+    assert "there is no checkpoint" in mistake(export.main, tmp_path / "no", tmp_path / "hf")

@@ -1,0 +1,125 @@
+"""pytest tests/test_optimizers.py - Muon, the rates of each group, the schedules"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import GPT2_TINY, MODELS, MODERN_TINY, equal
+from test_model import model_of, tokens
+
+from train import Muon, TrainConfig, learning_rate, make_optimizers, orthogonal
+
+MUON = TrainConfig(optimizer="muon", learning_rate=1e-3, muon_lr=0.02, embedding_lr=1e-2,
+                   weight_decay=0.1)
+
+
+def matrices(*shapes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+@pytest.mark.parametrize("shape", [(5, 16, 16), (2, 64, 16), (3, 16, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_orthogonal_brings_every_singular_value_near_one(shape, dtype):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    made = orthogonal(x * torch.tensor([1e-3, 1.0, 1e3, 1.0, 1.0])[:len(x), None, None], dtype)
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    sizes = torch.linalg.svdvals(made)
+    assert sizes.max() < 1.3 and sizes.median() > 0.6
+    assert ((made * (u @ v)).sum((1, 2)) / (made.norm(dim=(1, 2)) * (u @ v).norm(dim=(1, 2)))
+            > 0.95).all()  # and it points where U V^T does
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (64, 16), (16, 64)])
+def test_muon_does_what_torchs_own_does(shape):
+    ours, theirs = matrices(shape, shape), matrices(shape, shape)
+    settings = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
+    a = Muon(ours, **settings, dtype=torch.bfloat16)
+    b = torch.optim.Muon(theirs, **settings, nesterov=True, adjust_lr_fn="original")
+    before = [p.detach().clone() for p in ours]
+    for step in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(step))
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    for p, q, start in zip(ours, theirs, before, strict=True):
+        assert (p - q).norm() < 0.02 * (p - start).norm()  # bfloat16 rounds in another order
+
+
+def test_queries_keys_and_values_are_three_matrices():
+    (whole,), parts = matrices((48, 16)), matrices((16, 16), (16, 16), (16, 16))
+    whole.data = torch.cat([p.data for p in parts])
+    whole.grad = torch.randn(48, 16, generator=torch.Generator().manual_seed(1))
+    for p, grad in zip(parts, whole.grad.split(16), strict=True):
+        p.grad = grad.clone()
+    for params in [whole], parts:
+        Muon(params, 0.02, 0.9, 0.0, torch.float32).step()
+    torch.testing.assert_close(whole, torch.cat(parts))
+
+
+def test_muon_leaves_everything_as_it_is_where_a_gradient_is_not_finite():
+    params = matrices((16, 16), (16, 16))
+    optimizer = Muon(params, 0.02, 0.9, 0.1, torch.float32)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = [p.detach().clone() for p in params], optimizer.state_dict()["state"]
+    before = before[0], {k: {n: t.clone() for n, t in v.items()} for k, v in before[1].items()}
+    params[0].grad[3, 3] = float("nan")
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert equal([p.detach() for p in params], before[0])
+    assert equal(optimizer.state_dict()["state"], before[1])
+
+
+@MODELS
+def test_each_parameter_is_in_one_group_of_one_optimizer(config):
+    model = model_of(config)
+    adamw, muon = make_optimizers(model, MUON, "float32")
+    in_muon = {id(p) for group in muon.param_groups for p in group["params"]}
+    scales = {id(p): group["scale"] for optimizer in (adamw, muon)
+              for group in optimizer.param_groups for p in group["params"]}
+    count = sum(len(g["params"]) for o in (adamw, muon) for g in o.param_groups)
+    assert count == len(scales) == len(list(model.parameters()))
+    for name, p in model.named_parameters():
+        in_block = ".h." in name and p.dim() == 2
+        assert (id(p) in in_muon) == in_block
+        expected = 20 if in_block else 10 if name == "transformer.wte.weight" else 1
+        assert scales[id(p)] == pytest.approx(expected), name
+
+
+@MODELS
+def test_muon_memorizes_one_batch_in_fewer_steps(config):
+    def loss_after(cfg, steps=25):
+        model, idx = model_of(config).train(), tokens(config, 4, 33)
+        optimizers = make_optimizers(model, cfg, "float32")
+        for _ in range(steps):
+            _, loss = model(idx[:, :-1], idx[:, 1:])
+            model.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = cfg.learning_rate * group["scale"]
+                optimizer.step()
+        return loss.item()
+
+    best_adamw = min(loss_after(TrainConfig(learning_rate=lr)) for lr in (1e-3, 3e-3, 1e-2))
+    assert loss_after(TrainConfig(optimizer="muon", learning_rate=1e-2)) < best_adamw
+
+
+def test_a_cooldown_is_constant_and_then_a_straight_line():
+    cfg = TrainConfig(learning_rate=1.0, min_lr=0.1, max_iters=100, warmup_iters=10, cooldown=0.4)
+    assert learning_rate(4, cfg) == pytest.approx(5 / 11)
+    assert learning_rate(10, cfg) == learning_rate(60, cfg) == 1.0
+    assert learning_rate(80, cfg) == pytest.approx(0.55)
+    assert learning_rate(100, cfg) == learning_rate(1000, cfg) == pytest.approx(0.1)
+
+
+def test_without_muon_there_is_one_optimizer_in_the_order_of_nanogpts():
+    model = model_of(GPT2_TINY)
+    optimizer, = make_optimizers(model, SimpleNamespace(**vars(TrainConfig())), "float32")
+    decays, rest = ([id(p) for p in group["params"]] for group in optimizer.param_groups)
+    assert decays == [id(p) for p in model.parameters() if p.dim() == 2]
+    assert rest == [id(p) for p in model.parameters() if p.dim() == 1]
+    assert len(make_optimizers(model_of(MODERN_TINY), TrainConfig(), "float32")) == 1

@@ -1,0 +1,395 @@
+"""pytest tests/test_pretrained.py - GPT-2's weights, from and to Hugging Face, to the last digit"""
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GPT2_TINY, MODERN, MODERN_TINY, NANO_TINY, ROOT, equal
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import checkpoint
+import pretrained
+import sample
+import train
+from model import GPT, GPTConfig
+
+TINY = {"vocab_size": 61, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}
+
+
+def theirs(**changes):
+    """A GPT-2 of transformers, all of its weights drawn wide."""
+    return widened(GPT2LMHeadModel(GPT2Config(**TINY | changes)).eval())
+
+
+def widened(model):
+    """No weight idle, and logits of several units: a wrong activation or epsilon shows in them."""
+    generator = torch.Generator().manual_seed(0)
+    for name, p in model.named_parameters():
+        gain = "ln_" in name and name.endswith("weight")
+        p.data.normal_(float(gain), 0.2, generator=generator)
+    return model
+
+
+def saved(model, folder, weights=None, **options):
+    """`model` as transformers saves it; or its config.json, and `weights` as pytorch_model.bin."""
+    if weights is None:
+        model.save_pretrained(folder, **options)
+    else:
+        model.config.architectures = ["GPT2LMHeadModel"]
+        model.config.save_pretrained(folder)
+        torch.save(weights, folder / "pytorch_model.bin", **options)
+    return folder
+
+
+def tokens(*shape, vocab_size=61):
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(ours, model):
+    """Logits and gradients to 1e-4, and 50 greedy tokens."""
+    idx = tokens(3, min(14, ours.block_size - 1), vocab_size=ours.config.vocab_size)
+    x, y = idx[:, :-1].contiguous(), idx[:, 1:].contiguous()
+    logits, loss = ours(x, y)
+    expected = model(x, labels=x).logits
+    assert expected.abs().max() > 1
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+    torch.nn.functional.cross_entropy(expected.flatten(0, 1), y.flatten()).backward()
+    loss.backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    for name, p in ours.named_parameters():
+        grad = grads[name].t() if name.endswith(pretrained.TRANSPOSED) else grads[name]
+        torch.testing.assert_close(p.grad, grad, rtol=0, atol=1e-4, msg=name)
+    if (count := min(50, ours.block_size - x.shape[1])) > 0:
+        expected = model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=count,
+                                  do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert torch.equal(ours.generate(x, count, temperature=0), expected)
+
+
+# ---- from transformers
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"n_layer": 1, "n_head": 1}, {"n_layer": 4, "n_head": 8, "n_embd": 64},
+    {"n_embd": 48, "n_head": 3, "n_positions": 100}, {"n_positions": 8},
+    {"layer_norm_epsilon": 1e-2}, {"layer_norm_epsilon": 1e-12}, {"tie_word_embeddings": False},
+    {"activation_function": "gelu"}, {"activation_function": "gelu_pytorch_tanh"},
+    {"vocab_size": 1000}, {"n_inner": 128}, {"reorder_and_upcast_attn": True},
+], ids=str)
+def test_logits_gradients_and_text_equal_hugging_faces(tmp_path, changes):
+    model = theirs(**changes)
+    assert_same(GPT.from_pretrained(saved(model, tmp_path)), model)
+
+
+@pytest.mark.parametrize("setting, value", [("act", "gelu"), ("norm_eps", 1e-4), ("n_head", 4)])
+def test_a_setting_that_is_misread_would_show(tmp_path, setting, value):
+    right = GPT.from_pretrained(saved(theirs(), tmp_path))
+    wrong = GPT.from_weights(replace(right.config, **{setting: value}), right.state_dict())
+    idx = tokens(3, 14)
+    assert (right(idx, idx)[0] - wrong(idx, idx)[0]).abs().max() > 2e-4
+
+
+def test_files_of_every_kind_hold_the_same_model(tmp_path):
+    model = theirs()
+    state = model.state_dict()
+    masks = {f"transformer.h.{i}.attn.{name}": mask for i in range(2) for name, mask in (
+        ("bias", torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril()),
+        ("masked_bias", torch.tensor(-1e4)))}
+    bare = {name.removeprefix("transformer."): weight for name, weight in (state | masks).items()
+            if name != "lm_head.weight"}
+    folders = [
+        saved(model, tmp_path / "one"), saved(model, tmp_path / "shards", max_shard_size="20KB"),
+        saved(model, tmp_path / "zip", state),
+        saved(model, tmp_path / "old", state, _use_new_zipfile_serialization=False),
+        saved(model, tmp_path / "masks", state | masks), saved(model, tmp_path / "bare", bare),
+        saved(model.transformer, tmp_path / "no-head"),
+    ]
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 3
+    expected = GPT.from_pretrained(folders[0]).state_dict()
+    assert all(equal(GPT.from_pretrained(folder).state_dict(), expected) for folder in folders[1:])
+
+
+def test_shards_of_pickles_are_read_too(tmp_path):
+    model = theirs(tie_word_embeddings=False)
+    parts = list(model.state_dict().items())
+    model.config.save_pretrained(tmp_path)
+    index = {}
+    for i, some in enumerate((parts[:9], parts[9:])):
+        name = f"pytorch_model-{i + 1:05}-of-00002.bin"
+        torch.save(dict(some), tmp_path / name)
+        index |= dict.fromkeys(dict(some), name)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    assert_same(GPT.from_pretrained(tmp_path), model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_weights_become_float32(tmp_path, dtype):
+    model = saved(theirs().to(dtype), tmp_path)
+    ours = GPT.from_pretrained(tmp_path)
+    assert {p.dtype for p in ours.parameters()} == {torch.float32}
+    model = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32)
+    assert_same(ours, model.eval())
+
+
+def test_other_names_of_the_same_settings_are_read():
+    plain = GPT2Config(**TINY | {"n_head": 4}).to_dict()
+    other = {{new: old for old, new in pretrained.ALIASES.items()}.get(k, k): v
+             for k, v in plain.items()}
+    assert pretrained.read_config(other) == pretrained.read_config(plain) == GPTConfig(
+        64, 61, 2, 4, 32, bias=True)
+    assert "num_attention_heads" in other and "n_head" not in other
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts such memory")
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "old"])
+def test_loading_takes_the_memory_of_one_copy(tmp_path, kind):
+    """Memory that is not a file's: mapped pages of a file can be dropped at any time. Legacy
+    pickles are not mapped; each weight of theirs is freed when it is copied."""
+    model = theirs(n_embd=512, n_head=8, n_layer=8)  # 101 MB
+    state = model.state_dict() if kind != "safetensors" else None
+    options = {"_use_new_zipfile_serialization": False} if kind == "old" else {}
+    saved(model, tmp_path, state, **options)
+    code = ("import threading, time, sys, pretrained, safetensors.torch\n"
+            "from model import GPT, GPTConfig\n"
+            "def anon():\n"
+            "    lines = open('/proc/self/status').read().split('RssAnon:')[1]\n"
+            "    return int(lines.split()[0]) / 1024\n"
+            "def watch():\n"
+            "    while True:\n"
+            "        peak[0] = max(peak[0], anon())\n"
+            "        time.sleep(0.001)\n"
+            "tiny = GPTConfig(n_embd=2, n_head=1, n_layer=1, vocab_size=2)\n"
+            "GPT.from_weights(tiny, GPT(tiny).state_dict())\n"  # what torch imports for it
+            "before = anon(); peak = [before]\n"
+            "threading.Thread(target=watch, daemon=True).start()\n"
+            f"model = GPT.from_pretrained({str(tmp_path)!r})\n"
+            "time.sleep(0.05)\n"
+            "print(peak[0] - before, sum(p.numel() for p in model.parameters()) * 4 / 2**20)")
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert printed.returncode == 0, printed.stderr
+    peak, one = map(float, printed.stdout.split())
+    assert 0.9 * one < peak < 1.2 * one + 5, (peak, one)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("setting, value", [
+    ("model_type", "llama"), ("n_inner", 100), ("scale_attn_weights", False),
+    ("scale_attn_by_inverse_layer_idx", True), ("add_cross_attention", True),
+    ("activation_function", "relu"), ("quantization_config", {"bits": 4}),
+])
+def test_what_is_not_gpt2_is_refused_by_the_name_of_the_setting(mistake, tmp_path, setting, value):
+    saved(theirs(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {setting: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"{setting}=.* in config.json is not GPT-2's"):
+        GPT.from_pretrained(tmp_path)
+    for main in train.main, sample.main:
+        assert f"{setting}=" in mistake(main, f"--init_from={tmp_path}")
+
+
+def changed(weights, **changes):
+    return {name: w for name, w in (weights | changes).items() if w is not None}
+
+
+def cut(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda f, w: (f / "config.json").unlink(), "has no config.json"),
+    (lambda f, w: (f / "config.json").write_text("{"), "JSONDecodeError"),
+    (lambda f, w: (f / "config.json").write_text("[]"), "config.json is not a table of settings"),
+    (lambda f, w: (f / "model.safetensors").unlink(), "no model.safetensors and no pytorch_model"),
+    (lambda f, w: cut(f / "model.safetensors", 20000), "model.safetensors is damaged"),
+    (lambda f, w: cut(f / "model.safetensors", 4), "model.safetensors is damaged"),
+    (lambda f, w: (f / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
+    (lambda f, w: save_file(changed(w, **{"transformer.h.1.mlp.c_fc.bias": None}),
+                            f / "model.safetensors"), "h.1.mlp.c_fc.bias"),
+    (lambda f, w: save_file(changed(w, **{"transformer.wte.weight": None}),
+                            f / "model.safetensors"), "transformer.wte.weight"),
+    (lambda f, w: save_file(changed(w, **{"transformer.wpe.weight": torch.zeros(63, 32)}),
+                            f / "model.safetensors"), "size mismatch for transformer.wpe.weight"),
+    (lambda f, w: save_file(changed(w, **{"score.weight": torch.zeros(3, 32)}),
+                            f / "model.safetensors"), "score.weight"),
+    (lambda f, w: save_file(changed(w, **{"transformer.h.0.attn.c_attn.weight":
+                                          torch.zeros(32, 96, dtype=torch.int8)}),
+                            f / "model.safetensors"), "c_attn.weight in"),
+], ids=["no config", "half a config", "a list", "no weights", "truncated", "in its header", "empty",
+        "a weight less", "no tokens", "another shape", "a weight more", "quantized"])
+def test_a_damaged_folder_is_told_in_one_line(mistake, tmp_path, damage, message):
+    saved(theirs(), tmp_path)
+    damage(tmp_path, load_file(tmp_path / "model.safetensors"))
+    with pytest.raises((ValueError, FileNotFoundError)):
+        GPT.from_pretrained(tmp_path)
+    assert message in mistake(sample.main, f"--init_from={tmp_path}")
+
+
+def test_a_shard_that_is_missing_is_named(mistake, tmp_path):
+    saved(theirs(), tmp_path, max_shard_size="20KB")
+    last = sorted(tmp_path.glob("*.safetensors"))[-1]
+    last.unlink()
+    assert last.name in mistake(sample.main, f"--init_from={tmp_path}")
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_of_weights_is_never_run(mistake, tmp_path, zipped):
+    ran = tmp_path / "ran"
+    weights = {"wte.weight": torch.zeros(61, 32), "evil": Payload(ran)}
+    saved(theirs(), tmp_path, weights, _use_new_zipfile_serialization=zipped)
+    line = mistake(sample.main, f"--init_from={tmp_path}")
+    assert "pytorch_model.bin is not a file of tensors; anything else could run code" in line
+    assert not ran.exists()
+    torch.load(tmp_path / "pytorch_model.bin", weights_only=False)
+    assert ran.exists()  # so the payload was a real one
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps([1, 2]))
+    mistake(sample.main, f"--init_from={tmp_path}")
+    cut(saved(theirs(), tmp_path, theirs().state_dict()) / "pytorch_model.bin", 9000)
+    assert "pytorch_model.bin is damaged" in mistake(sample.main, f"--init_from={tmp_path}")
+
+
+# ---- names on the hub
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on the disk; the names that were asked for."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(tmp_path / name.replace("/", "--"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked
+
+
+def test_a_name_is_asked_for_at_the_hub(hub, tmp_path):
+    model = theirs()
+    saved(model, tmp_path / "gpt2")
+    assert_same(GPT.from_pretrained("gpt2"), model)
+    (name, patterns), = hub
+    assert name == "gpt2" and "config.json" in patterns and "meta.json" in patterns
+    assert not any("bin" in pattern for pattern in patterns)  # nor the same weights in old files
+
+
+def test_what_the_hub_has_as_pickles_only_is_asked_for_again(hub, tmp_path):
+    model = theirs()
+    saved(model, tmp_path / "some--one", model.state_dict())
+    assert_same(GPT.from_pretrained("some/one"), model)
+    assert len(hub) == 2 and "pytorch_model*.bin*" in hub[1][1]
+
+
+def test_the_meta_file_of_a_model_on_the_hub_is_read(hub, tmp_path):
+    GPT(GPT2_TINY).save_pretrained(tmp_path / "me--novel")
+    chars = "".join(map(chr, range(60, 121)))
+    meta = {"tokenizer": "char", "chars": chars, "vocab_size": 61}
+    (tmp_path / "me--novel" / "meta.json").write_text(json.dumps(meta))
+    assert checkpoint.load_start("me/novel")["meta"] == meta
+
+
+def test_without_the_hubs_package_the_line_says_what_to_install(mistake, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for main in train.main, sample.main:
+        assert mistake(main, "--init_from=gpt2").endswith("pip install huggingface_hub")
+
+
+def test_offline_with_nothing_in_the_cache_is_one_line(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, "sample.py", "--init_from=gpt2"], cwd=ROOT, env=env,
+                            capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout == ""
+    line, = result.stderr.splitlines()
+    assert line.startswith("error: init_from=gpt2 cannot be loaded: ")
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "./out-novel/", "out novel", "novel"])
+def test_a_path_is_not_asked_for_at_the_hub(hub, mistake, name):
+    line = mistake(sample.main, f"--init_from={name}")
+    assert "is no folder of a run or a model" in line and not hub
+
+
+# ---- which tokenizer
+
+
+@pytest.mark.parametrize("n, files, right", [
+    (50257, {}, True), (50304, {}, True), (50000, {}, False), (52000, {}, False),
+    (50257, {"vocab.json": {"\u0120the": 262}}, True),
+    (50257, {"vocab.json": {"\u0120der": 262}}, False),
+    (50260, {"tokenizer.json": {"version": "1.0", "model": {"vocab": {"\u0120the": 262}}}}, True),
+    (50265, {"tokenizer.json": {"version": "1.0", "model": {"vocab": {"\u0120le": 262}}}}, False),
+    (50257, {"vocab.json": []}, False),
+], ids=str)
+def test_a_vocabulary_that_is_not_gpt2s_is_not_taken_for_it(mistake, tmp_path, n, files, right):
+    saved(theirs(vocab_size=n, n_embd=2, n_layer=1, n_head=1), tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    if right:
+        meta = checkpoint.load_start(str(tmp_path))["meta"]
+        assert meta == {"tokenizer": "gpt2", "vocab_size": 50257}
+    else:
+        line = mistake(sample.main, f"--init_from={tmp_path}")
+        assert files.get("vocab.json") == [] or f"{n} symbols, and they are not GPT-2's" in line
+
+
+# ---- to transformers
+
+
+@pytest.mark.parametrize("config", [
+    GPT2_TINY, NANO_TINY, replace(GPT2_TINY, tied=False, norm_eps=1e-3),
+    replace(NANO_TINY, bias=False, dropout=0.2),
+], ids=["gpt2", "nano", "own head", "no biases"])
+def test_what_is_exported_is_imported_to_the_last_bit(tmp_path, config):
+    model = widened(GPT(config).eval())
+    model.save_pretrained(tmp_path)
+    again = GPT.from_pretrained(tmp_path)
+    weights, before = again.state_dict(), model.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in before.items())
+    assert all(not weights[name].any() for name in weights.keys() - before.keys())
+    assert again.config == replace(config, bias=True, dropout=0.0)
+    hf, info = GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert_same(again.eval(), hf.eval())
+    if config.bias:
+        again.save_pretrained(tmp_path / "again")
+        assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+            tmp_path / "model.safetensors").read_bytes()
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_padding_is_not_exported(tmp_path):
+    model = GPT(replace(GPT2_TINY, vocab_size=64)).eval()
+    model.save_pretrained(tmp_path, n_vocab=61, end_of_text=60)
+    hf = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    idx = tokens(1, 10)
+    torch.testing.assert_close(hf(idx).logits, model(idx, idx)[0][..., :61], rtol=0, atol=1e-4)
+    assert hf.config.vocab_size == 61 and hf.config.eos_token_id == 60
+    assert hf.config.n_ctx == 32  # the converter of llama.cpp asks for it by this old name
+    with pytest.raises(ValueError, match="n_vocab=65 is over the vocab_size=64"):
+        model.save_pretrained(tmp_path, n_vocab=65)
+
+
+@pytest.mark.parametrize("setting", sorted(MODERN.keys() - {"zero_init", "tied"}))
+def test_what_gpt2_does_not_have_is_not_exported(tmp_path, setting):
+    model = GPT(replace(GPT2_TINY, **{setting: MODERN[setting]}))
+    with pytest.raises(ValueError, match=f"{setting}={MODERN[setting]} is not GPT-2's"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="is not GPT-2's"):
+        GPT(MODERN_TINY).save_pretrained(tmp_path / "out")

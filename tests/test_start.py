@@ -1,0 +1,342 @@
+"""pytest tests/test_start.py - runs that start from weights: GPT-2's, nanoGPT's, one's own"""
+
+import json
+import pickle
+import shutil
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import GPT2_TINY, NANO_TINY, TINY_RUN, equal
+
+import sample
+import train
+from model import GPT, GPTConfig
+from prepare import GPT2Tokenizer, load_bins, read_meta, write_bins
+
+FINE_TUNING = {"n_layer": None, "n_head": None, "n_embd": None, "block_size": None}
+
+
+@pytest.fixture
+def start(tiny):
+    """A function: run train.main from these weights, without a word about their shape."""
+    def run(init_from, **changes):
+        argv = [word for word in tiny(**FINE_TUNING | {"init_from": init_from} | changes)
+                if not word.endswith("=None")]
+        return train.main(argv)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """A folder as Hugging Face's "gpt2", but tiny: its vocabulary and its context are GPT-2's."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    torch.manual_seed(0)
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 8, "bias": True}
+    GPT(GPTConfig(vocab_size=50257, **shape)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bpe_data(tmp_path_factory):
+    """A folder with the dataset `bpe`, in GPT-2's ids."""
+    folder = tmp_path_factory.mktemp("data")
+    tokenizer = GPT2Tokenizer()
+    ids = tokenizer.encode("The quick brown fox jumps over the lazy dog, and sleeps. " * 300)
+    write_bins(folder / "bpe", tokenizer, [("train", ids), ("val", ids[:2000])], "test", "test")
+    return folder
+
+
+def checkpoint(folder, name="ckpt.pt"):
+    return torch.load(folder / name, weights_only=True)
+
+
+# ---- GPT-2
+
+
+def test_fine_tuning_begins_with_gpt2s_weights(start, gpt2, bpe_data, tmp_path):
+    metrics = start(gpt2, dataset="bpe", data_dir=bpe_data, block_size=32, dropout=0.1,
+                    learning_rate=1e-3)
+    model = GPT.from_pretrained(gpt2).eval()
+    _, bins = load_bins(bpe_data / "bpe")
+    starts = train.evaluation_windows(len(bins["val"]), 32, 8)
+    x, y = train.batch(bins["val"], starts, 32, torch.device("cpu"))
+    assert metrics[0]["val_loss"] == pytest.approx(model(x, y)[1].item(), abs=1e-5)
+    assert metrics[-1]["val_loss"] < metrics[0]["val_loss"] - 0.05
+    kept = checkpoint(tmp_path / "out")
+    assert kept["model_args"] == asdict(replace(model.config, block_size=32, dropout=0.1))
+    assert kept["model"]["transformer.wpe.weight"].shape == (32, 8)
+    assert kept["meta"]["tokenizer"] == "gpt2"
+
+
+def test_a_run_that_was_fine_tuned_is_resumed_and_ends_as_if_never_stopped(start, gpt2, bpe_data,
+                                                                           tmp_path):
+    settings = {"dataset": "bpe", "data_dir": bpe_data, "block_size": 32, "lr_decay_iters": 12}
+    start(gpt2, out_dir=tmp_path / "whole", **settings)
+    start(gpt2, out_dir=tmp_path / "cut", max_iters=4, **settings)
+    train.main([f"--out_dir={tmp_path / 'cut'}", "--init_from=resume", "--max_iters=12"])
+    whole, cut = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "cut")
+    assert equal(whole["model"], cut["model"]) and equal(whole["optimizer"], cut["optimizer"])
+
+
+def test_gpt2s_context_is_whole_unless_it_is_cropped(start, gpt2, bpe_data, tmp_path):
+    start(gpt2, dataset="bpe", data_dir=bpe_data, max_iters=1, batch_size=1, eval_iters=1)
+    assert checkpoint(tmp_path / "out")["model_args"]["block_size"] == 1024
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"block_size": 2048}, "block_size=2048 is over the 1024 of the model to start from"),
+    ({"n_layer": 3}, "n_layer=3, but the model to start from has 2: leave it out, or start anew"),
+    ({"act": "gelu"}, "act=gelu, but the model to start from has gelu_tanh"),
+    ({"vocab_size": 50304}, "vocab_size=50304, but the model to start from has 50257"),
+    ({"size": "gpt-nano"}, "n_layer=3, but the model to start from has 2"),
+    ({"dataset": "tiny", "block_size": 16}, "has another tokenizer than the model to start from"),
+])
+def test_what_does_not_fit_to_gpt2_is_refused(mistake, tiny, gpt2, bpe_data, data_dir, tmp_path,
+                                              change, message):
+    data = data_dir if change.get("dataset") == "tiny" else bpe_data
+    settings = FINE_TUNING | {"init_from": gpt2, "dataset": "bpe", "data_dir": data} | change
+    argv = [word for word in tiny(**settings) if not word.endswith("=None")]
+    assert message in mistake(train.main, *argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_gpt2_is_evaluated_and_nothing_is_written(start, gpt2, bpe_data, tmp_path):
+    metrics = start(gpt2, dataset="bpe", data_dir=bpe_data, eval_only=True, batch_size=1)
+    assert len(metrics) == 1 and metrics[0]["val_loss"] == pytest.approx(np.log(50257), abs=0.1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sample_takes_a_folder_of_hugging_faces(gpt2, capsys):
+    sample.main([f"--init_from={gpt2}", "--start=The quick", "--num_samples=1", "--temperature=0",
+                 "--max_new_tokens=8", "--dtype=float32"])
+    printed = capsys.readouterr().out.removesuffix(f"\n{sample.SEPARATOR}\n")
+    tokenizer, model = GPT2Tokenizer(), GPT.from_pretrained(gpt2).eval()
+    idx = torch.tensor(tokenizer.encode("The quick").astype(np.int64))[None]
+    ids = model.generate(idx, 8, temperature=0)[0].tolist()
+    assert printed == tokenizer.decode_bytes(ids).decode("utf-8", "replace")
+
+
+def test_an_own_model_in_hugging_faces_layout_keeps_its_tokenizer(start, tmp_path, data_dir):
+    start("scratch", **{name: TINY_RUN[name] for name in FINE_TUNING}, bias=True)
+    run = checkpoint(tmp_path / "out")
+    GPT.from_weights(GPTConfig(**run["model_args"]), run["model"]).save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "meta.json").write_text(json.dumps(run["meta"]))
+    metrics = start(tmp_path / "hf", out_dir=tmp_path / "tuned", max_iters=2)
+    assert metrics[0]["val_loss"] == pytest.approx(run["best_val_loss"], abs=1e-5)
+
+
+# ---- a run of one's own
+
+
+def test_a_run_is_the_start_of_another(start, tmp_path, data_dir):
+    start("scratch", **{name: TINY_RUN[name] for name in FINE_TUNING})
+    metrics = start(tmp_path / "out", out_dir=tmp_path / "tuned", max_iters=3, dropout=0.0,
+                    block_size=8)
+    assert [m["step"] for m in metrics] == [0, 1, 2, 3, 3]  # its own steps, from 0
+    args = checkpoint(tmp_path / "tuned")["model_args"]
+    assert (args["n_layer"], args["block_size"], args["dropout"]) == (2, 8, 0.0)
+    before = checkpoint(tmp_path / "out", "best.pt")
+    longer = start(tmp_path / "out", out_dir=tmp_path / "same", max_iters=0)
+    assert longer[0]["val_loss"] == pytest.approx(before["best_val_loss"], abs=1e-5)
+    start(tmp_path / "out", max_iters=1)  # in the same folder: what was there is kept
+    assert equal(checkpoint(tmp_path / "out" / "previous-1", "best.pt"), before)
+
+
+def test_data_of_another_tokenizer_does_not_go_with_a_run(mistake, start, tiny, bpe_data, tmp_path):
+    start("scratch", **{name: TINY_RUN[name] for name in FINE_TUNING}, max_iters=1)
+    line = mistake(train.main, f"--init_from={tmp_path / 'out'}", "--dataset=bpe",
+                   f"--data_dir={bpe_data}", f"--out_dir={tmp_path / 'other'}")
+    assert "another tokenizer" in line and not (tmp_path / "other").exists()
+
+
+def test_a_rate_of_its_own_for_the_embedding_can_come_later(tiny, tmp_path):
+    """The state of each weight is found by its place among the groups."""
+    def moments():
+        return checkpoint(tmp_path / "out")["optimizer"][0]["state"]
+
+    train.main(tiny(max_iters=4))
+    before = {i: state["exp_avg"].shape for i, state in moments().items()}
+    train.main([f"--out_dir={tmp_path / 'out'}", "--init_from=resume", "--max_iters=5",
+                "--embedding_lr=0.1"])
+    assert {i: state["exp_avg"].shape for i, state in moments().items()} == before
+
+
+# ---- nanoGPT's files
+
+
+def nano_optimizer(model, **settings):
+    """AdamW as nanoGPT makes it."""
+    params = list(model.parameters())
+    groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": 0.1},
+              {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), **settings)
+
+
+@pytest.fixture
+def nano(tmp_path, data_dir):
+    """A function: nanoGPT's ckpt.pt after some steps on its `tiny` data, and that data with its
+    meta.pkl. Returns the model; the folders are out-nano and nano-data/tiny."""
+    def write(prefix="", mask=False, **config):
+        data = tmp_path / "nano-data" / "tiny"
+        data.mkdir(parents=True, exist_ok=True)
+        for split in ("train", "val"):
+            shutil.copy(data_dir / "tiny" / f"{split}.bin", data)
+        chars = read_meta(data_dir / "tiny")["chars"]
+        meta = {"vocab_size": len(chars), "itos": dict(enumerate(chars)),
+                "stoi": {char: i for i, char in enumerate(chars)}}
+        (data / "meta.pkl").write_bytes(pickle.dumps(meta))
+        torch.manual_seed(0)
+        args = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "bias": False,
+                "vocab_size": len(chars), "dropout": 0.1}
+        model = GPT(GPTConfig(**args, act="gelu"))
+        optimizer = nano_optimizer(model)
+        _, bins = load_bins(data)
+        for step in range(10):
+            x, y = train.batch(bins["train"], range(step, 3000, 300), 16, torch.device("cpu"))
+            loss = model(x, y)[1]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights = {prefix + name: weight for name, weight in model.state_dict().items()}
+        if mask:
+            weights |= {f"{prefix}transformer.h.{i}.attn.bias": torch.ones(1, 1, 16, 16)
+                        for i in range(2)}
+        settings = {
+            "out_dir": "out-nano", "eval_interval": 5, "log_interval": 1, "eval_iters": 2,
+            "eval_only": False, "always_save_checkpoint": True, "init_from": "scratch",
+            "wandb_log": False, "wandb_project": "owt", "wandb_run_name": "gpt2",
+            "dataset": "tiny", "gradient_accumulation_steps": 1, "batch_size": 4, "block_size": 16,
+            "n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.1, "bias": False,
+            "learning_rate": 1e-3, "max_iters": 10, "weight_decay": 0.1, "beta1": 0.9,
+            "beta2": 0.99, "grad_clip": 1.0, "decay_lr": True, "warmup_iters": 2,
+            "lr_decay_iters": 600000, "min_lr": 6e-5, "backend": "nccl", "device": "cuda",
+            "dtype": "float16", "compile": True} | config
+        (tmp_path / "out-nano").mkdir(exist_ok=True)
+        torch.save({"model": weights, "optimizer": optimizer.state_dict(), "model_args": args,
+                    "iter_num": 10, "best_val_loss": loss.detach(), "config": settings},
+                   tmp_path / "out-nano" / "ckpt.pt")
+        shutil.copy(data / "meta.pkl", tmp_path / "out-nano")
+        return model.eval()
+
+    return write
+
+
+def test_nanogpts_bins_open_with_their_meta_file(nano, tmp_path, data_dir):
+    nano()
+    meta, bins = load_bins(tmp_path / "nano-data" / "tiny")
+    ours, same = load_bins(data_dir / "tiny")
+    assert meta["chars"] == ours["chars"] and meta["tokenizer"] == "char"
+    assert all(np.array_equal(bins[split], same[split]) for split in ("train", "val"))
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("mask", [False, True])
+def test_nanogpts_checkpoint_is_sampled(nano, tmp_path, capsys, prefix, mask):
+    model = nano(prefix, mask)
+    sample.main([f"--out_dir={tmp_path / 'out-nano'}", "--start=Line 7", "--num_samples=1",
+                 "--temperature=0", "--max_new_tokens=30", "--dtype=float32", "--device=cpu"])
+    printed = capsys.readouterr().out.removesuffix(f"\n{sample.SEPARATOR}\n")
+    chars = read_meta(tmp_path / "out-nano")["chars"]
+    ids = model.generate(torch.tensor([[chars.index(c) for c in "Line 7"]]), 30, temperature=0)
+    assert printed == "".join(chars[i] for i in ids[0])
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_nanogpts_run_goes_on_with_its_optimizer(nano, tmp_path, capsys, prefix):
+    model = nano(prefix)
+    before = checkpoint(tmp_path / "out-nano")
+    metrics = train.main(["--init_from=resume", f"--out_dir={tmp_path / 'out-nano'}", "--dropout=0",
+                          f"--data_dir={tmp_path / 'nano-data'}", "--max_iters=11", "--device=cpu"])
+    printed = capsys.readouterr().out
+    assert "out_dir" not in printed.split("going on")[0] and "init_from is" not in printed
+    assert [m["step"] for m in metrics] == [10, 11, 11] and metrics[0]["val_loss"] < 3.7
+    after = checkpoint(tmp_path / "out-nano")
+    assert after["config"]["eval_interval"] == 5 and after["model_args"]["act"] == "gelu"
+    # one step, by nanoGPT's own optimizer, on the same windows
+    optimizer = nano_optimizer(model)
+    optimizer.load_state_dict(before["optimizer"])
+    _, bins = load_bins(tmp_path / "nano-data" / "tiny")
+    starts = train.training_windows(40, 4, len(bins["train"]), 16, 1337)
+    model(*train.batch(bins["train"], starts, 16, torch.device("cpu")))[1].backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = metrics[1]["lr"]
+    optimizer.step()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(after["model"][name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+def test_nanogpts_checkpoint_is_the_start_of_a_run(nano, start, tmp_path):
+    nano("_orig_mod.")
+    metrics = start(tmp_path / "out-nano", data_dir=tmp_path / "nano-data", max_iters=2)
+    assert [m["step"] for m in metrics] == [0, 1, 2, 2] and metrics[0]["val_loss"] < 3.7
+    assert metrics[0]["val_loss"] < np.log(41)
+
+
+def test_nanogpts_fine_tuning_with_a_constant_rate_is_resumed(nano, tmp_path):
+    """config/finetune_shakespeare.py has a rate below the default of min_lr, which plays no part"""
+    nano(learning_rate=3e-5, decay_lr=False)
+    metrics = train.main(["--init_from=resume", f"--out_dir={tmp_path / 'out-nano'}",
+                          f"--data_dir={tmp_path / 'nano-data'}", "--max_iters=11", "--device=cpu"])
+    assert metrics[1]["lr"] == 3e-5
+
+
+def test_what_the_characters_are_must_be_known(nano, mistake, tmp_path):
+    nano()
+    (tmp_path / "out-nano" / "meta.pkl").unlink()
+    line = mistake(sample.main, f"--out_dir={tmp_path / 'out-nano'}")
+    assert "of 41 symbols: copy the meta.pkl of its dataset beside it" in line
+
+
+def test_a_model_that_is_not_nanogpts_is_told(nano, mistake, tmp_path):
+    nano()
+    path = tmp_path / "out-nano" / "ckpt.pt"
+    whole = torch.load(path, weights_only=True)
+    for weights in ({}, whole["model"] | {"transformer.h.0.gate": torch.zeros(3)}):
+        torch.save(whole | {"model": weights}, path)
+        line = mistake(sample.main, f"--out_dir={tmp_path / 'out-nano'}")
+        assert "out-nano has a checkpoint whose model is not nanoGPT's" in line
+
+
+# ---- sizes
+
+
+def test_a_size_stands_for_three_settings_that_can_be_changed(tiny, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text("n_layer = 5\nn_head = 5\nn_embd = 20\n")
+
+    def shape(*argv):
+        words = [word for word in tiny(max_iters=0) if "n_" not in word.split("=")[0]]
+        train.main([*map(str, argv[:1]), *words, *argv[1:]] if argv[0] == path else [*words, *argv])
+        args = checkpoint(tmp_path / "out")["model_args"]
+        return args["n_layer"], args["n_head"], args["n_embd"]
+
+    assert shape("--size=gpt-nano") == (3, 3, 48)
+    assert shape("--size=gpt-nano", "--n_layer=1") == (1, 3, 48)
+    assert shape("--size=gpt-micro", "--n_head=64") == (4, 64, 128)  # does not divide the 768
+    assert shape(path) == (5, 5, 20)
+    assert shape(path, "--size=gpt-nano") == (3, 3, 48)  # the command line is over the file
+    path.write_text("size = 'gpt-nano'\n")
+    assert shape(path, "--n_layer=2") == (2, 3, 48)
+
+
+def test_sizes_are_those_of_the_papers():
+    counts = {name: GPTConfig(n_layer=shape[0], n_head=shape[1], n_embd=shape[2], bias=True,
+                              vocab_size=50257) for name, shape in train.SIZES.items()}
+    with torch.device("meta"):
+        millions = {name: sum(p.numel() for p in GPT(config).parameters()) / 1e6
+                    for name, config in counts.items() if name.startswith("gpt2")}
+    assert {name: round(n) for name, n in millions.items()} == {
+        "gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558}
+
+
+def test_an_unknown_size_is_refused(mistake, tiny):
+    assert "size must be" in mistake(train.main, *tiny(size="gpt-nono"))
+
+
+def test_gpt2_tiny_and_nano_differ_by_their_activation():
+    """What from_nanogpt relies on: nanoGPT's GELU is the exact one, GPT-2's is not."""
+    assert replace(NANO_TINY, act="gelu_tanh", bias=True) == GPT2_TINY
