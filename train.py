@@ -29,6 +29,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # first imported by DDP, it would keep the group's threads to the end
 from torch.nn.parallel import DistributedDataParallel
 
 from checkpoint import find_checkpoint, load_start

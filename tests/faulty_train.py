@@ -5,6 +5,7 @@
 ACCIDENT: nan (the loss of rank 1 in step STEP and the two after it), die (rank 1 raises in step
 STEP, in the first life of the job only). In step STEP the torchrun above this process is killed,
 and the process is too (machine), goes on slowly (agent), or only keeps its connections (silence).
+Without an accident (none) the threads that are left at the end are printed.
 """
 
 import math
@@ -49,3 +50,7 @@ def poisoned_forward(self, idx, targets=None):
 train.seed_step, GPT.forward = watched_seed_step, poisoned_forward
 with one_line_errors():
     train.main(argv)
+if accident == "none":
+    time.sleep(0.5)  # those that have ended are listed for a moment longer
+    tasks = Path("/proc/self/task").iterdir()
+    print("threads left:", *((task / "comm").read_text().strip() for task in tasks))

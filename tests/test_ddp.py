@@ -1,10 +1,12 @@
 """pytest tests/test_ddp.py - several processes are one run (gloo, two CPU cores)"""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +142,14 @@ def test_a_rank_that_dies_takes_the_job_down_with_its_error(tiny):
     printed, _ = run.communicate(timeout=90)
     assert run.returncode != 0 and "rank 1 met with an accident" in printed
     assert time.monotonic() - started < 60
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_no_thread_of_the_process_group_outlives_the_run(tiny):
+    """One that does can abort the process while it exits, after all is done and saved."""
+    code, printed = finished(*torchrun(2, "tests/faulty_train.py", "none", "0", *tiny()))
+    left = re.findall("threads left: (.*)", printed)
+    assert code == 0 and len(left) == 2 and "gloo" not in printed, printed
 
 
 @pytest.fixture
