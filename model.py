@@ -53,7 +53,7 @@ class GPTConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # rmsnorm: no mean taken off, no gain
     norm_eps: float = 1e-5  # what keeps a norm from dividing by zero
     act: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"  # GPT-2's GELU, the exact, or ReLU^2
-    qk_norm: bool = False  # RMSNorm of queries and keys: their products cannot grow large
+    qk_norm: bool = False  # queries and keys are normalised: their products cannot grow large
     zero_init: bool = False  # projections into the residual stream begin at zero
     tied: bool = True  # the output head is the token embedding
     softcap: float = 0.0  # logits become softcap * tanh(logits / softcap); 0: they do not

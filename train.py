@@ -425,19 +425,12 @@ def catch_signals():
 # A run, top to bottom
 
 
-def train(cfg, model_cfg, given, checkpoint):
-    """Run the training that the settings describe.
-
-    given: the names and values that were set by hand.
-    checkpoint: what load_checkpoint returned, to go on from there; or None.
-    Returns the metrics: a dict for each logged step and for each evaluation.
-    """
-    # ---- processes: torchrun starts one per GPU, and tells each its number
-    resuming = cfg.init_from == "resume"
+def start_process(cfg):
+    """(rank, number of processes, device) of this process: torchrun starts one per GPU, and tells
+    each its number."""
     ddp = "RANK" in os.environ
     rank, local_rank, world = (int(os.environ.get(name, default)) for name, default in
                                (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
-    master = rank == 0  # prints and writes
     own_gpu = ddp and cfg.device in ("auto", "cuda") and torch.cuda.is_available()
     device = find_device(f"cuda:{local_rank}" if own_gpu else cfg.device)
     if device.type == "cuda":
@@ -450,6 +443,45 @@ def train(cfg, model_cfg, given, checkpoint):
         backend = best if cfg.backend == "auto" else cfg.backend
         # the stop flag is a CPU tensor, so that looking at it does not wait for the GPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if backend == "nccl" else backend)
+    return rank, world, device
+
+
+def compiled(model, try_out):
+    """The model compiled, if it passes try_out(model), which is when it is compiled; or as it is:
+    a compiler is missing, a GPU too old, torch has many reasons."""
+    try:
+        faster = torch.compile(model)
+        try_out(faster)
+        return faster
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        print(f"warning: torch.compile failed, training goes on without it "
+              f"({type(error).__name__}: {reason(error):.100})", file=sys.stderr)
+        return model
+
+
+def start_tracker(cfg, settings):
+    """wandb, or trackio, which has its interface."""
+    try:
+        tracker = importlib.import_module(cfg.tracker)
+    except ImportError:
+        raise UserError(f"wandb_log=True needs a package: pip install {cfg.tracker}") from None
+    tracker.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=settings)
+    return tracker
+
+
+def train(cfg, model_cfg, given, checkpoint):
+    """Run the training that the settings describe.
+
+    given: the names and values that were set by hand.
+    checkpoint: what load_checkpoint returned, to go on from there; or None.
+    Returns the metrics: a dict for each logged step and for each evaluation.
+    """
+    # ---- processes
+    rank, world, device = start_process(cfg)
+    ddp, master = dist.is_initialized(), rank == 0  # the master prints and writes
+    resuming = cfg.init_from == "resume"
     accumulation, rest = divmod(cfg.gradient_accumulation_steps, world)
     if rest:
         raise UserError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} is shared "
@@ -524,16 +556,11 @@ def train(cfg, model_cfg, given, checkpoint):
                             "that all of them see")
     model = raw_model
     if cfg.compile is True or (cfg.compile == "auto" and device.type == "cuda"):
-        try:
-            model = torch.compile(raw_model)
+        def try_out(model):
             with autocast:
-                model(*training_batch(step, 0))[1].backward()  # it is compiled here, or fails
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a missing compiler, an old GPU: torch has many
-            model = raw_model
-            print(f"warning: torch.compile failed, training goes on without it "
-                  f"({type(error).__name__}: {reason(error):.100})", file=sys.stderr)
+                model(*training_batch(step, 0))[1].backward()
+
+        model = compiled(raw_model, try_out)
         raw_model.zero_grad()
     how = "eager" if model is raw_model else "compiled"
     if ddp:
@@ -545,14 +572,8 @@ def train(cfg, model_cfg, given, checkpoint):
     out_dir = Path(cfg.out_dir)
     found = {"device": str(device), "dtype": dtype, "compile": how, "world_size": world}
     settings = asdict(cfg) | asdict(model_cfg) | found
-    tracker = tokenizer = None
-    metrics = []
-    if writes and cfg.wandb_log:
-        try:
-            tracker = importlib.import_module(cfg.tracker)
-        except ImportError:
-            raise UserError(f"wandb_log=True needs a package: pip install {cfg.tracker}") from None
-        tracker.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=settings)
+    tokenizer, metrics = None, []
+    tracker = start_tracker(cfg, settings) if writes and cfg.wandb_log else None
     if writes:
         out_dir.mkdir(parents=True, exist_ok=True)
         if not resuming:

@@ -1,5 +1,6 @@
 """pytest tests/test_sample.py - text out of a checkpoint"""
 
+import copy
 import json
 import re
 import signal
@@ -8,12 +9,13 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, finished, script
+from conftest import MODERN, ROOT, finished, script
 
 import prepare
 from checkpoint import load_checkpoint
 from configurator import UserError
-from sample import SEPARATOR, Sample, load_model, main, quantized
+from model import GPT, GPTConfig
+from sample import SEPARATOR, Packed, Sample, load_model, main, packed, quantized
 from train import main as train_main
 
 
@@ -266,3 +268,35 @@ def test_int8_weights_write_nearly_the_same(trained, capsys):
     assert not torch.equal(exact, near) and (exact - near).abs().max() < 0.1 * exact.abs().max()
     with pytest.raises(UserError, match="dtype=int8 is for CPUs"):
         quantized(model, torch.device("meta"))
+
+
+needs_mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN here")
+
+
+@needs_mkldnn
+@pytest.mark.parametrize("recipe", [{"bias": True}, MODERN], ids=["gpt2", "modern"])
+@pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_packed_weights_give_the_same_logits_and_text(recipe, dtype, close):
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no bfloat16 in this processor")
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=32, vocab_size=61, n_layer=2, n_head=4, n_embd=256, **recipe))
+    for p in model.parameters():
+        p.data.normal_(0, 0.05)  # what begins at zero would hide its layer
+    model.to(dtype).eval()
+    faster = packed(copy.deepcopy(model))
+    kinds = [type(m) for m in faster.modules()]
+    assert kinds.count(Packed) == 4 * 2 + 1 and torch.nn.Linear not in kinds
+    for shape in (1, 1), (1, 30), (5, 7):
+        ids = torch.randint(61, shape)
+        a, b = (m(ids, ids)[0].detach().float() for m in (model, faster))
+        assert (a - b).abs().max() < close * a.abs().max()
+    if dtype == torch.float32:  # past the limit of the context, too
+        assert torch.equal(*(m.generate(ids, 60, temperature=0) for m in (model, faster)))
+
+
+def test_narrow_models_and_other_types_are_not_packed():
+    narrow = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=32))
+    half = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=256)).half()
+    for model in narrow, half:
+        assert not any(isinstance(m, Packed) for m in packed(model).modules())

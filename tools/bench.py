@@ -10,6 +10,7 @@ of this depends on what they are. `sample --nanogpt=FOLDER` measures nanoGPT's m
 """
 
 import contextlib
+import copy
 import io
 import resource
 import statistics
@@ -36,6 +37,7 @@ from configurator import (
 )
 from model import GPT, GPTConfig, KVCache
 from prepare import load_bins
+from sample import Packed, packed, quantized
 
 ROUNDS, STEPS = 7, 100
 
@@ -50,7 +52,7 @@ class BenchConfig:
     new_tokens: int = 256  # tokens that are drawn
     rounds: int = 3  # turns of each side
     device: str = "auto"  # as in sample.py
-    dtypes: str = "float32,bfloat16"  # of the weights
+    dtypes: str = "float32,bfloat16"  # of the weights; int8 is one more
     nanogpt: str | None = None  # a folder with nanoGPT's model.py
     compile: bool = False  # a static cache, compiled
 
@@ -222,9 +224,9 @@ def bench_loop(argv):
 
 def linear_layers(model, batch, device):
     """A function: the products of one token with all linear layers, and nothing else: the floor."""
-    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    inputs = [torch.randn(batch, m.in_features, device=device, dtype=m.weight.dtype)
-              for m in layers]
+    layers = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, Packed))]
+    dtype = model.transformer.wte.weight.dtype
+    inputs = [torch.randn(batch, m.in_features, device=device, dtype=dtype) for m in layers]
 
     @torch.no_grad()
     def run():
@@ -249,28 +251,32 @@ def bench_sample(argv):
     one, many = (torch.randint(model_cfg.vocab_size, (b, cfg.prompt), device=device)
                  for b in (1, cfg.batch))
 
-    def ours(dtype, idx, cache=True, count=n):
+    def ours(name, idx, cache=True, count=n):
         def run():
             kv = cache and KVCache(len(idx), model_cfg.block_size, static=cfg.compile)
-            model.generate(idx, count, temperature=0, cache=kv)
+            models[name].generate(idx, count, temperature=0, cache=kv)
 
-        def side():
-            model.to(dtype)
-            return seconds(run, device)
-        return side
+        return lambda: seconds(run, device)
 
+    plain, models = {}, {}  # by the names of their dtypes; plain: with torch's linear layers
+    for name in cfg.dtypes.split(","):
+        if name == "int8":
+            models[name] = quantized(model, device)
+            continue
+        plain[name] = copy.deepcopy(model).to(getattr(torch, name))
+        models[name] = plain[name] if cfg.compile else packed(copy.deepcopy(plain[name]))
     if cfg.compile:
-        model.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
-    dtypes = {name: getattr(torch, name) for name in cfg.dtypes.split(",")}
-    theirs = {name: transformers_gpt2(model_cfg, model_cfg.vocab_size, dtype)
-              for name, dtype in dtypes.items()}
+        for each in models.values():
+            each.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+    theirs = {name: transformers_gpt2(model_cfg, model_cfg.vocab_size, getattr(torch, name))
+              for name in plain}
 
     def generate(them, idx):
         return lambda: seconds(lambda: them.generate(
             idx, attention_mask=torch.ones_like(idx), max_new_tokens=n, min_new_tokens=n,
             do_sample=False), device)
 
-    sides = {f"glassGPT {name}": ours(dtype, one) for name, dtype in reversed(dtypes.items())}
+    sides = {f"glassGPT {name}": ours(name, one) for name in reversed(models)}
     for name, them in theirs.items():
         if them is not None:
             sides[f"transformers {name}"] = generate(them.to(device).eval(), one)
@@ -287,32 +293,34 @@ def bench_sample(argv):
         side()  # to be warm
     print("one sample")
     rates = in_turns(sides, cfg.rounds, "tok/s", n)
-    for name, dtype in dtypes.items():
-        model.to(dtype)
-        floor = linear_layers(model, 1, device)
-        floor()
-        per_token = statistics.median(seconds(floor, device) for _ in range(20))
+    for name in plain:
+        floors = []
+        for each in (plain[name], models[name]):
+            floor = linear_layers(each, 1, device)
+            floor()
+            floors.append(statistics.median(1 / seconds(floor, device) for _ in range(20)))
         rate = rates[f"glassGPT {name}"]
-        read = weights * dtype.itemsize * rate
-        print(f"  {name}: {rate * per_token:.0%} of the {1 / per_token:.1f} tok/s of the linear "
-              f"layers alone; reads {read / 1e9:.1f} GB/s, {read / bandwidth:.0%} of the memory's")
+        read = weights * getattr(torch, name).itemsize * rate
+        print(f"  {name}: {rate / floors[0]:.0%} of the {floors[0]:.1f} tok/s of torch's linear "
+              f"layers alone, {rate / floors[1]:.0%} of the {floors[1]:.1f} of ours; reads "
+              f"{read / 1e9:.1f} GB/s, {read / bandwidth:.0%} of the memory's")
     print(f"{cfg.batch} samples in one batch")
-    sides = {f"glassGPT {name}, batch of {cfg.batch}": ours(dtype, many)
-             for name, dtype in reversed(dtypes.items())}
+    sides = {f"glassGPT {name}, batch of {cfg.batch}": ours(name, many)
+             for name in reversed(models)}
     for name, them in theirs.items():
         if them is not None:
             sides[f"transformers {name}, batch of {cfg.batch}"] = generate(them, many)
     together = in_turns(sides, cfg.rounds, "tok/s", n * cfg.batch)
-    for name in dtypes:
+    for name in models:
         gain = together[f"glassGPT {name}, batch of {cfg.batch}"] / rates[f"glassGPT {name}"]
         print(f"  {name}: {gain:.1f} x the tok/s of one sample")
     print("without the cache, and the prompt alone")
     few = min(32, n)
-    for name, dtype in dtypes.items():
-        uncached = ours(dtype, one, cache=False, count=few)()
+    for name in models:
+        uncached = ours(name, one, cache=False, count=few)()
         prompt = torch.randint(model_cfg.vocab_size, (1, min(512, model_cfg.block_size)),
                                device=device)
-        prefill = min(ours(dtype, prompt, count=1)() for _ in range(3))
+        prefill = min(ours(name, prompt, count=1)() for _ in range(3))
         print(f"  {name}: {few / uncached:.1f} tok/s without a cache (the first {few}); prefill "
               f"{prompt.shape[1] / prefill:,.0f} tok/s")
     size = 2 * model_cfg.n_layer * cfg.batch * model_cfg.block_size * model_cfg.n_embd
@@ -320,7 +328,7 @@ def bench_sample(argv):
     model.extend(many, cache)
     held = sum(kv.numel() for kv in cache.layers.values())
     print(f"cache of {cfg.batch}: {held:,} numbers, by the formula {size:,}: "
-          f"{size * dtype.itemsize / 2**20:.0f} MB in {name}")
+          f"{size * 4 / 2**20:.0f} MB in float32")
 
 
 if __name__ == "__main__":
