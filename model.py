@@ -136,7 +136,9 @@ class KVCache:
         for a cache of many is the prompt that they share."""
         if layer not in self.layers:
             size = (2, self.batch_size, k.shape[1], self.block_size, k.shape[3])
-            self.layers[layer] = torch.zeros(size, dtype=v.dtype, device=v.device)
+            cpu = v.device.type == "cpu"  # attends in float32 at the least
+            dtype = torch.promote_types(v.dtype, torch.float32) if cpu else v.dtype
+            self.layers[layer] = torch.zeros(size, dtype=dtype, device=v.device)
             if self.static:
                 torch._dynamo.mark_static_address(self.layers[layer])  # a CUDA graph may write it
         for stored, new in zip(self.layers[layer], (k, v), strict=True):
@@ -170,19 +172,22 @@ def attend(q, k, v, mask, dropout):
     """softmax(q k^T / sqrt(hs)) v: q (B, nh, T, hs), k and v (B, nh, n, hs) -> (B, nh, T, hs).
 
     mask (T, n) is True where a token may look; None: at itself and at those before it.
-    On a CPU torch 2.13 has nothing fast for dropout here, so then it is written out; and its
-    backward takes 8 times as long in bfloat16 as in float32, so training is in that at the least.
+    On a CPU torch 2.13 has nothing fast for dropout here, so then it is written out. And bfloat16
+    takes it 6 times as long as float32 for one token behind many, 8 times in the backward: with a
+    cache and in training this is in float32 at the least (docs/benchmarks.md).
     """
-    half = (torch.bfloat16, torch.float16)
-    if dropout and v.device.type == "cpu":
+    cpu = v.device.type == "cpu"
+    if cpu and dropout:
         future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
         scores = q @ k.mT / math.sqrt(q.shape[3])  # (B, nh, T, T)
         probs = scores.masked_fill(future, -math.inf).softmax(dim=-1)
         return drop(probs.to(v.dtype), dropout) @ v
-    if v.requires_grad and v.device.type == "cpu" and v.dtype in half:
+    sdpa = partial(F.scaled_dot_product_attention, attn_mask=mask, is_causal=mask is None)
+    if cpu and (mask is not None or v.requires_grad):
+        wide = torch.promote_types(v.dtype, torch.float32)
         with torch.autocast("cpu", enabled=False):
-            return attend(q.float(), k.float(), v.float(), mask, dropout).to(v.dtype)
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
+            return sdpa(q.to(wide), k.to(wide), v.to(wide)).to(q.dtype)
+    return sdpa(q, k, v, dropout_p=dropout)
 
 
 class CausalSelfAttention(nn.Module):
