@@ -80,6 +80,9 @@ def batch_gradients(rank, world, file, accumulation):
         torch.save([p.grad for p in raw_model.parameters()], file)
     if world > 1:
         dist.barrier()
+        # DDP must not be the last to hold the group: it would wait for its threads with the GIL,
+        # and they may be waiting for the GIL to drop what they have done
+        del model
         dist.destroy_process_group()
 
 
