@@ -6,7 +6,7 @@
 The defaults, types and help texts are the fields and comments of the dataclasses in train.py,
 model.py and sample.py; nothing is declared twice. A config file is a Python file of assignments,
 run in a namespace of its own: modules it imports and names that begin with _ are its private
-matter, any other name must be a setting. Below that: what "auto" becomes on this machine.
+matter, any other name must be a setting.
 """
 
 import argparse
@@ -16,13 +16,11 @@ import re
 import runpy
 import sys
 import traceback
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin
-
-import torch
 
 
 class UserError(Exception):
@@ -161,48 +159,3 @@ def field_comments(schema):
     """The comment behind each field in a dataclass's source: its help text."""
     pattern = re.compile(r"^    (\w+):.*?=.*?  # (.*)$", re.MULTILINE)
     return dict(pattern.findall(inspect.getsource(schema)))
-
-
-# --------------------------------------------------------------------------------------------------
-# What "auto" becomes here
-
-
-def find_device(name):
-    """`name` as a torch.device; "auto" is a CUDA GPU, else Apple's, else the CPU. Raises UserError
-    where the device is not there."""
-    if name == "auto":
-        mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("it is none of cpu, cuda, mps")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device={name} cannot be used here: {reason(error)}; "
-                        "device=auto takes what there is") from None
-    return device
-
-
-def find_dtype(name, device, n_embd):
-    """The type of matrix products: `name`, or for "auto" the fastest that trains as well. Raises
-    UserError where the device cannot do it."""
-    bf16_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if name == "bfloat16" and device.type == "cuda" and not bf16_gpu:
-        raise UserError("dtype=bfloat16 is not possible on this GPU: float16 is")
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bfloat16" if bf16_gpu else "float16"
-    instructions = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
-    # narrow models lose more by the conversions than they gain: see docs/benchmarks.md
-    pays = device.type == "cpu" and instructions.get("avx512_bf16") and n_embd >= 128
-    return "bfloat16" if pays else "float32"
-
-
-def autocast_to(dtype, device):
-    """A context in which matrix products are done in `dtype`; weights and their updates stay
-    float32."""
-    if dtype == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=getattr(torch, dtype))

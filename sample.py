@@ -24,17 +24,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from checkpoint import find_checkpoint, load_start
-from configurator import (
-    UserError,
-    build,
-    configure,
-    find_device,
-    find_dtype,
-    one_line_errors,
-)
+from configurator import UserError, build, configure, one_line_errors
+from internals.checkpoint import find_checkpoint, load_start
+from internals.devices import find_device, find_dtype
+from internals.files import read_text, replacing
 from model import GPT, GPTConfig, KVCache
-from prepare import read_text, replacing, tokenizer_from_meta
+from prepare import tokenizer_from_meta
 
 SEPARATOR = "---------------"
 WIDE = 256  # from this n_embd on a CPU gains by bfloat16 and by packed weights

@@ -13,15 +13,12 @@ Left out: models that do not fit on one device, data on other machines, searches
 """
 
 import functools
-import importlib
 import itertools
 import json
 import math
-import os
 import signal
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,30 +26,26 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # first imported by DDP, it would keep the group's threads to the end
 from torch.nn.parallel import DistributedDataParallel
 
-from checkpoint import find_checkpoint, load_start
-from configurator import (
-    UserError,
-    autocast_to,
-    build,
-    configure,
-    find_device,
-    find_dtype,
-    one_line_errors,
-    reason,
+from configurator import UserError, configure, one_line_errors
+from internals.checkpoint import find_checkpoint, load_start, resumed_settings, started_settings
+from internals.dataset import load_bins
+from internals.devices import PEAK_FLOPS, autocast_to, compiled, find_dtype
+from internals.files import DATA, replacing
+from internals.optimizers import make_optimizers
+from internals.parallel import start_process
+from internals.runlog import (
+    draw_losses,
+    duration,
+    human,
+    keep_previous,
+    read_metrics,
+    start_tracker,
 )
+from internals.signals import catch_signals
 from model import GPT, GPTConfig
-from prepare import (
-    CORPORA,
-    DATA,
-    decode,
-    load_bins,
-    prepare_corpus,
-    replacing,
-    tokenizer_from_meta,
-)
+from prepare import CORPORA, decode, prepare_corpus, tokenizer_from_meta
 
 SIZES = {  # name: n_layer, n_head, n_embd. minGPT's small ones, GPT-1's, and GPT-2's
     "gpt-nano": (3, 3, 48), "gpt-micro": (4, 4, 128), "gpt-mini": (6, 6, 192),
@@ -60,7 +53,6 @@ SIZES = {  # name: n_layer, n_head, n_embd. minGPT's small ones, GPT-1's, and GP
     "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600),
 }
 MAX_SKIPPED = 10  # updates in a row that cannot be made, before the run ends
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bfloat16
 
 
 @dataclass
@@ -225,250 +217,7 @@ def seed_step(seed, step, rank):
 
 
 # --------------------------------------------------------------------------------------------------
-# Optimizers
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are made orthogonal: every direction is learnt at the same speed, be
-    its gradient large or small (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
-
-    torch.optim.Muon takes matrix by matrix, q, k and v as one of them, and cannot leave out a step
-    that is not finite. Here those of one shape are a batch, which is faster (docs/benchmarks.md).
-    """
-
-    def __init__(self, params, lr, momentum, weight_decay, dtype):
-        """params: (out, in) matrices. dtype: of the products that make them orthogonal."""
-        shapes = {}
-        for p in params:
-            shapes.setdefault(tuple(p.shape), []).append(p)
-        super().__init__([{"params": some} for some in shapes.values()],
-                         {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.dtype = dtype
-        self.found_inf = torch.zeros((), device=self.param_groups[0]["params"][0].device)
-
-    @torch.no_grad()
-    def step(self):
-        go = 1 - self.found_inf  # 0: all stays as it is, to the last bit
-        for group in self.param_groups:
-            params, mu, lr = group["params"], group["momentum"], group["lr"] * go
-            grads = torch.stack([p.grad for p in params])  # (n, out, in)
-            grads = grads.where(go > 0, 0.0)  # not even 0 x NaN may be added
-            momentum = self.state[params[0]].setdefault("momentum", torch.zeros_like(grads))
-            momentum.lerp_(grads, (1 - mu) * go)
-            update = grads.lerp(momentum, mu)  # Nesterov's
-            rows, cols = params[0].shape
-            if rows == 3 * cols:
-                update = update.view(-1, cols, cols)  # c_attn: q, k and v
-                rows = cols
-            update = orthogonal(update, self.dtype) * max(1, rows / cols) ** 0.5
-            for p, change in zip(params, update.view_as(grads), strict=True):
-                p.mul_(1 - lr * group["weight_decay"]).sub_(change * lr)
-
-
-def orthogonal(matrices, dtype):
-    """(n, a, b), each matrix U S V^T made U V^T, nearly: five steps of Newton and Schulz with
-    Jordan's coefficients bring the singular values between about 0.7 and 1.2."""
-    x = matrices.to(dtype)
-    if tall := x.shape[1] > x.shape[2]:
-        x = x.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        a = x @ x.mT
-        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, b, x, beta=3.4445)
-    return (x.mT if tall else x).to(matrices.dtype)
-
-
-def make_optimizers(model, cfg, dtype):
-    """AdamW, in which matrices and embeddings decay, and biases and gains do not (GPT-2, GPT-3);
-    behind it Muon for the matrices in the blocks, if cfg says so. Each group of parameters has a
-    "scale": its rate as a multiple of learning_rate."""
-    named = dict(model.named_parameters())
-    muon = {name: p for name, p in named.items()
-            if cfg.optimizer == "muon" and ".h." in name and p.dim() == 2}
-    rest = [p for name, p in named.items() if name not in muon]
-    decay, rate = cfg.weight_decay, cfg.learning_rate
-    groups = [{"params": [p for p in rest if p.dim() >= 2], "weight_decay": decay, "scale": 1.0},
-              {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "scale": 1.0}]
-    if cfg.embedding_lr is not None:
-        # wte first, as without a rate of its own: a checkpoint has the states in this order
-        groups.insert(0, {"params": [groups[0]["params"].pop(0)], "weight_decay": decay,
-                          "scale": cfg.embedding_lr / rate})
-    # fused: one kernel for all parameters
-    optimizers = [torch.optim.AdamW(groups, rate, (cfg.beta1, cfg.beta2), fused=True)]
-    if muon:
-        products = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        optimizers.append(Muon(muon.values(), cfg.muon_lr, cfg.momentum, decay, products))
-        for group in optimizers[1].param_groups:
-            group["scale"] = cfg.muon_lr / rate
-    return optimizers
-
-
-# --------------------------------------------------------------------------------------------------
-# What a run leaves and finds: checkpoints, metrics, the picture
-
-
-def resumed_settings(checkpoint, given):
-    """The settings of a run that goes on: the checkpoint's, and over them those given now. Raises
-    UserError where these do not fit to its model or its optimizer."""
-    config = checkpoint.get("config")
-    if config is None or "optimizer" not in checkpoint:
-        raise UserError("the checkpoint has a model and no optimizer: it cannot be resumed, but "
-                        "started from, with --init_from= and its folder")
-    for name, value in config.items():
-        if given.get(name, value) != value:
-            print(f"{name} is {given[name]} from here on; it was {value}")
-    for name, value in (("optimizer", config.get("optimizer", "adamw")),
-                        ("block_size", checkpoint["model_args"]["block_size"])):
-        if given.get(name, value) != value:
-            raise UserError(f"{name}={given[name]}, but the checkpoint to resume has {value}: "
-                            "leave it out, or start from it with --init_from= and its folder")
-    return build(TrainConfig, config | given), started_settings(checkpoint, given)
-
-
-def started_settings(checkpoint, given):
-    """The shape of the checkpoint's model, with the dropout, and at most the block_size, given now.
-    Raises UserError where anything else shall be another."""
-    model_args, wpe = checkpoint["model_args"], "transformer.wpe.weight"
-    new = {name: given.get(name, model_args[name]) for name in ("block_size", "dropout")}
-    if new["block_size"] > model_args["block_size"]:
-        raise UserError(f"block_size={new['block_size']} is over the {model_args['block_size']} "
-                        "of the model to start from")
-    for name, value in model_args.items():
-        if name not in new and given.get(name, value) != value:
-            raise UserError(f"{name}={given[name]}, but the model to start from has {value}: "
-                            "leave it out, or start anew with --init_from=scratch")
-    if wpe in checkpoint["model"]:
-        checkpoint["model"][wpe] = checkpoint["model"][wpe][:new["block_size"]].clone()
-    return build(GPTConfig, model_args | new)
-
-
-def keep_previous(out_dir):
-    """Move what an earlier run left in out_dir to out_dir/previous-1, 2, ...; ckpt.pt last."""
-    names = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "ckpt.pt")
-    left = [out_dir / name for name in names if (out_dir / name).exists()]
-    if left:
-        numbered = (out_dir / f"previous-{n}" for n in itertools.count(1))
-        folder = next(folder for folder in numbered if not folder.exists())
-        folder.mkdir()
-        for path in left:
-            path.rename(folder / path.name)
-        print(f"what was in {out_dir} is kept in {folder}")
-
-
-def read_metrics(path, until):
-    """The lines of metrics.jsonl for the steps up to `until`. Later ones are of a run that was
-    killed before its next checkpoint; they will be logged again, as the evaluation at `until`."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with suppress(ValueError):  # a kill can tear the last line
-            entries.append(json.loads(line))
-    return [m for m in entries if m["step"] < until or (m["step"] == until and "loss" in m)]
-
-
-def draw_losses(metrics, path):
-    """The picture of a run: the lines of its metrics.jsonl as curves."""
-    from matplotlib.figure import Figure  # without pyplot, which would look for a screen
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for key, label, style in (
-            ("loss", "one step's batch", {"color": "tab:blue", "alpha": 0.3, "linewidth": 0.8}),
-            ("train_loss", "training text", {"color": "tab:blue", "marker": "."}),
-            ("val_loss", "validation text", {"color": "tab:orange", "marker": "."})):
-        points = [(m["step"], m[key]) for m in metrics if m.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
-        if points and key == "val_loss":
-            best = min(points, key=lambda point: point[1])
-            axes.plot(*best, "o", color="tab:orange", label=f"best: {best[1]:.4f}")
-    axes.set(xlabel="step", ylabel="loss (nats a token)", title=path.parent.name)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-
-
-def human(number):
-    """528123.0 -> '528k', 24140.0 -> '24.1k'"""
-    power = 0 if number < 1e3 else 1 if number < 1e6 else 2
-    number /= 1000**power
-    return f"{number:.{int(power > 0 and number < 100)}f}{'kM'[:power][-1:]}"
-
-
-def duration(seconds):
-    """3725 -> '1h 02m', 147 -> '2m 27s'"""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {seconds:02d}s"
-
-
-def catch_signals():
-    """From now on SIGINT and SIGTERM only add their time to the list that is returned. One that
-    comes a second or more after the first ends the process; sooner, it is the same Ctrl-C, which a
-    terminal sends to all processes, and torchrun passes on to its own."""
-    received = []
-
-    def on_signal(number, _):
-        if not received:
-            os.write(2, b"stopping after this step; once more to leave at once\n")
-        received.append(time.monotonic())
-        if received[-1] - received[0] > 1:
-            os._exit(128 + number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    return received
-
-
-# --------------------------------------------------------------------------------------------------
 # A run, top to bottom
-
-
-def start_process(cfg):
-    """(rank, number of processes, device) of this process: torchrun starts one per GPU, and tells
-    each its number."""
-    ddp = "RANK" in os.environ
-    rank, local_rank, world = (int(os.environ.get(name, default)) for name, default in
-                               (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
-    own_gpu = ddp and cfg.device in ("auto", "cuda") and torch.cuda.is_available()
-    device = find_device(f"cuda:{local_rank}" if own_gpu else cfg.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32 for what is not in bfloat16
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic needs it
-    torch.use_deterministic_algorithms(cfg.deterministic)
-    if ddp:
-        best = "nccl" if device.type == "cuda" else "gloo"
-        backend = best if cfg.backend == "auto" else cfg.backend
-        # the stop flag is a CPU tensor, so that looking at it does not wait for the GPU
-        dist.init_process_group("cpu:gloo,cuda:nccl" if backend == "nccl" else backend)
-    return rank, world, device
-
-
-def compiled(model, try_out):
-    """The model compiled, if it passes try_out(model), which is when it is compiled; or as it is:
-    a compiler is missing, a GPU too old, torch has many reasons."""
-    try:
-        faster = torch.compile(model)
-        try_out(faster)
-        return faster
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        print(f"warning: torch.compile failed, training goes on without it "
-              f"({type(error).__name__}: {reason(error):.100})", file=sys.stderr)
-        return model
-
-
-def start_tracker(cfg, settings):
-    """wandb, or trackio, which has its interface."""
-    try:
-        tracker = importlib.import_module(cfg.tracker)
-    except ImportError:
-        raise UserError(f"wandb_log=True needs a package: pip install {cfg.tracker}") from None
-    tracker.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=settings)
-    return tracker
 
 
 def train(cfg, model_cfg, given, checkpoint):
@@ -764,7 +513,7 @@ def main(argv=None):
         cfg.init_from = "resume" if (out_dir / "ckpt.pt").exists() else "scratch"
     if cfg.init_from == "resume":
         checkpoint = find_checkpoint(out_dir, "ckpt.pt", "best.pt")
-        cfg, model_cfg = resumed_settings(checkpoint, given | {"init_from": "resume"})
+        cfg, model_cfg = resumed_settings(TrainConfig, checkpoint, given | {"init_from": "resume"})
     elif cfg.init_from != "scratch":
         checkpoint = load_start(cfg.init_from)
         model_cfg = started_settings(checkpoint, given)

@@ -9,8 +9,9 @@ from conftest import ROOT
 
 import prepare
 import train
-from checkpoint import load_checkpoint
-from prepare import decode, load_bins, tokenizer_from_meta
+from internals.checkpoint import load_checkpoint
+from internals.dataset import load_bins
+from prepare import decode, tokenizer_from_meta
 from train import training_windows
 
 sys.path.insert(0, str(ROOT / "tools"))

@@ -18,8 +18,9 @@ import export
 import prepare
 import sample
 import train
+from internals.corpora import GPT2_TABLES
 from model import GPT
-from prepare import GPT2_TABLES, CharTokenizer, GPT2Tokenizer, decode
+from prepare import CharTokenizer, GPT2Tokenizer, decode
 
 SPECIAL = ["a<|endoftext|>b", "<|endoftext|>", " <|endoftext|> \n<|endoftext|>"]
 MORE = ["\r\n\r\n \r", "\0", "\0\0 \0", "🙂" * 50, " " * 5000, "\t" * 77 + "x", "1" * 999,

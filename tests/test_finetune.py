@@ -14,8 +14,8 @@ import finetune
 
 import train
 from configurator import configure
+from internals.dataset import load_bins
 from model import GPT, GPTConfig
-from prepare import load_bins
 
 TEXT = """First Lord:
 Now has the winter of the northern sea come down

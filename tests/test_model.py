@@ -9,6 +9,7 @@ import torch
 from conftest import GPT2_TINY, MODELS, MODERN_TINY
 from numpy_gpt2 import gpt2
 
+from internals.optimizers import make_optimizers
 from model import (
     ACTIVATIONS,
     GPT,
@@ -21,7 +22,7 @@ from model import (
     drop,
     penalize,
 )
-from train import TrainConfig, make_optimizers
+from train import TrainConfig
 
 
 def tokens(config, *shape, seed=0):

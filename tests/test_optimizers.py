@@ -7,7 +7,8 @@ import torch
 from conftest import GPT2_TINY, MODELS, MODERN_TINY, equal
 from test_model import model_of, tokens
 
-from train import Muon, TrainConfig, learning_rate, make_optimizers, orthogonal
+from internals.optimizers import Muon, make_optimizers, orthogonal
+from train import TrainConfig, learning_rate
 
 MUON = TrainConfig(optimizer="muon", learning_rate=1e-3, muon_lr=0.02, embedding_lr=1e-2,
                    weight_decay=0.1)

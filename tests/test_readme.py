@@ -6,7 +6,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, SHARED
@@ -38,8 +37,9 @@ def shortened(line):
 def clone(tmp_path_factory):
     """The program alone, in an empty folder, with a novel beside it."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("model", "checkpoint", "pretrained", "prepare", "train", "sample", "configurator"):
-        shutil.copy(ROOT / f"{name}.py", folder)
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    shutil.copytree(ROOT / "internals", folder / "internals")
     (folder / "tools").mkdir()
     shutil.copy(ROOT / "tools" / "export.py", folder / "tools")
     shutil.copytree(ROOT / "config", folder / "config")
@@ -111,6 +111,6 @@ def test_gpt2_takes_half_a_million_tokens_a_step():
 
 
 def test_the_core_imports_nothing_from_tools():
-    for name in ("model", "checkpoint", "pretrained", "prepare", "train", "sample", "configurator"):
-        source = Path(ROOT / f"{name}.py").read_text(encoding="utf-8")
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("internals/*.py")]:
+        source = path.read_text(encoding="utf-8")
         assert not re.search(r"^\s*(from|import) tools", source, re.MULTILINE)

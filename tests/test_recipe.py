@@ -9,8 +9,8 @@ from conftest import ROOT
 
 import train
 from configurator import configure
+from internals.dataset import load_bins
 from model import GPT, GPTConfig
-from prepare import load_bins
 
 MODERN_NAMES = {"pos", "norm", "act", "qk_norm", "zero_init", "tied", "softcap", "optimizer",
                 "muon_lr", "learning_rate", "embedding_lr", "weight_decay", "min_lr", "cooldown",

@@ -11,7 +11,7 @@ import torch
 from conftest import MODERN, equal, finished, script
 
 import train
-from checkpoint import load_checkpoint
+from internals.checkpoint import load_checkpoint
 from train import main
 
 

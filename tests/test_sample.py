@@ -12,8 +12,9 @@ import torch
 from conftest import MODERN, ROOT, finished, script
 
 import prepare
-from checkpoint import load_checkpoint
 from configurator import UserError
+from internals import dataset, files
+from internals.checkpoint import load_checkpoint
 from model import GPT, GPTConfig
 from sample import SEPARATOR, Packed, Sample, load_model, main, packed, quantized
 from train import main as train_main
@@ -88,8 +89,8 @@ def test_the_best_checkpoint_is_read_first(trained, tmp_path, capsys):
 
 
 def test_the_checkpoint_is_all_that_is_needed(trained, capsys, monkeypatch):
-    monkeypatch.setattr(prepare, "load_bins", None)
-    monkeypatch.setattr(prepare, "DATA", None)
+    monkeypatch.setattr(dataset, "load_bins", None)
+    monkeypatch.setattr(files, "DATA", None)
     assert len(texts(capsys, f"--out_dir={trained}", "--num_samples=1")) == 1
 
 

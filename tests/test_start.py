@@ -12,8 +12,9 @@ from conftest import GPT2_TINY, NANO_TINY, TINY_RUN, equal
 
 import sample
 import train
+from internals.dataset import load_bins, read_meta
 from model import GPT, GPTConfig
-from prepare import GPT2Tokenizer, load_bins, read_meta, write_bins
+from prepare import GPT2Tokenizer, write_bins
 
 FINE_TUNING = {"n_layer": None, "n_head": None, "n_embd": None, "block_size": None}
 

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, equal
 
 import train
-from checkpoint import load_checkpoint
+from internals.checkpoint import load_checkpoint
 from model import GPT
 from train import (
     TrainConfig,

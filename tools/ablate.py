@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
 from configurator import UserError, configure, one_line_errors
-from prepare import replacing
+from internals.files import replacing
 
 ROOT = Path(train.__file__).parent
 

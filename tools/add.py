@@ -17,9 +17,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from checkpoint import find_checkpoint
-from configurator import UserError, configure, find_device, one_line_errors
-from prepare import DATA, decode, load_bins
+from configurator import UserError, configure, one_line_errors
+from internals.checkpoint import find_checkpoint
+from internals.dataset import load_bins
+from internals.devices import find_device
+from internals.files import DATA
+from prepare import decode
 from sample import load_model
 
 BATCH, SHOWN = 5000, 5  # sums at a time, wrong ones to print

@@ -26,17 +26,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from configurator import (
-    UserError,
-    autocast_to,
-    build,
-    configure,
-    find_device,
-    find_dtype,
-    one_line_errors,
-)
+from configurator import UserError, build, configure, one_line_errors
+from internals import devices, files
+from internals.dataset import load_bins
+from internals.devices import autocast_to, find_device, find_dtype
+from internals.optimizers import make_optimizers
 from model import GPT, GPTConfig, KVCache
-from prepare import load_bins
 from sample import Packed, packed, quantized
 
 ROUNDS, STEPS = 7, 100
@@ -139,7 +134,7 @@ def stepper(raw_model, loss_of, cfg, device, dtype, optimizers, vocab_size):
 def our_step(cfg, model_cfg, device, dtype):
     torch.manual_seed(cfg.seed)
     model = GPT(model_cfg).to(device)
-    optimizers = train.make_optimizers(model, cfg, dtype)
+    optimizers = make_optimizers(model, cfg, dtype)
     return model, stepper(model, lambda m, x, y: m(x, y)[1], cfg, device, dtype, optimizers,
                           model_cfg.vocab_size)
 
@@ -148,7 +143,7 @@ def settings_of(argv):
     """The settings, with the vocabulary of the dataset where it is there."""
     given, cfg, model_cfg = configure(__doc__, train.TrainConfig, GPTConfig, argv=argv,
                                       expand=train.sized)
-    folder = Path(cfg.data_dir or train.DATA) / cfg.dataset
+    folder = Path(cfg.data_dir or files.DATA) / cfg.dataset
     if "vocab_size" not in given and (folder / "train.bin").exists():
         meta, _ = load_bins(folder)
         if meta["tokenizer"] != "gpt2":
@@ -180,7 +175,7 @@ def bench_train(argv):
         side()  # to be warm
     rates = in_turns(sides, ROUNDS, "tok/s", many * tokens)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peak = next((flops for name, flops in train.PEAK_FLOPS.items() if name in gpu), None)
+    peak = next((flops for name, flops in devices.PEAK_FLOPS.items() if name in gpu), None)
     source = f"{gpu}'s" if peak else "a 2048^3 product's, measured:"
     peak = peak or matmul_flops(dtype, device)
     print(f"  {tokens / rates['glassGPT'] * 1e3:.1f} ms a step; "

@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import UserError, autocast_to, configure, find_device, find_dtype, one_line_errors
-from prepare import read_text
+from configurator import UserError, configure, one_line_errors
+from internals.devices import autocast_to, find_device, find_dtype
+from internals.files import read_text
 from sample import load_model
 
 

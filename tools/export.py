@@ -22,7 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configurator import Parser, UserError, one_line_errors
-from prepare import END_OF_TEXT, CharTokenizer, gpt2_tables
+from internals.corpora import gpt2_tables
+from prepare import END_OF_TEXT, CharTokenizer
 from sample import load_model
 
 

@@ -23,7 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
 from configurator import Parser, one_line_errors
-from prepare import DATA, fetch_each_play, prepare_corpus, prepare_texts, read_text, replacing
+from internals.corpora import fetch_each_play
+from internals.files import DATA, read_text, replacing
+from prepare import prepare_corpus, prepare_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY, OTHER = "shakespeare_char", "other_plays"  # the names of the datasets

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from internals.files import replacing
 from model import GPTConfig
-from prepare import replacing
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")

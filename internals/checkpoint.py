@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-import pretrained
 from configurator import UserError, build, reason
+from internals import huggingface
+from internals.dataset import GPT2_META, read_meta
+from internals.files import DATA
 from model import GPT, GPTConfig
-from prepare import DATA, GPT2_META, read_meta
 
 
 def find_checkpoint(out_dir, *names):
@@ -92,9 +93,9 @@ def load_start(name):
         hint = f"did you mean {near[0]}?" if near else f"and none of {', '.join(known)}"
         raise UserError(f"init_from={name} is no folder of a run or a model; {hint}")
     try:
-        folder = pretrained.find(name)
+        folder = huggingface.find(name)
         model = GPT.from_pretrained(folder)
-        is_gpt2 = pretrained.is_gpt2_vocabulary(folder, model.config.vocab_size)
+        is_gpt2 = huggingface.is_gpt2_vocabulary(folder, model.config.vocab_size)
     except ImportError as error:
         raise UserError(f"init_from={name} needs a package: pip install {error.name}") from None
     except Exception as error:  # huggingface_hub has many of its own
@@ -109,3 +110,38 @@ def load_start(name):
                         f"{meta['vocab_size']}")
     meta = meta or GPT2_META
     return {"model": model.state_dict(), "model_args": asdict(model.config), "meta": meta}
+
+
+def resumed_settings(train_config, checkpoint, given):
+    """The settings of a run that goes on: the checkpoint's, and over them those given now. Raises
+    UserError where these do not fit to its model or its optimizer."""
+    config = checkpoint.get("config")
+    if config is None or "optimizer" not in checkpoint:
+        raise UserError("the checkpoint has a model and no optimizer: it cannot be resumed, but "
+                        "started from, with --init_from= and its folder")
+    for name, value in config.items():
+        if given.get(name, value) != value:
+            print(f"{name} is {given[name]} from here on; it was {value}")
+    for name, value in (("optimizer", config.get("optimizer", "adamw")),
+                        ("block_size", checkpoint["model_args"]["block_size"])):
+        if given.get(name, value) != value:
+            raise UserError(f"{name}={given[name]}, but the checkpoint to resume has {value}: "
+                            "leave it out, or start from it with --init_from= and its folder")
+    return build(train_config, config | given), started_settings(checkpoint, given)
+
+
+def started_settings(checkpoint, given):
+    """The shape of the checkpoint's model, with the dropout, and at most the block_size, given now.
+    Raises UserError where anything else shall be another."""
+    model_args, wpe = checkpoint["model_args"], "transformer.wpe.weight"
+    new = {name: given.get(name, model_args[name]) for name in ("block_size", "dropout")}
+    if new["block_size"] > model_args["block_size"]:
+        raise UserError(f"block_size={new['block_size']} is over the {model_args['block_size']} "
+                        "of the model to start from")
+    for name, value in model_args.items():
+        if name not in new and given.get(name, value) != value:
+            raise UserError(f"{name}={given[name]}, but the model to start from has {value}: "
+                            "leave it out, or start anew with --init_from=scratch")
+    if wpe in checkpoint["model"]:
+        checkpoint["model"][wpe] = checkpoint["model"][wpe][:new["block_size"]].clone()
+    return build(GPTConfig, model_args | new)
