@@ -1,161 +1,198 @@
-"""Settings: defaults < config files < --key=value. And what is said when one of them is wrong.
+"""Settings: defaults < config files < --key=value.
 
     python train.py config/quickstart.py --max_iters=500 --dropout 0.1
     python train.py --help
 
-The defaults, types and help texts are the fields and comments of the dataclasses in train.py,
-model.py and sample.py; nothing is declared twice. A config file is a Python file of assignments,
-run in a namespace of its own: modules it imports and names that begin with _ are its private
-matter, any other name must be a setting.
+The settings of a script are the fields of its dataclasses (TrainConfig, GPTConfig, ...): each has a
+type, a limit and a default. The comment behind a field, or the lines above it, is its help text.
+A config file is a Python file of assignments, run in a namespace of its own. Its modules,
+functions, classes and names that begin with _ are private; any other name must be a setting.
 """
 
-import argparse
-import difflib
-import inspect
-import re
 import runpy
 import sys
-import traceback
-from contextlib import contextmanager, suppress
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
-from typing import Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
+
+from internals import usage
+from internals.errors import UserError, one_line_errors, reason  # noqa: F401 (imported from here)
+from internals.limits import OF_MODEL
 
 
-class UserError(Exception):
-    """A person's mistake. The message says what is wrong, the value, the limit, and what to do."""
-
-
-@contextmanager
-def one_line_errors():
-    """Around a script's main: a person's mistake ends in one line on stderr and exit code 2.
-    A full disk or a file that cannot be read is one too. A bug of ours keeps its traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # Windows would use a code page
-    try:
-        yield
-    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
-        sys.stderr.close()
-        sys.exit(0)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def reason(error):
-    """The first line of what an exception says, or its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with its errors as UserError: one line, no usage."""
-
-    def error(self, message):
-        raise UserError(f"{message} (see --help)")
-
-
-def configure(description, *schemas, argv=None, expand=None):
+def configure(description, *schemas, argv=None, expand=None, positional=()):
     """Read config files and --key=value pairs into dataclasses.
 
-    description: what --help begins with.
+    description: the text of --help.
     schemas: dataclass types; together they make one flat set of settings.
-    argv: the command line without the program's name; by default this process's own.
-    expand: a function of the settings of one source, that may add others which they stand for.
+    argv: the command line without the program's name; None: that of this process.
+    expand: a function of the settings of one source; it may add others which they stand for.
+    positional: names of the settings that take the words without --, in this order; a tuple takes
+        all that remain. Without any, these words are config files.
     Returns (given, one instance per schema): `given` holds only what was set, by name.
     Raises UserError for an unknown setting, a value of the wrong type, or a bad config file.
     """
-    settings = {field.name: field for schema in schemas for field in fields(schema)}
-    comments = {name: text for schema in schemas for name, text in field_comments(schema).items()}
-    parser = Parser(description=description, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", nargs="*", help="config files: Python files of assignments")
-    for name, field in settings.items():
-        text = f"{comments.get(name, '')} [{field.default!r}]".replace("%", "%%").strip()
-        parser.add_argument(f"--{name}", metavar=type_name(field.type), help=text,
-                            default=argparse.SUPPRESS)
-    argv = sys.argv[1:] if argv is None else argv
-    words = [word[2:].split("=")[0] for word in argv if word.startswith("--")]
-    refuse_unknown([word for word in words if word != "help"], settings, "the command line")
-    options = parser.parse_intermixed_args(argv)
-    sources = [(path, run_config(path)) for path in options.config]
-    sources.append(("the command line", {k: v for k, v in vars(options).items() if k != "config"}))
+    types = {field.name: field.type for schema in schemas for field in fields(schema)}
+    options, words = split(sys.argv[1:] if argv is None else argv, types)
+    wants_help = options.pop("--help", False)
+    sources = []
+    if positional:
+        options |= place(words, positional, types)
+    else:
+        sources = [(f"in {path}", run_config(path, types)) for path in words]
 
     given = {}
-    for source, values in sources:
-        refuse_unknown(values, settings, source)
-        values = {name: convert(name, value, settings[name].type, source)
+    for source, values in [*sources, ("on the command line", options)]:
+        values = {name: convert(name, value, types[name], source)
                   for name, value in values.items()}
         given |= expand(values) if expand else values
+    if wants_help:
+        print(usage.help_text(description, schemas, given, positional, type_name, limit_of))
+        sys.exit(0)
     return given, *(build(schema, given) for schema in schemas)
 
 
-def refuse_unknown(names, settings, source):
-    for name in names:
-        if name not in settings:
-            near = difflib.get_close_matches(name, settings, n=1)
-            hint = f"did you mean {near[0]}?" if near else "--help lists the settings"
-            raise UserError(f"unknown setting {name!r} in {source}; {hint}")
+def split(argv, types):
+    """A command line as ({name: value} of --name=value and --name value, the other words)."""
+    options, others = {}, []
+    words = iter(argv)
+    for word in words:
+        if word in ("--help", "-h"):
+            options["--help"] = True
+        elif not word.startswith("--"):
+            others.append(word)
+        else:
+            name, equals, value = word[2:].partition("=")
+            refuse_unknown(name, types, "on the command line")
+            if not equals:
+                value = next(words, "--")
+                if value.startswith("--"):
+                    raise UserError(f"--{name} needs a value: --{name}=VALUE")
+            options[name] = value
+    return options, others
+
+
+def place(words, positional, types):
+    """{name: value} of the words without --, by the settings that take them."""
+    values = {}
+    for name in positional:
+        if words and get_origin(types[name]) is tuple:
+            values[name], words = tuple(words), []
+        elif words:
+            values[name], words = words[0], words[1:]
+    if words:
+        raise UserError(f"{words[0]!r} is one word too many (see --help)")
+    return values
+
+
+def run_config(path, types):
+    """Run a config file; return its settings. What it raises is reported in one line."""
+    if not Path(path).is_file() or not path.endswith(".py"):
+        raise UserError(usage.no_config_file(path, types))
+    try:
+        names = runpy.run_path(path)
+    except (Exception, SystemExit) as error:
+        place = f"{path}, line {usage.line_of(error, path)}"
+        raise UserError(f"{place}: {type(error).__name__}: {reason(error)}") from None
+    values = {}
+    for name, value in names.items():
+        is_helper = name.startswith("_") or isinstance(value, ModuleType) or callable(value)
+        if name in types or not is_helper:
+            refuse_unknown(name, types, f"in {path}", " (a helper's name begins with _)")
+            values[name] = value
+    return values
+
+
+def refuse_unknown(name, types, source, advice=""):
+    if name not in types:
+        hint = usage.suggestion(name, types) or "--help lists the settings"
+        raise UserError(f"unknown setting {name!r} {source}; {hint}{advice}")
 
 
 def build(schema, values):
-    """An instance of the dataclass from those `values` that are its fields; its ValueError (a limit
-    that its __post_init__ checks) becomes a UserError."""
-    names = [field.name for field in fields(schema) if field.name in values]
+    """An instance of the dataclass from those `values` that are its fields. Raises UserError for a
+    wrong type, a value outside its limit, and the ValueError of a __post_init__."""
+    arguments = {}
+    for field in fields(schema):
+        if field.name in values:
+            arguments[field.name] = convert(field.name, values[field.name], field.type)
+        elif field.default is MISSING:
+            raise UserError(f"{field.name} must be given (see --help)")
     try:
-        return schema(**{name: values[name] for name in names})
+        for field in fields(schema):
+            check_limit(field, arguments.get(field.name))
+        return schema(**arguments)
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
-def run_config(path):
-    """Run a config file; return its public assignments. What it raises is told in one line."""
-    if not Path(path).is_file():
-        near = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.py")), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"there is no config file {path}{hint}")
-    try:
-        names = runpy.run_path(path)
-    except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-                 if frame.filename == path]
-        where = f"{path}, line {getattr(error, 'lineno', None) or (lines or ['?'])[-1]}"
-        raise UserError(f"{where}: {type(error).__name__}: {reason(error)}") from None
-    return {name: value for name, value in names.items()
-            if not name.startswith("_") and not isinstance(value, ModuleType)}
+def check_limits(config):
+    """Raises ValueError if a field of a dataclass instance is outside the limit of its type."""
+    for field in fields(config):
+        check_limit(field, getattr(config, field.name))
 
 
-def convert(name, value, kind, source):
-    """`value` as the type `kind`: text is parsed, other values are checked. An int may stand for a
-    float; a bool may not stand for a number. Raises UserError."""
-    for option in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
-        if get_origin(option) is Literal and value in get_args(option):
-            return value
-        if option is NoneType and value in (None, "None"):
-            return None
-        if option is bool and str(value) in ("True", "true", "False", "false"):
-            return str(value) in ("True", "true")
-        if option is str and isinstance(value, str):
-            return value
-        if option in (int, float) and type(value) in (str, int, option):
-            with suppress(ValueError, OverflowError):
-                return option(value)
-    raise UserError(f"{name} must be {type_name(kind)}, not {value!r} (in {source})")
+def check_limit(field, value):
+    limit = limit_of(field)
+    if limit and isinstance(value, (int, float)) and not limit.allows(value):
+        raise ValueError(f"{field.name}={value} must be {limit.text}")
+
+
+def limit_of(field):
+    """The Limit in the type of a dataclass field, such as Count or Count | None; or None."""
+    kind = OF_MODEL.get(field.name, field.type)
+    for part in (kind, *get_args(kind)):
+        if get_origin(part) is Annotated:
+            return part.__metadata__[0]
+    return None
+
+
+def alternatives(kind):
+    """The plain types in a type: [int, NoneType] for Count | None."""
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]
+    return [part.__origin__ if get_origin(part) is Annotated else part for part in parts]
+
+
+def convert(name, value, kind, source="in the settings"):
+    """`value` as the type `kind`: text is parsed, other values are checked. Raises UserError."""
+    # str comes last, because every word is a text: "None" is None for a str | None
+    for option in sorted(alternatives(kind), key=lambda option: option is str):
+        with suppress(ValueError, OverflowError, RecursionError):
+            return parse(value, option)
+    raise UserError(f"{name} must be {type_name(kind)}, not {usage.shown(value)} ({source})")
+
+
+def parse(value, kind):
+    """`value` as a plain type. An int may stand for a float, and 1e3 for an int; a bool may not
+    stand for a number. Raises ValueError, or OverflowError for a number that is too large."""
+    text = str(value)
+    if kind is NoneType and text == "None":
+        return None
+    if kind is bool and text in ("True", "true", "False", "false"):
+        return text in ("True", "true")
+    if kind is str and isinstance(value, str):
+        return value
+    if get_origin(kind) is tuple and isinstance(value, tuple):
+        return value
+    if get_origin(kind) is Literal:
+        return get_args(kind)[[str(choice) for choice in get_args(kind)].index(text)]
+    if kind in (int, float) and type(value) in (str, int, float):
+        number = float(value)
+        if kind is float:
+            return number
+        if abs(number) <= 2**63 and number.is_integer():
+            return int(value) if "." not in text and "e" not in text.lower() else int(number)
+    raise ValueError(f"{text} is not {kind}")
 
 
 def type_name(kind):
-    """A type as a person writes its values: int, 'auto' | True | False, ..."""
-    if get_origin(kind) in (Union, UnionType):
-        return "|".join(type_name(option) for option in get_args(kind))
-    if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
-    return {bool: "True|False", NoneType: "None"}.get(kind) or kind.__name__
-
-
-def field_comments(schema):
-    """The comment behind each field in a dataclass's source: its help text."""
-    pattern = re.compile(r"^    (\w+):.*?=.*?  # (.*)$", re.MULTILINE)
-    return dict(pattern.findall(inspect.getsource(schema)))
+    """A type by the values it has: int, auto|True|False, str|None."""
+    names = []
+    for option in alternatives(kind):
+        if get_origin(option) is Literal:
+            names += map(str, get_args(option))
+        else:
+            names.append({bool: "True|False", NoneType: "None"}.get(option) or option.__name__)
+    return "|".join(names)

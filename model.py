@@ -1,4 +1,4 @@
-"""The GPT: a decoder-only transformer, GPT-2 to the last digit or a modern one, in one file.
+"""The GPT: a decoder-only transformer, all of it in this file.
 
     model = GPT(GPTConfig(n_layer=6, n_head=6, n_embd=384))
     model = GPT.from_pretrained("gpt2")
@@ -8,378 +8,276 @@
     idx -> wte + wpe -> n_layer x Block -> ln_f -> lm_head -> logits
     Block:  x = x + attn(ln_1(x)),  then  x = x + mlp(ln_2(x))
 
-- by default GPT-2: LayerNorm, learned positions, tanh GELU, the head tied to the token embedding
-- what has been found since, each a setting of its own: RoPE, RMSNorm without parameters, QK-norm,
-  ReLU squared, projections that begin at zero, an untied head, capped logits
-- parameter names are GPT-2's, so its weights, and nanoGPT's checkpoints, map one to one
-- attention by torch's scaled_dot_product_attention, which chooses the fastest kernel there is
+- with bias=True it is GPT-2 exactly; parameter names are GPT-2's, so its weights map one to one
+- later improvements, each a setting: RoPE, RMSNorm without parameters, QK-norm, ReLU squared,
+  zero-initialized output projections, an untied LM head, logit soft-capping
 
-Shapes: B batch, T tokens, C = n_embd channels, nh heads of hs = C / nh channels, V vocabulary.
-Sources: Radford et al. 2019 (GPT-2) and its TensorFlow code; Vaswani et al. 2017.
+Shapes: B sequences in a batch, T tokens, C = n_embd channels, nh heads of hs = C / nh channels
+(hs is the head size), V tokens in the vocabulary.
+Sources: Vaswani et al. 2017; Radford et al. 2019 (GPT-2) and its TensorFlow code.
 """
 
 import math
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-ACTIVATIONS = {
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # GPT-2's
-    "gelu": F.gelu,  # the exact one: nanoGPT's
-    "relu2": lambda x: F.relu(x).square(),  # So et al. 2021 (Primer)
-}
-NORMS = {
-    "layernorm": lambda c: nn.LayerNorm(c.n_embd, eps=c.norm_eps, bias=c.bias),
-    "rmsnorm": lambda c: nn.RMSNorm(c.n_embd, eps=c.norm_eps, elementwise_affine=False),
-}
-
 
 @dataclass
 class GPTConfig:
-    """The shape of a model. Raises ValueError for one that cannot be."""
+    """The shape of a model. Raises ValueError for settings that do not fit together."""
 
     block_size: int = 1024  # context length in tokens
-    vocab_size: int = 50304  # GPT-2's 50257 symbols, padded to a multiple of 64: faster
+    vocab_size: int = 50304  # GPT-2's 50257 tokens, padded to a multiple of 64 for speed
     n_layer: int = 12  # transformer blocks
-    n_head: int = 12  # attention heads in each
-    n_embd: int = 768  # width, a multiple of n_head
+    n_head: int = 12  # attention heads per block
+    n_embd: int = 768  # channels, a multiple of n_head
     dropout: float = 0.0  # probability; 0 for pretraining, 0.1 and more for small data
-    bias: bool = False  # in Linear and LayerNorm: GPT-2 has them; without is a bit better
-    pos: Literal["learned", "rope"] = "learned"  # a table of positions, or queries and keys turned
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # rmsnorm: no mean taken off, no gain
-    norm_eps: float = 1e-5  # what keeps a norm from dividing by zero
-    act: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"  # GPT-2's GELU, the exact, or ReLU^2
-    qk_norm: bool = False  # queries and keys are normalised: their products cannot grow large
-    zero_init: bool = False  # projections into the residual stream begin at zero
-    tied: bool = True  # the output head is the token embedding
-    softcap: float = 0.0  # logits become softcap * tanh(logits / softcap); 0: they do not
+    bias: bool = False  # biases in Linear and LayerNorm layers, as GPT-2 has them
+    pos: Literal["learned", "rope"] = "learned"  # learned position embeddings, or rotary (RoPE)
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # rmsnorm: no mean, no learned scale
+    norm_eps: float = 1e-5  # added to the variance, so that a norm never divides by zero
+    act: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"  # GPT-2's GELU, exact GELU, ReLU^2
+    qk_norm: bool = False  # normalize queries and keys, which bounds the attention scores
+    zero_init: bool = False  # the output projections of attention and MLP start at zero
+    tied: bool = True  # the LM head shares its weights with the token embedding
+    softcap: float = 0.0  # logits become softcap * tanh(logits / softcap); 0: off
 
     def __post_init__(self):
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        if min(self.block_size, self.vocab_size, self.n_layer, self.n_head, self.n_embd) < 1:
+            raise ValueError("block_size, vocab_size, n_layer, n_head, n_embd must be 1 or more")
         if self.n_embd % self.n_head:
             nearest = self.n_head * max(1, round(self.n_embd / self.n_head))
-            raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; the "
-                             f"nearest that is: {nearest}")
+            raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; "
+                             f"the nearest multiple is {nearest}")
         if self.pos == "rope" and self.n_embd // self.n_head % 2:
-            raise ValueError(f"pos=rope turns channels in pairs, and a head has n_embd / n_head = "
-                             f"{self.n_embd // self.n_head}: it must be even")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
-        if not 0 <= self.softcap < math.inf or not 0 < self.norm_eps < 1:
-            raise ValueError(f"softcap={self.softcap} must be 0 or more, norm_eps={self.norm_eps} "
-                             "above 0 and below 1")
-        for name, table in ("act", ACTIVATIONS), ("norm", NORMS), ("pos", POSITIONS):
-            if getattr(self, name) not in table:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of "
-                                 f"{', '.join(table)}")
+            raise ValueError("pos=rope rotates pairs of channels: n_embd / n_head must be even")
+        for field in fields(self):
+            choices = get_args(field.type)  # those of a Literal
+            if choices and getattr(self, field.name) not in choices:
+                raise ValueError(f"{field.name} must be one of {', '.join(choices)}")
 
 
-class Rotary(nn.Module):
-    """Turns pairs of channels by angles that grow with the position, so that the product of a query
-    and a key depends on their distance alone: RoPE (Su et al. 2021)."""
+class Attend(nn.Module):
+    """softmax(q k^T / sqrt(hs)) v: each token's output is a weighted mean of the values.
 
-    def __init__(self, config):
+    q (B, nh, T, hs), k and v (B, nh, n, hs) -> (B, nh, T, hs). mask (T, n) is True where a token
+    may look; None: causal."""
+
+    def __init__(self, dropout):
         super().__init__()
-        hs = config.n_embd // config.n_head
-        # on the CPU also where the model is made on "meta", without memory: these are not loaded
-        speeds = 10000.0 ** -(torch.arange(0, hs, 2, device="cpu") / hs)
-        angles = torch.outer(torch.arange(config.block_size, device="cpu"), speeds)
-        cos, sin = angles.cos(), angles.sin()  # (block_size, hs / 2)
-        self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)
-        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)
+        self.dropout = dropout
 
-    def forward(self, x, positions):  # (B, T, 2, nh, hs), (T,) -> (B, T, 2, nh, hs)
-        cos, sin = (table[positions, None, None].to(x.dtype) for table in (self.cos, self.sin))
-        # the partner of a channel is half a head away: (a, b) -> (a cos - b sin, b cos + a sin)
-        return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
-
-
-class NoTable(nn.Module):
-    """What stands for the table of positions where there is none."""
-
-    def forward(self, positions):
-        return 0.0
-
-
-POSITIONS = {  # the table that is added to the tokens, and what turns queries and keys
-    "learned": (lambda c: nn.Embedding(c.block_size, c.n_embd), lambda c: lambda x, positions: x),
-    "rope": (lambda c: NoTable(), Rotary),
-}
-
-
-class KVCache:
-    """Keys and values of the tokens that were seen, so that they are not computed again: at most
-    2 x n_layer x batch_size x block_size x C numbers, allocated at the first token.
-
-    ids: the tokens of the window (batch_size, n); of the first `length` of them, keys and values
-    are in `layers`. With `static`, attention looks at all block_size places, those to come being
-    masked: no shape changes from token to token, which a compiler and a CUDA graph need.
-    """
-
-    def __init__(self, batch_size, block_size, static=False):
-        self.batch_size, self.block_size, self.static = batch_size, block_size, static
-        self.ids, self.length, self.layers = None, 0, {}
-
-    def mask(self, positions):
-        """(T, n): which of the n places the new tokens, at positions (T,), may look at."""
-        n = self.block_size if self.static else self.length
-        return positions[:, None] >= torch.arange(n, device=positions.device)
-
-    def store(self, layer, positions, k, v, n):
-        """Put k and v (B, nh, T, hs) at positions (T,); return those of the first n places. One row
-        for a cache of many is the prompt that they share."""
-        if layer not in self.layers:
-            size = (2, self.batch_size, k.shape[1], self.block_size, k.shape[3])
-            cpu = v.device.type == "cpu"  # attends in float32 at the least
-            dtype = torch.promote_types(v.dtype, torch.float32) if cpu else v.dtype
-            self.layers[layer] = torch.zeros(size, dtype=dtype, device=v.device)
-            if self.static:
-                torch._dynamo.mark_static_address(self.layers[layer])  # a CUDA graph may write it
-        for stored, new in zip(self.layers[layer], (k, v), strict=True):
-            stored[:, :, positions] = new.to(stored.dtype)
-        return self.layers[layer][:, :len(k), :, :n]
-
-
-def drop(x, p):
-    """x with each number zero with probability p, and 1 / (1 - p) times itself otherwise.
-
-    On a CPU from 16 random bits each, so p is a multiple of 1/65536: torch draws its own 7 times
-    as slowly, which was a third of a step (docs/benchmarks.md).
-    """
-    if x.device.type != "cpu":
-        return F.dropout(x, p)
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
-    keep = bits.view(torch.int16)[:x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
-    return x * keep.to(x.dtype).div_(1 - p)
-
-
-class Dropout(nn.Module):
-    def __init__(self, p):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x):
-        return drop(x, self.p) if self.training and self.p else x
-
-
-def attend(q, k, v, mask, dropout):
-    """softmax(q k^T / sqrt(hs)) v: q (B, nh, T, hs), k and v (B, nh, n, hs) -> (B, nh, T, hs).
-
-    mask (T, n) is True where a token may look; None: at itself and at those before it.
-    On a CPU torch 2.13 has nothing fast for dropout here, so then it is written out. And bfloat16
-    takes it 6 times as long as float32 for one token behind many, 8 times in the backward: with a
-    cache and in training this is in float32 at the least (docs/benchmarks.md).
-    """
-    cpu = v.device.type == "cpu"
-    if cpu and dropout:
-        future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
-        scores = q @ k.mT / math.sqrt(q.shape[3])  # (B, nh, T, T)
-        probs = scores.masked_fill(future, -math.inf).softmax(dim=-1)
-        return drop(probs.to(v.dtype), dropout) @ v
-    sdpa = partial(F.scaled_dot_product_attention, attn_mask=mask, is_causal=mask is None)
-    if cpu and (mask is not None or v.requires_grad):
-        wide = torch.promote_types(v.dtype, torch.float32)
-        with torch.autocast("cpu", enabled=False):
-            return sdpa(q.to(wide), k.to(wide), v.to(wide)).to(q.dtype)
-    return sdpa(q, k, v, dropout_p=dropout)
+    def forward(self, q, k, v, mask=None):
+        dropout = self.dropout if self.training else 0.0
+        # Causality is enforced here: is_causal masks every key after the query's own position, so
+        # that no token sees what it must predict. Scores are divided by sqrt(hs) because a sum of
+        # hs products grows like that; softmax of large scores would look at one key alone.
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
 
 
 class CausalSelfAttention(nn.Module):
-    """Every token looks at itself and at those before it. (B, T, C) -> (B, T, C)"""
+    """Each token collects information from itself and the tokens before it. (B, T, C) -> (B, T, C)
+
+    A query says what a token looks for, a key what a token can be found by, a value what it then
+    passes on. Every head does this in its own hs channels."""
 
     def __init__(self, config, layer):
         super().__init__()
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.drop = Dropout(config.dropout)
         self.n_head, self.layer = config.n_head, layer
-        hs = config.n_embd // config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k and v
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.attend = Attend(config.dropout)
+        self.drop = nn.Dropout(config.dropout)
         self.qk_norm = nn.Identity()
         if config.qk_norm:
-            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)
-        self.rotate = POSITIONS[config.pos][1](config)
+            self.qk_norm = nn.LayerNorm(config.n_embd // config.n_head, elementwise_affine=False)
 
-    def forward(self, x, positions, mask=None, cache=None):
+    def forward(self, x, rope=None, cache=None):
         B, T, C = x.shape
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        qk = self.rotate(self.qk_norm(qkv[:, :, :2]), positions)
-        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), qkv[:, :, 2]))  # (B, nh, T, hs)
-        if cache is not None:
-            k, v = cache.store(self.layer, positions, k, v, n=mask.shape[1])
-        y = attend(q, k, v, mask, self.drop.p if self.training else 0.0)
+        q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
+        q = q.view(B, T, self.n_head, -1)  # the head split: (B, T, nh, hs)
+        k = k.view(B, T, self.n_head, -1)
+        v = v.view(B, T, self.n_head, -1)
+        q, k = self.qk_norm(q), self.qk_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        # heads become a batch dimension: they do not see each other
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh, T, hs)
+        mask = None
+        if cache is not None:  # the cache adds keys and values of the tokens before these
+            k, v = cache.store(self.layer, k, v)
+            mask = cache.mask
+        y = self.attend(q, k, v, mask)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
-        return self.drop(self.c_proj(y))
+        return self.drop(self.c_proj(y))  # c_proj mixes what the heads have found
+
+
+def rope_angles(positions, head_size):
+    """cos and sin (T, 1, hs) of the angles by which RoPE rotates at positions (T,).
+
+    Channel i is paired with channel i + hs/2. The pairs turn by 1 down to 1/10000 radians per
+    token: some tell neighbors apart, others paragraphs."""
+    channels = torch.arange(0, head_size, 2, device=positions.device)
+    inv_freq = 10000.0 ** -(channels / head_size)  # (hs / 2,)
+    angles = torch.outer(positions, inv_freq)  # (T, hs / 2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1)[:, None], torch.cat((-sin, sin), dim=-1)[:, None]
+
+
+def rotate(x, cos, sin):
+    """Rotate the pairs (a, b) of x (B, T, nh, hs) to (a cos - b sin, b cos + a sin). The product of
+    a rotated query and key depends only on their distance: RoPE (Su et al. 2021)."""
+    partner = x.roll(x.shape[-1] // 2, dims=-1)
+    return x * cos.to(x.dtype) + partner * sin.to(x.dtype)
+
+
+class ReLU2(nn.Module):
+    """ReLU squared (So et al. 2021, Primer)."""
+
+    def forward(self, x):
+        return F.relu(x).square()
 
 
 class MLP(nn.Module):
-    """Every token by itself. (B, T, C) -> (B, T, C)"""
+    """Each token processes by itself what attention has collected. (B, T, C) -> (B, T, C)"""
 
     def __init__(self, config):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.drop = Dropout(config.dropout)
-        self.act = ACTIVATIONS[config.act]
+        self.drop = nn.Dropout(config.dropout)
+        # without a nonlinearity, c_fc and c_proj would amount to one matrix
+        self.act = nn.GELU("tanh" if config.act == "gelu_tanh" else "none")
+        if config.act == "relu2":
+            self.act = ReLU2()
 
     def forward(self, x):
         return self.drop(self.c_proj(self.act(self.c_fc(x))))
 
 
+def make_norm(config):
+    """A normalization layer: it keeps the scale of activations the same in every layer."""
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+    return nn.RMSNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=False)
+
+
 class Block(nn.Module):
+    """Attention, then the MLP. Residual: each adds its result to x, so gradients reach every layer
+    unchanged. Pre-norm: each reads a normalized copy, and x itself, the residual stream, is never
+    rescaled, which keeps the training of deep models stable (Xiong et al. 2020)."""
+
     def __init__(self, config, layer):
         super().__init__()
-        self.ln_1 = NORMS[config.norm](config)
+        self.ln_1 = make_norm(config)
         self.attn = CausalSelfAttention(config, layer)
-        self.ln_2 = NORMS[config.norm](config)
+        self.ln_2 = make_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, *places):
-        x = x + self.attn(self.ln_1(x), *places)
+    def forward(self, x, rope=None, cache=None):
+        x = x + self.attn(self.ln_1(x), rope, cache)
         return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):
-    """The whole model. Its weights are drawn from torch's global generator."""
+    """The whole model. Its weights are sampled with torch's global generator."""
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
-        self.transformer = nn.ModuleDict({
-            "wte": nn.Embedding(config.vocab_size, config.n_embd),
-            "wpe": POSITIONS[config.pos][0](config),
-            "drop": Dropout(config.dropout),
-            "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
-            "ln_f": NORMS[config.norm](config),
-        })
+        self.config, self.block_size = config, config.block_size
+        # GPT-2's names: wte and wpe embed word tokens and positions, h are the hidden blocks; "c"
+        # in c_attn, c_fc and c_proj is for conv1d, as OpenAI's code calls a linear layer
+        self.transformer = nn.ModuleDict({"wte": nn.Embedding(config.vocab_size, config.n_embd)})
+        if config.pos == "learned":
+            self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+        self.transformer["drop"] = nn.Dropout(config.dropout)
+        self.transformer["h"] = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.transformer["ln_f"] = make_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tied:
-            self.lm_head.weight = self.transformer.wte.weight  # Press & Wolf 2017
-        cap = config.softcap
-        self.cap = (lambda logits: cap * torch.tanh(logits / cap)) if cap else nn.Identity()
-        self.block_size = config.block_size
+            # reading a token and predicting it share one vector (Press & Wolf 2017)
+            self.lm_head.weight = self.transformer.wte.weight
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self):
-        """GPT-2's initialisation: every matrix N(0, 0.02), biases 0, and the 2 n_layer projections
-        into the residual stream smaller by 1/sqrt(2 n_layer), so that their sum keeps its size.
-        zero_init: these, and a head of its own, begin at zero; a block then begins as identity."""
-        residual = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * self.config.n_layer)
+        """GPT-2's initialization: matrices from N(0, 0.02), biases 0."""
+        # 2 n_layer projections add to the residual stream: smaller by 1/sqrt(2 n_layer), their sum
+        # has the same scale at any depth. At zero, every block starts as the identity.
+        zero = self.config.zero_init
+        residual_std = 0.0 if zero else 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight"):
-                p.normal_(0.0, residual)
+                p.normal_(0.0, residual_std)
             elif p.dim() == 2:
                 p.normal_(0.0, 0.02)
             elif name.endswith("bias"):
                 p.zero_()
-        if self.config.zero_init and not self.config.tied:
+        if zero and not self.config.tied:
             self.lm_head.weight.zero_()
 
-    def forward(self, idx, targets=None, positions=None, cache=None):
-        """Next-token logits for idx (B, T), T <= block_size.
+    def forward(self, idx, targets=None, cache=None):
+        """Next-token logits for idx (B, T) int64, 1 <= T <= block_size; else it raises ValueError.
 
-        With targets (B, T): returns logits (B, T, V) and the mean cross-entropy, in nats, over the
-        targets that are not -1. Without: logits of the last position alone (B, 1, V), and None.
-        positions (T,) and cache: where idx stands behind what the cache holds; see `extend`.
-        Raises ValueError where T is over block_size.
+        With targets (B, T): returns logits (B, T, V) and the mean cross-entropy in nats over the
+        targets that are not -1. Without: the logits of the last position (B, 1, V), and None.
+        cache: a KVCache of sample.py, whose tokens come before idx.
         """
-        T = idx.shape[1]
-        if T > self.block_size:
-            raise ValueError(f"{T} tokens are more than the block_size of {self.block_size}")
-        mask = None if cache is None else cache.mask(positions)
-        if positions is None:
-            positions = torch.arange(T, device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(positions)  # (B, T, C)
+        if idx.dim() != 2 or not 1 <= idx.shape[1] <= self.block_size:
+            raise ValueError(f"idx {tuple(idx.shape)} must be (B, T), 1 <= T <= {self.block_size}")
+        positions = torch.arange(idx.shape[1], device=idx.device)
+        if cache is not None:
+            positions = cache.positions
+        x = self.transformer.wte(idx)  # (B, T, C)
+        rope = None
+        if self.config.pos == "learned":
+            x = x + self.transformer.wpe(positions)  # attention alone could not tell the order
+        else:
+            rope = rope_angles(positions, self.config.n_embd // self.config.n_head)
         x = self.transformer.drop(x)
         for block in self.transformer.h:
-            x = block(x, positions, mask, cache)
+            x = block(x, rope, cache)
         x = self.transformer.ln_f(x)
         if targets is None:
-            return self.cap(self.lm_head(x[:, -1:])), None
-        logits = self.cap(self.lm_head(x))
+            x = x[:, -1:]  # the next token needs the last position alone
+        logits = self.lm_head(x)
+        if self.config.softcap:  # no logit grows without bound (Gemma 2, 2024)
+            logits = self.config.softcap * torch.tanh(logits / self.config.softcap)
+        if targets is None:
+            return logits, None
+        # A new model gives every token about the same probability, 1 / V, so its loss is about
+        # ln(V). Check this first: a higher loss means wrong data, targets or initialization.
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits, loss
 
     @torch.no_grad()
-    def extend(self, idx, cache):
-        """Logits (B, 1, V) behind idx (B, T), which follows what is in the cache and goes into it.
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
+        """idx (B, T) -> idx and its continuation (B, T + max_new_tokens). Call model.eval() first,
+        or dropout is on. This is the definition of sampling, and slow: every token recomputes the
+        whole window. sample.py does the same with a KV cache. A full window drops its older half.
         """
-        first, cache.length = cache.length, cache.length + idx.shape[1]
-        positions = torch.arange(first, cache.length, device=idx.device)
-        # self.forward is never compiled, and prompts have many lengths; self is, after .compile()
-        forward = self if first and idx.shape[1] == 1 else self.forward
-        return forward(idx, positions=positions, cache=cache)[0]
-
-    @torch.no_grad()
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0,
-               repetition_penalty=1.0, n_vocab=None, seeds=None, cache=True):
-        """Continue idx (B, T), T >= 1, token by token.
-
-        seeds: one for each sample, which is then drawn from a generator of its own; one row of idx
-        may serve several, and is computed once. None: all from torch's global generator.
-        cache: True, False (all is computed anew for each token: the same, slower), or the KVCache
-        of an earlier call, behind whose tokens idx is put.
-        temperature, top_k, top_p, min_p: see `draw`. repetition_penalty: logits of tokens that the
-        window has are divided by it, or multiplied where negative (Keskar et al. 2019, CTRL).
-        Ids from n_vocab on, a padding, are not drawn. Call model.eval() first, or dropout is on.
-
-        A window that is full is cut to its last half, whose keys and values are computed anew:
-        learned positions cannot slide.
-
-        Yields, max_new_tokens times, ids (B, 1) and the logits (B, n_vocab) they were drawn from.
-        """
-        B = len(idx) if seeds is None else len(seeds)
-        generators = [None if seeds is None else torch.Generator().manual_seed(seeds[i])
-                      for i in range(B)]
-        cache = KVCache(B, self.block_size) if cache is True else cache or None
-        if cache and cache.ids is not None:
-            idx = torch.cat((cache.ids, idx.expand(B, -1)), dim=1)
-        window = idx[:, -self.block_size:]
-        if cache and window.shape[1] < idx.shape[1]:
-            cache.length = 0
+        _, T = idx.shape
+        start = max(0, T - self.block_size)
         for _ in range(max_new_tokens):
-            logits = self.extend(window[:, cache.length:], cache) if cache else self(window)[0]
-            logits = logits[:, -1, :n_vocab].expand(B, -1)
-            window = window.expand(B, -1)
-            uniform = torch.stack([torch.rand(1, generator=g) for g in generators])  # (B, 1)
-            next_ids = draw(penalize(logits, window, repetition_penalty),
-                            uniform.to(idx.device), temperature, top_k, top_p, min_p)
-            window = torch.cat((window, next_ids), dim=1)
-            if window.shape[1] > self.block_size:
-                window = window[:, -max(1, self.block_size // 2):]
-                if cache:
-                    cache.length = 0
-            if cache:
-                cache.ids = window
-            yield next_ids, logits
-
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
-        """idx (B, T) -> idx and its continuation (B, T + max_new_tokens). Options: `stream`."""
-        stream = self.stream(idx, max_new_tokens, temperature, top_k, **options)
-        ids = torch.cat([ids for ids, _ in stream], dim=1) if max_new_tokens else idx[:, :0]
-        return torch.cat((idx.expand(len(ids), -1), ids), dim=1)
-
-    def num_params(self):
-        """The number of parameters, without the position table, as nanoGPT counts them."""
-        table = sum(p.numel() for p in self.transformer.wpe.parameters())
-        return sum(p.numel() for p in self.parameters()) - table
-
-    def flops_per_token(self):
-        """FLOPs a token, forward and backward: 6 N + 12 L C T (Chowdhery et al. 2022, PaLM,
-        appendix B); N are the parameters that are multiplied with: no table but a tied one."""
-        c = self.config
-        n = self.num_params() - (0 if c.tied else self.transformer.wte.weight.numel())
-        return 6 * n + 12 * c.n_layer * c.n_embd * c.block_size
+            logits, _ = self(idx[:, start:])
+            logits = logits[:, -1] / max(temperature, 1e-8)  # below 1: likely tokens gain
+            if top_k is not None:
+                kept = logits.topk(min(top_k, logits.shape[1])).values
+                logits = logits.masked_fill(logits < kept[:, -1:], -math.inf)
+            next_ids = torch.multinomial(logits.softmax(dim=-1), num_samples=1)  # (B, 1)
+            idx = torch.cat((idx, next_ids), dim=1)
+            if idx.shape[1] - start > self.block_size:
+                start = idx.shape[1] - max(1, self.block_size // 2)
+        return idx
 
     @classmethod
     def from_weights(cls, config, weights):
-        """A model whose weights are those of a state_dict, not copies; nothing random is drawn."""
+        """A model that holds the tensors of a state_dict themselves; nothing random is sampled."""
         with torch.device("meta"):  # takes no memory
             model = cls(config)
         model.load_state_dict(weights, assign=True)
@@ -389,45 +287,14 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name):
-        """GPT-2, or a model of its kind, in Hugging Face's layout: a folder, or a name on the hub
-        ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"). See internals/huggingface.py for what is
-        raised."""
+        """GPT-2, or a model of its kind, in Hugging Face's format: a folder, or a name on the hub
+        such as "gpt2". Raises ValueError for another kind of model, OSError for missing files."""
         from internals import huggingface
-
-        return huggingface.load(cls, name)
+        config, weights = huggingface.read(name)
+        return cls.from_weights(GPTConfig(**config), weights)
 
     def save_pretrained(self, folder, n_vocab=None, end_of_text=None):
-        """Write the model in Hugging Face's layout into `folder`, of its vocabulary the first
-        n_vocab ids. Raises ValueError naming a setting that GPT-2 does not have."""
+        """Write the model into `folder` in Hugging Face's format, with the first n_vocab ids of its
+        vocabulary. Raises ValueError naming a setting that GPT-2 does not have."""
         from internals import huggingface
-
-        huggingface.save(self, folder, n_vocab, end_of_text)
-
-
-def penalize(logits, ids, penalty):
-    """Logits (B, V) of the tokens in ids (B, T) made less likely, for a penalty over 1."""
-    if penalty == 1.0:
-        return logits
-    seen = logits.gather(1, ids)
-    return logits.scatter(1, ids, torch.where(seen > 0, seen / penalty, seen * penalty))
-
-
-def draw(logits, uniform, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
-    """Draw ids (B, 1) from next-token logits (B, V), by numbers uniform in [0, 1): (B, 1).
-
-    temperature: logits are divided by it; below 1 is bolder, 0 takes the most likely id.
-    top_k: only the k most likely ids can be drawn.
-    top_p: only the fewest most likely ids that have this probability together (Holtzman et al.
-        2020); the most likely one always.
-    min_p: only ids at least this likely, relative to the most likely (Nguyen et al. 2024).
-    They act in this order, each on what the one before left.
-    """
-    if temperature < 1e-5:  # float32 could not divide by it
-        return logits.argmax(dim=-1, keepdim=True)
-    logits, ids = (logits.float() / temperature).topk(min(top_k or len(logits[0]), len(logits[0])))
-    probs = logits.softmax(dim=-1)  # the most likely first
-    before = probs.cumsum(dim=-1) - probs
-    probs = probs * ((before < top_p) & (probs >= min_p * probs[:, :1]))
-    cumulative = probs.cumsum(dim=-1)
-    choice = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
-    return ids.gather(1, choice)
+        huggingface.write(folder, asdict(self.config), self.state_dict(), n_vocab, end_of_text)

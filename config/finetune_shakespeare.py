@@ -5,8 +5,6 @@
 
 out_dir = "out-shakespeare"
 dataset = "shakespeare"
-wandb_project = "shakespeare"
-wandb_run_name = "finetune"
 
 init_from = "gpt2"
 always_save_checkpoint = False  # the files are large: write at an evaluation only the best

@@ -4,8 +4,6 @@
 
 out_dir = "out-addition"
 dataset = "addition"
-wandb_project = "addition"
-wandb_run_name = "addition"
 
 # A window is one line, 012+345=7530: so a column of the sum is always at the same position. With
 # windows that begin anywhere in a line this model learns next to nothing in the same time.
@@ -22,7 +20,7 @@ learning_rate = 4e-3
 min_lr = 0.0
 max_iters = 3000
 warmup_iters = 100
-beta2 = 0.99  # a longer memory, for a step has few tokens
+beta2 = 0.99  # a longer average, because a step has few tokens
 
 eval_interval = 500
 eval_iters = 20

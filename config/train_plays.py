@@ -3,8 +3,6 @@
 
 out_dir = "out-plays"
 dataset = "plays_char"
-wandb_project = "plays"
-wandb_run_name = "plain"
 
 n_layer = 4
 n_head = 4

@@ -3,8 +3,6 @@
 
 out_dir = "out-shakespeare"
 dataset = "shakespeare"
-wandb_project = "shakespeare"
-wandb_run_name = "bpe"
 
 gradient_accumulation_steps = 1
 batch_size = 8

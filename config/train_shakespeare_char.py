@@ -6,8 +6,6 @@
 
 out_dir = "out-shakespeare-char"
 dataset = "shakespeare_char"
-wandb_project = "shakespeare-char"
-wandb_run_name = "mini-gpt"
 
 gradient_accumulation_steps = 1
 batch_size = 64
@@ -17,13 +15,13 @@ n_layer = 6
 n_head = 6
 n_embd = 384
 dropout = 0.2
-act = "gelu"  # nanoGPT's; on a CPU it is also the faster one
+act = "gelu"  # as in nanoGPT; on a CPU it is also faster
 
 learning_rate = 1e-3
 min_lr = 1e-4
 max_iters = 5000
 warmup_iters = 100
-beta2 = 0.99  # a longer memory, for a step has few tokens
+beta2 = 0.99  # a longer average, because a step has few tokens
 
 eval_interval = 250
 log_interval = 10

@@ -1,147 +1,628 @@
-"""What a model starts from: a checkpoint of train.py or of nanoGPT, or GPT-2's weights.
+"""Checkpoints: writing, reading, and finding what a run or a sample starts from.
 
-A checkpoint is one dict of tensors and plain containers: model (raw weights, by GPT-2's names),
-model_args (GPTConfig's fields), meta (what the ids mean); and, to resume from it, optimizer,
-scaler, config (TrainConfig's fields), iter_num, best_val_loss, best_step. Reading it runs no code.
+On disk a checkpoint is one dict of tensors and plain containers, written by torch.save:
+
+    model                     weights by GPT-2's names, of the raw model (not compiled, no DDP)
+    model_args                the fields of GPTConfig
+    meta                      what the token ids mean: the meta.json of the dataset
+and, to resume the run:
+    config                    the fields of TrainConfig
+    optimizer                 a list of state dicts: AdamW, then Muon if it is used
+    scaler                    the state of the gradient scaler; {} without float16
+    iter_num, sequences       steps, and training sequences, that the run has consumed
+    best_val_loss, best_step  the lowest validation loss, and its step
+
+nanoGPT's checkpoints have one optimizer state dict and no meta. Both kinds are read.
+
+Reading runs no code, and nothing is built from a file before every field has been checked, the
+sizes against the weights in the same file. So a damaged or malicious file ends in one line, and an
+absurd size never takes memory. The functions differ in what they accept:
+
+    read             one file, complete with the optimizer
+    newest_complete  the first undamaged file of a run's folder
+    read_model       weights alone: a folder, a file, a Hugging Face folder, a name on its hub
+    starting_point   what `train.py --init_from=...` starts from, and the settings that follow
+
+Left out: sharded checkpoints, and conversions between optimizers.
 """
 
 import difflib
+import itertools
 import math
+import os
 import pickle
 import re
 import sys
-from dataclasses import asdict
+import zipfile
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 
-from configurator import UserError, build, reason
+from configurator import UserError, build, convert, reason
 from internals import huggingface
-from internals.dataset import GPT2_META, read_meta
-from internals.files import DATA
-from model import GPT, GPTConfig
+from internals.dataset import GPT2_META, check_meta, read_meta
+from internals.files import DATA, replacing
+from model import GPTConfig
+
+OF_ONE_CALL = ("out_dir", "init_from", "eval_only")  # settings that do not belong to a run
+OF_ONE_MACHINE = ("device", "dtype", "compile", "backend")  # nanoGPT's defaults need a GPU
+SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
+MAX_BLOCK_SIZE = 2**20  # with RoPE there is no weight that a damaged block_size would contradict
+MAX_COUNT = 2**53  # of steps and sequences
+HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # without an owner
 
 
-def find_checkpoint(out_dir, *names):
-    """The first of `names` in out_dir that is there and whole; a damaged one is told of. Raises
-    UserError where there is none."""
+@dataclass
+class Checkpoint:
+    """The state of a run, or, if config or optimizer is None, the weights of a model alone."""
+
+    model: dict  # weights by GPT-2's names, float32
+    model_args: dict  # all fields of GPTConfig
+    meta: dict  # what the token ids mean
+    config: dict | None = None  # fields of TrainConfig
+    optimizer: list | None = None  # state dicts: AdamW, then Muon if it is used
+    scaler: dict = field(default_factory=dict)
+    step: int = 0  # on disk: iter_num
+    sequences: int = 0  # training sequences consumed so far
+    best_loss: float = math.inf  # on disk: best_val_loss
+    best_step: int = 0
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
+
+
+def write(checkpoint, path):
+    """Write a Checkpoint. Raises OSError, with `path` in it, if that fails: `path` is untouched."""
+    content = {"model": checkpoint.model, "model_args": checkpoint.model_args,
+               "meta": checkpoint.meta}
+    if checkpoint.config is not None and checkpoint.optimizer is not None:
+        kept = {k: v for k, v in checkpoint.config.items() if k not in OF_ONE_CALL}
+        content |= {
+            "config": kept, "optimizer": checkpoint.optimizer, "scaler": checkpoint.scaler,
+            "iter_num": checkpoint.step, "sequences": checkpoint.sequences,
+            "best_val_loss": checkpoint.best_loss, "best_step": checkpoint.best_step}
+    path = Path(path)
+    with replacing(path) as temporary:
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(content, file)
+        except (RuntimeError, OSError) as error:
+            # on a full disk torch raises a RuntimeError of its own over Python's OSError
+            cause = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            if cause is None:
+                raise
+            raise OSError(cause.errno, cause.strerror, str(path)) from None
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading
+
+
+def newest_complete(out_dir, *names):
+    """The first of the files `names` in out_dir that exists and is undamaged, as a Checkpoint; each
+    damaged one is reported on stderr. out_dir may also be a checkpoint file itself. Raises
+    UserError if there is none."""
+    out_dir = Path(out_dir)
+    if out_dir.is_file():
+        return read(out_dir)
     paths = [out_dir / name for name in names if (out_dir / name).exists()]
     if not paths:
-        raise UserError(f"there is no checkpoint in {out_dir}: train first, or another out_dir")
-    for path in paths[:-1]:
+        raise UserError(no_checkpoint(out_dir))
+    for path, other in itertools.pairwise(paths):
         try:
-            return load_checkpoint(path)
+            return read(path)
         except UserError as error:
-            print(f"warning: {error}; taking {paths[-1]}", file=sys.stderr)
-    return load_checkpoint(paths[-1])
+            say(f"warning: {error}; using {other} instead", sys.stderr)
+    return read(paths[-1])
 
 
-def load_checkpoint(path):
-    """Read a checkpoint, into the CPU's memory: tensors and plain containers, no code. Raises
-    UserError where it is damaged or something else."""
+def read(path):
+    """The Checkpoint in a file, on the CPU. Raises UserError if it is damaged, not a checkpoint, or
+    holds anything but tensors and plain values."""
+    path = Path(path)
+    content = load(path)
+    if not isinstance(content, dict) or not {"model", "model_args"} <= content.keys():
+        raise UserError(f"{path} is not a checkpoint of train.py")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return checked(content, path.parent)
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path} is damaged or not a checkpoint: {error}") from None
+
+
+def load(path):
+    """What torch.save wrote to a file: tensors and plain containers. Raises UserError."""
+    try:
+        if zipfile.is_zipfile(path):  # files of PyTorch before 1.6 are not, and have no checksums
+            check_zip(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path} is not a checkpoint of tensors and plain values; anything else "
                         "could run code and is not opened") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} is damaged or not a checkpoint ({reason(error)})") from None
-    if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
-        raise UserError(f"{path} is not a checkpoint of train.py")
-    return checkpoint if "meta" in checkpoint else from_nanogpt(checkpoint, path.parent)
+    except Exception as error:  # damaged bytes can make torch and zipfile raise almost anything
+        raise UserError(f"{path} is damaged or not a checkpoint ({reason(error):.200})") from None
 
 
-def from_nanogpt(checkpoint, folder):
-    """A checkpoint of nanoGPT as one of ours. Its GELU is the exact one; what its characters are is
-    in the meta file of its dataset, which is looked for in `folder` and in data/."""
-    model = {name.removeprefix("_orig_mod."): weight for name, weight in checkpoint["model"].items()
-             if not name.endswith(".attn.bias")}  # the causal mask of its slower attention
-    model_args = asdict(build(GPTConfig, checkpoint["model_args"] | {"act": "gelu"}))
-    config = checkpoint.get("config", {})
-    try:
-        n = len(GPT.from_weights(GPTConfig(**model_args), dict(model)).lm_head.weight)
-    except RuntimeError as error:
-        raise UserError(f"{folder} has a checkpoint whose model is not nanoGPT's: "
-                        f"{' '.join(str(error).split()):.200}") from None
-    places = folder, DATA / config.get("dataset", "")
-    meta = next(filter(None, map(read_meta, places)), GPT2_META)
-    if meta["vocab_size"] > n or ("chars" in meta and meta["vocab_size"] != n):
-        raise UserError(f"{folder} has a checkpoint of nanoGPT's, of {n} symbols: copy the "
-                        "meta.pkl of its dataset beside it")
-    of_that_call = ("device", "dtype", "compile", "backend", "out_dir", "init_from", "eval_only")
-    return checkpoint | {
-        "model": model, "model_args": model_args, "meta": meta,
-        "config": {name: value for name, value in config.items() if name not in of_that_call},
-        "best_val_loss": float(checkpoint.get("best_val_loss", math.inf)),
-        "best_step": checkpoint.get("iter_num", 0), "scaler": {}}
+def check_zip(path):
+    """Raises ValueError if a zip file does not match its checksums, which torch does not look at,
+    or would need more memory than its own size. Reads the file once, in small pieces."""
+    with zipfile.ZipFile(path) as file:
+        for info in file.infolist():
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{info.filename} is compressed")
+        damaged = file.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
 
 
-def load_start(name):
-    """The model to start from, as a checkpoint of model, model_args and meta.
+# --------------------------------------------------------------------------------------------------
+# Checking the fields. Each function returns its field as the rest of the program expects it, or
+# raises ValueError or UserError with the reason.
 
-    name: the folder of a run, one in Hugging Face's layout, or a name on its hub, as "gpt2".
-    Raises UserError where there is none, or it is no GPT-2.
+
+def checked(content, folder):
+    """The dict of a file as a Checkpoint. folder: where the file is."""
+    checked_plain(content["model_args"], "model_args")
+    from_nanogpt = "meta" not in content
+    if from_nanogpt and "act" in content["model_args"]:  # a setting that nanoGPT does not have
+        raise ValueError("it has no meta, which says what its tokens mean")
+    config = checked_config(content.get("config"), from_nanogpt)
+    settings = checked_settings(content["model_args"], from_nanogpt)
+    weights, parameters = checked_weights(content["model"], settings, from_nanogpt)
+    if from_nanogpt:
+        meta = nanogpt_meta(folder, config, settings.vocab_size)
+    else:
+        meta = checked_plain(content["meta"], "meta")
+        if "vocab_size" not in meta:  # it follows from the tokenizer
+            size = GPT2_META["vocab_size"]
+            if isinstance(meta.get("chars"), str):
+                size = len(meta["chars"])
+            meta = meta | {"vocab_size": size}
+        meta = check_meta(meta)
+    if meta["vocab_size"] > settings.vocab_size:
+        raise ValueError(f"its tokenizer has {meta['vocab_size']} tokens, its model "
+                         f"{settings.vocab_size}")
+    checkpoint = Checkpoint(weights, asdict(settings), meta)
+    states = content.get("optimizer")
+    if config is None or states is None:
+        return checkpoint
+
+    step = count(content, "iter_num")
+    checkpoint.config, checkpoint.step = config, step
+    checkpoint.optimizer = checked_optimizer(
+        states, parameters, config.get("optimizer", "adamw"), step)
+    checkpoint.scaler = checked_scaler(content.get("scaler", {}))
+    if "sequences" in content:
+        checkpoint.sequences = count(content, "sequences")
+    else:  # an older file: all its steps were of this size
+        batch_size = count(config, "batch_size")
+        accumulation = count(config, "gradient_accumulation_steps")
+        checkpoint.sequences = step * batch_size * accumulation
+    checkpoint.best_loss = loss(content.get("best_val_loss", math.inf))
+    checkpoint.best_step = step
+    if "best_step" in content:  # nanoGPT does not store it
+        checkpoint.best_step = count(content, "best_step", limit=step)
+    return checkpoint
+
+
+def count(content, name, limit=MAX_COUNT):
+    value = content.get(name)
+    if type(value) is not int or not 0 <= value <= limit:
+        raise ValueError(f"{name}={shown(value)} must be a whole number, at least 0 and at most "
+                         f"{limit}")
+    return value
+
+
+def loss(value):
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and value.is_floating_point():
+        value = value.item()  # nanoGPT stores a tensor
+    if type(value) not in (int, float) or not value >= 0:  # NaN is not either
+        raise ValueError(f"best_val_loss={shown(value)} must be a number, 0 or more")
+    return value
+
+
+def shown(value):
+    """A value for a message, as one short line."""
+    return f"{' '.join(repr(value).split()):.60}"
+
+
+def checked_plain(values, what):
+    """`values` if it is a dict of settings: names and plain values, no containers or tensors."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} must be a dict, not {shown(values)}")
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{what} has the name {shown(name)}, which is not text")
+        if type(value) not in (str, int, float, bool, type(None)):
+            raise ValueError(f"{name}={shown(value)} in {what} must be a plain value")
+    return values
+
+
+def checked_config(config, from_nanogpt):
+    """The settings of the run, or None. Their types are known to TrainConfig: see resumed."""
+    if config is None:
+        return None
+    for name, value in checked_plain(config, "config").items():
+        if isinstance(value, str) and "\0" in value:  # Python's functions of paths raise ValueError
+            raise ValueError(f"{shown(name)} in config has a character that no path can have")
+    left_out = OF_ONE_CALL
+    if from_nanogpt:
+        left_out += OF_ONE_MACHINE
+    return {name: value for name, value in config.items() if name not in left_out}
+
+
+def checked_settings(model_args, from_nanogpt):
+    """The GPTConfig. Fields that an older checkpoint lacks get their default, which is how the
+    model was before they existed."""
+    model_args = dict(model_args)
+    if from_nanogpt:
+        model_args["act"] = "gelu"  # nanoGPT's GELU is the exact one
+    types = {setting.name: setting.type for setting in fields(GPTConfig)}
+    for name in model_args:
+        if name not in types:
+            raise ValueError(f"{shown(name)} in model_args is a setting that this version lacks")
+    for name in SIZES:
+        if name not in model_args:
+            raise ValueError(f"model_args has no {name}")
+    values = {name: convert(name, value, types[name], "in model_args")
+              for name, value in model_args.items()}
+    if values["block_size"] > MAX_BLOCK_SIZE:
+        raise ValueError(f"block_size={values['block_size']} must be at most {MAX_BLOCK_SIZE}")
+    return build(GPTConfig, values)
+
+
+def checked_weights(weights, settings, from_nanogpt):
+    """(the weights in the order of GPT's state_dict, {name: shape} of its parameters).
+
+    settings: the GPTConfig. Weights that are not finite are not damage: a run that diverged has
+    them.
     """
+    if not isinstance(weights, dict):
+        raise ValueError(f"model must be a dict of weights, not {shown(weights)}")
+    named = {}
+    for name, weight in weights.items():
+        if not isinstance(name, str):
+            raise ValueError(f"a weight has the name {shown(name)}, which is not text")
+        if from_nanogpt:
+            name = name.removeprefix("_orig_mod.")  # torch.compile's
+            if name.endswith(".attn.bias"):
+                continue  # the causal mask of its slower attention
+        named[name] = checked_tensor(weight, name)
+
+    n_layer = len({name.split(".")[2] for name in named if ".h." in name})
+    if settings.n_layer != n_layer:  # before a table of that length is made
+        raise ValueError(f"n_layer={settings.n_layer}, but its weights are those of {n_layer}")
+    parameters = huggingface.weight_shapes(asdict(settings))
+    for name, shape in parameters.items():
+        if name not in named:
+            raise ValueError(f"the weight {name} is missing")
+        if tuple(named[name].shape) != shape:
+            raise ValueError(f"the weight {name} has the shape {tuple(named[name].shape)}, not "
+                             f"{shape}")
+    result = {name: named.pop(name) for name in parameters}
+    if settings.tied:
+        head = named.pop("lm_head.weight", None)
+        embedding = result["transformer.wte.weight"]
+        if head is not None and head.data_ptr() != embedding.data_ptr() and not torch.equal(
+                head, embedding):
+            raise ValueError("lm_head.weight differs from the token embedding it is tied to")
+        result["lm_head.weight"] = embedding
+    if named:
+        raise ValueError(f"the weight {shown(min(named))} is not one of this model")
+    return result, parameters
+
+
+def checked_tensor(tensor, name):
+    """A float32 tensor in the CPU's memory: `tensor` itself if it is one."""
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        raise ValueError(f"{shown(name)} must be a tensor of floating-point numbers, not "
+                         f"{getattr(tensor, 'dtype', type(tensor).__name__)}")
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        raise ValueError(f"{shown(name)} must be a dense tensor")
+    # a view can repeat one number without end; the file would not hold the numbers then
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise ValueError(f"{shown(name)} has more numbers than are stored")
+    return tensor.detach().to(torch.float32).contiguous()
+
+
+def checked_optimizer(states, parameters, kind, step):
+    """The list of the optimizer's state dicts.
+
+    parameters: {name: shape} in the model's order. kind: "adamw" or "muon". step: how many steps
+    were made; before the first one there is no state.
+    """
+    if isinstance(states, dict):
+        states = [states]  # nanoGPT has one optimizer
+    expected = expected_states(parameters, kind)
+    if not isinstance(states, list) or len(states) != len(expected):
+        raise ValueError(f"optimizer must be a list of {len(expected)} state dicts ({kind})")
+    checked_states = []
+    for state_dict, (n_parameters, shapes) in zip(states, expected, strict=True):
+        if not isinstance(state_dict, dict) or not isinstance(state_dict.get("state"), dict):
+            raise ValueError("optimizer has a part that is not a state dict")
+        groups, state = state_dict.get("param_groups"), state_dict["state"]
+        if not isinstance(groups, list) or not all(
+                isinstance(group, dict) and isinstance(group.get("params"), list)
+                for group in groups):
+            raise ValueError("optimizer has no param_groups")
+        numbers = [i for group in groups for i in group["params"]]
+        if any(type(i) is not int for i in numbers) or numbers != list(range(n_parameters)):
+            raise ValueError(f"optimizer does not have the {n_parameters} parameters of the model")
+        if state or step:
+            state = checked_moments(state, shapes)
+        checked_states.append({"state": state, "param_groups": groups})
+    return checked_states
+
+
+def expected_states(parameters, kind):
+    """[(number of parameters, {index: {name: shape}}), ...] of the state dicts of AdamW and Muon,
+    as internals/optimizers.py makes them."""
+    in_blocks, others = [], []
+    for name, shape in parameters.items():
+        if kind == "muon" and ".h." in name and len(shape) == 2:
+            in_blocks.append(shape)
+        else:
+            others.append(shape)
+    others.sort(key=lambda shape: len(shape) < 2)  # those that decay come first
+    adamw = {i: {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+             for i, shape in enumerate(others)}
+    expected = [(len(others), adamw)]
+    if kind == "muon":  # one momentum for all matrices of a shape, under the first one's index
+        muon, index = {}, 0
+        for shape, number in Counter(in_blocks).items():
+            muon[index] = {"momentum": (number, *shape)}
+            index += number
+        expected.append((len(in_blocks), muon))
+    return expected
+
+
+def checked_moments(state, shapes):
+    """state: {index: {name: tensor}}; shapes: the same, with the shapes they must have."""
+    if state.keys() != shapes.keys():
+        raise ValueError(f"optimizer has the state of {len(state)} parameters or groups of them, "
+                         f"not of {len(shapes)}")
+    result = {}
+    for index, expected in shapes.items():
+        moments = state[index]
+        if not isinstance(moments, dict) or moments.keys() != expected.keys():
+            raise ValueError(f"the optimizer's state of parameter {index} must have "
+                             f"{', '.join(expected)}")
+        result[index] = {}
+        for name, shape in expected.items():
+            moment = moments[name]
+            if name == "step" and type(moment) in (int, float):
+                moment = torch.tensor(float(moment))  # older versions of PyTorch
+            moment = checked_tensor(moment, name)
+            if tuple(moment.shape) != shape:
+                raise ValueError(f"the optimizer's {name} of parameter {index} has the shape "
+                                 f"{tuple(moment.shape)}, not {shape}")
+            if name == "step" and not 0 <= moment.item() <= MAX_COUNT:
+                raise ValueError(f"the optimizer's step {moment.item()} must be 0 or more")
+            result[index][name] = moment
+    return result
+
+
+def checked_scaler(scaler):
+    """The state of a torch.amp.GradScaler, or {}."""
+    limits = {"scale": (float, 0, 2.0**127), "growth_factor": (float, 1, 2.0**31),
+              "backoff_factor": (float, 0, 1), "growth_interval": (int, 0, 2**31),
+              "_growth_tracker": (int, -1, 2**31)}
+    if not isinstance(scaler, dict) or scaler.keys() not in (set(), limits.keys()):
+        raise ValueError(f"scaler must be the state of a gradient scaler, not {shown(scaler)}")
+    for name in scaler:
+        kind, low, high = limits[name]
+        if type(scaler[name]) is not kind or not low < scaler[name] < high:
+            raise ValueError(f"scaler has {name}={shown(scaler[name])}")
+    return scaler
+
+
+def nanogpt_meta(folder, config, vocab_size):
+    """What the ids of nanoGPT's checkpoint in `folder` mean: the meta file of its dataset, which is
+    looked for beside the checkpoint, in nanoGPT's own data folder, and in ours."""
+    dataset = str((config or {}).get("dataset", ""))
+    places = [folder]
+    if dataset:
+        places += [folder.parent / "data" / dataset, DATA / dataset]
+    for place in places:
+        meta = read_meta(place)
+        if meta is not None:
+            break
+    else:
+        meta = GPT2_META
+    size = meta["vocab_size"]
+    if size > vocab_size or (meta["tokenizer"] == "char" and size != vocab_size):
+        raise ValueError(f"what its {vocab_size} tokens mean is not known: copy the meta.pkl of "
+                         f"its dataset into {folder}")
+    return meta
+
+
+# --------------------------------------------------------------------------------------------------
+# The weights of a model, from wherever they are
+
+
+def read_model(name):
+    """The weights of a model, as a Checkpoint without config and optimizer.
+
+    name: a run's folder (best.pt, else ckpt.pt), a .pt file, a folder in Hugging Face's layout, or
+    a name on its hub, such as "gpt2". Raises UserError if there is no such model, or it is not a
+    GPT-2.
+    """
+    name = str(name)
+    if not name.strip():
+        raise UserError("init_from= is empty: it must be scratch, resume, auto, or a model")
     folder = Path(name)
-    if any((folder / file).exists() for file in ("best.pt", "ckpt.pt")):
-        checkpoint = find_checkpoint(folder, "best.pt", "ckpt.pt")
-        return {key: checkpoint[key] for key in ("model", "model_args", "meta")}
-    on_hub = name.startswith("gpt2") or re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
-    if not folder.is_dir() and not on_hub:
-        known = ["scratch", "resume", "auto", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
+    names = ("best.pt", "ckpt.pt")
+    if folder.suffix in (".pt", ".pth", ".safetensors", ".bin") and not folder.is_dir():
+        if not folder.is_file():
+            raise UserError(f"init_from={name}: there is no such file")
+        if folder.suffix in (".safetensors", ".bin"):
+            raise UserError(f"init_from={name} is a file of weights alone: give its folder, which "
+                            "has the config.json too")
+    if folder.is_file() or any((folder / file).exists() for file in names):
+        found = newest_complete(folder, *names)
+        return Checkpoint(found.model, found.model_args, found.meta)
+    if (folder / "metrics.jsonl").exists() or previous_runs(folder):
+        raise UserError(no_checkpoint(folder))  # a run's config.json is not one of Hugging Face's
+    if not folder.is_dir() and name not in HUB_NAMES and not re.fullmatch(
+            r"\w[\w.-]*/[\w.-]+", name):
+        known = ["scratch", "resume", "auto", *HUB_NAMES]
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"and none of {', '.join(known)}"
-        raise UserError(f"init_from={name} is no folder of a run or a model; {hint}")
+        hint = f"did you mean {near[0]}?" if near else (
+            f"nor one of {', '.join(known)}, nor OWNER/NAME on the hub")
+        raise UserError(f"init_from={name} is not a folder of a run or a model; {hint}")
+    return from_hugging_face(name)
+
+
+def from_hugging_face(name):
+    """The Checkpoint of a model in a folder in Hugging Face's layout, or on the hub."""
     try:
         folder = huggingface.find(name)
-        model = GPT.from_pretrained(folder)
-        is_gpt2 = huggingface.is_gpt2_vocabulary(folder, model.config.vocab_size)
     except ImportError as error:
         raise UserError(f"init_from={name} needs a package: pip install {error.name}") from None
     except Exception as error:  # huggingface_hub has many of its own
-        raise UserError(f"init_from={name} cannot be loaded: {type(error).__name__}: "
-                        f"{reason(error):.300}") from None
-    n, meta = model.config.vocab_size, read_meta(folder)
+        line = f"init_from={name} cannot be loaded: {type(error).__name__}: {reason(error):.200}"
+        if type(error).__name__ == "RepositoryNotFoundError":
+            raise UserError(line) from None
+        local = f"{name.split('/')[-1]}-hf"
+        raise UserError(f"{line}. Without a network here, run `hf download {name} --local-dir "
+                        f"{local}` elsewhere, copy that folder, and give --init_from={local}"
+                        ) from None
+    try:
+        config, weights = huggingface.read(folder)
+        is_gpt2 = huggingface.is_gpt2_vocabulary(folder, config["vocab_size"])
+    except (ValueError, OSError) as error:
+        raise UserError(f"init_from={name} cannot be loaded: {reason(error):.300}") from None
+    meta, n = read_meta(folder), config["vocab_size"]
     if meta is None and not is_gpt2:
-        raise UserError(f"init_from={name} has {n} symbols, and they are not GPT-2's: a meta.json "
-                        "of its tokenizer must lie beside it")
-    if meta and meta["vocab_size"] > n:
-        raise UserError(f"init_from={name} has {n} symbols, but the meta.json beside it says "
+        raise UserError(f"init_from={name} has {n} tokens, and they are not GPT-2's: it needs the "
+                        "meta.json of its tokenizer beside it")
+    if meta is not None and meta["vocab_size"] > n:
+        raise UserError(f"init_from={name} has {n} tokens, but the meta.json beside it says "
                         f"{meta['vocab_size']}")
-    meta = meta or GPT2_META
-    return {"model": model.state_dict(), "model_args": asdict(model.config), "meta": meta}
+    return Checkpoint(weights, asdict(build(GPTConfig, config)), meta or GPT2_META)
 
 
-def resumed_settings(train_config, checkpoint, given):
-    """The settings of a run that goes on: the checkpoint's, and over them those given now. Raises
-    UserError where these do not fit to its model or its optimizer."""
-    config = checkpoint.get("config")
-    if config is None or "optimizer" not in checkpoint:
-        raise UserError("the checkpoint has a model and no optimizer: it cannot be resumed, but "
-                        "started from, with --init_from= and its folder")
-    for name, value in config.items():
-        if given.get(name, value) != value:
-            print(f"{name} is {given[name]} from here on; it was {value}")
-    for name, value in (("optimizer", config.get("optimizer", "adamw")),
-                        ("block_size", checkpoint["model_args"]["block_size"])):
-        if given.get(name, value) != value:
-            raise UserError(f"{name}={given[name]}, but the checkpoint to resume has {value}: "
-                            "leave it out, or start from it with --init_from= and its folder")
-    return build(train_config, config | given), started_settings(checkpoint, given)
+def previous_runs(out_dir):
+    """The folders previous-1, previous-2, ... in out_dir that have a checkpoint, the newest last.
+    train.py moves there what an earlier run left."""
+    numbered = []
+    for folder in out_dir.glob("previous-*"):
+        number = folder.name.removeprefix("previous-")
+        if number.isdecimal() and any(folder.glob("*.pt")):
+            numbered.append((int(number), folder))
+    return [folder for _, folder in sorted(numbered)]
 
 
-def started_settings(checkpoint, given):
-    """The shape of the checkpoint's model, with the dropout, and at most the block_size, given now.
-    Raises UserError where anything else shall be another."""
-    model_args, wpe = checkpoint["model_args"], "transformer.wpe.weight"
+def no_checkpoint(out_dir):
+    """A message: there is no checkpoint in out_dir, and where there is one."""
+    previous = previous_runs(out_dir)
+    if previous:
+        return (f"there is no checkpoint in {out_dir}, but earlier runs are kept in "
+                f"{', '.join(map(str, previous[-3:]))}: give one of these folders")
+    others = sorted({str(path.parent) for path in out_dir.parent.glob("out*/*.pt")})
+    hint = f"; there is one in {', '.join(others[:3])}" if others else ""
+    return f"there is no checkpoint in {out_dir}: train first, or give another folder{hint}"
+
+
+# --------------------------------------------------------------------------------------------------
+# What a run starts from
+
+
+def starting_point(cfg, model_cfg, given, schedule):
+    """What `init_from` names, and the settings that follow from it.
+
+    cfg, model_cfg: the TrainConfig and GPTConfig of this call. given: {name: value} of what was set
+    by hand. schedule: the function learning_rate(step, cfg). Returns (cfg, model_cfg, start):
+    init_from is then "scratch", "resume" or a model, and start a Checkpoint, whose model is None
+    for scratch. Raises UserError if the settings do not fit the checkpoint.
+    """
+    out_dir = Path(cfg.out_dir)
+    if not cfg.out_dir:  # Path("") is the current folder
+        raise UserError("out_dir= must be the name of a folder")
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(f"out_dir={out_dir} is a file: give the name of a folder, such as "
+                        f"{out_dir.parent}")
+    init_from = cfg.init_from
+    if init_from == "auto":
+        exists = any((out_dir / name).exists() for name in ("ckpt.pt", "best.pt"))
+        init_from = "resume" if exists else "scratch"
+    if init_from == "scratch":
+        return replace(cfg, init_from=init_from), model_cfg, Checkpoint(None, {}, {})
+    if init_from == "resume":
+        start = newest_complete(out_dir, "ckpt.pt", "best.pt")
+        return resumed(cfg, given, start, schedule), started(start, given), start
+    start = read_model(init_from)
+    model_cfg = started(start, given)
+    return cfg, model_cfg, cropped(start, model_cfg)
+
+
+def resumed(cfg, given, start, schedule):
+    """The TrainConfig of a resumed run: the checkpoint's settings, and over them those given now.
+    Says what changes. Raises UserError for a change that the model or the optimizer forbids."""
+    if start.config is None:
+        raise UserError("the checkpoint has a model but no optimizer: it cannot be resumed, but "
+                        "another run can start from it, with --init_from= and its folder")
+    schema = type(cfg)
+    types = {setting.name: setting.type for setting in fields(schema)}
+    of_model = {setting.name for setting in fields(GPTConfig)}
+    unknown = sorted(start.config.keys() - types.keys() - of_model)  # nanoGPT has n_layer here too
+    if unknown:
+        say(f"warning: this version does not know these settings of the checkpoint, and ignores "
+            f"them: {', '.join(unknown):.200}", sys.stderr)
+    config = {name: convert(name, value, types[name], "in the checkpoint to resume")
+              for name, value in start.config.items() if name in types}
+
+    old, given = build(schema, config), given | {"init_from": "resume"}
+    for name, value, before in (
+            ("optimizer", given.get("optimizer", old.optimizer), old.optimizer),
+            ("block_size", given.get("block_size", start.model_args["block_size"]),
+             start.model_args["block_size"])):
+        if value != before:
+            raise UserError(f"{name}={value}, but the checkpoint to resume has {before}: leave it "
+                            "out, or start a new run from it with --init_from= and its folder")
+    new = build(schema, config | given)
+    before = asdict(old) | {"dropout": start.model_args["dropout"]}
+    for name, value in given.items():
+        if name in before and name not in OF_ONE_CALL and value != before[name]:
+            say(f"{name} is {value} from here on; it was {before[name]}")
+    longer = new.decay_lr and new.decay_steps > old.decay_steps
+    share, old_share = (schedule(start.step, cfg) / cfg.learning_rate for cfg in (new, old))
+    if longer and share > old_share + 0.01:
+        say(f"the learning rate rises again, because the schedule is longer: it decays until step "
+            f"{new.decay_steps:,} now, not {old.decay_steps:,}")
+    return new
+
+
+def started(start, given):
+    """The GPTConfig of a run that starts from a checkpoint: its own shape, with the dropout and the
+    block_size given now. Raises UserError for any other change, or a longer block_size."""
+    model_args = start.model_args
     new = {name: given.get(name, model_args[name]) for name in ("block_size", "dropout")}
     if new["block_size"] > model_args["block_size"]:
-        raise UserError(f"block_size={new['block_size']} is over the {model_args['block_size']} "
-                        "of the model to start from")
+        raise UserError(f"block_size={new['block_size']} is longer than the "
+                        f"{model_args['block_size']} of the model to start from")
     for name, value in model_args.items():
         if name not in new and given.get(name, value) != value:
             raise UserError(f"{name}={given[name]}, but the model to start from has {value}: "
-                            "leave it out, or start anew with --init_from=scratch")
-    if wpe in checkpoint["model"]:
-        checkpoint["model"][wpe] = checkpoint["model"][wpe][:new["block_size"]].clone()
+                            "leave it out, or start a new model with --init_from=scratch")
     return build(GPTConfig, model_args | new)
+
+
+def cropped(start, model_cfg):
+    """The Checkpoint with the position embeddings of the first block_size positions alone. `start`
+    and its weights stay as they are."""
+    name = "transformer.wpe.weight"
+    model = dict(start.model)
+    if name in model:
+        model[name] = model[name][:model_cfg.block_size].clone()  # the rest can be freed
+    return replace(start, model=model, model_args=asdict(model_cfg))
+
+
+def say(line, file=None):
+    """Print a line once, not in every process of a run."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=file)

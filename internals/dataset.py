@@ -1,76 +1,196 @@
-"""Prepared datasets: what the ids in a folder mean, and the ids."""
+"""Prepared datasets: the ids (train.bin, val.bin) and what they mean (meta.json)."""
 
 import io
 import json
 import pickle
+import pickletools
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from configurator import UserError
-from internals.corpora import prepare_command
+from configurator import UserError, reason
+from internals.corpora import CORPORA, HUGE
 from internals.files import DATA, check_sha
 
+MAX_VOCAB = 65_535  # ids are uint16, which would wrap silently: 70000 would become 4464
 GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257}  # of bins without a meta.json
-CHECKSUM_LIMIT = 2**30  # bytes; a bigger bin is compared with its meta.json by its size alone
+META_LIMIT = 2**24  # bytes; the largest meta.json, with 65,535 characters, has less than 1 MB
+CHECKSUM_LIMIT = 2**30  # bytes; a larger bin is compared with its meta.json by its size alone
+
+
+@dataclass
+class Dataset:
+    """An open dataset. train, val: memory-mapped uint16 ids."""
+
+    folder: Path
+    meta: dict
+    train: np.ndarray
+    val: np.ndarray
+
+    @property
+    def vocab_size(self):
+        return self.meta["vocab_size"]
+
+    @property
+    def padded_vocab_size(self):
+        """The vocabulary size of a new model: GPT-2's is padded to a multiple of 64, which makes
+        its matrix products faster."""
+        if self.meta["tokenizer"] == "gpt2":
+            return -(-self.vocab_size // 64) * 64
+        return self.vocab_size
+
+    def same_tokenizer(self, meta):
+        """Whether the ids of this dataset mean what they mean in another meta.json."""
+        return all(self.meta.get(key) == meta.get(key) for key in ("tokenizer", "chars"))
+
+
+def prepare_command(folder):
+    """The command that makes a dataset, quoted for a shell."""
+    name = folder.name
+    words = ["python", "prepare.py"]
+    words += [name] if name in CORPORA | HUGE else ["FILE", f"--name={name}"]
+    if folder.parent != DATA:
+        words.append(f"--data_dir={folder.parent}")
+    return shlex.join(words)
+
+
+def load(folder):
+    """Open a prepared dataset; returns a Dataset.
+
+    Raises UserError if a file is missing, is not what meta.json says, or has an id outside the
+    vocabulary. Bins without a meta.json are GPT-2 BPE, as in nanoGPT.
+    """
+    again = f"`{prepare_command(folder)}`"
+    if not (folder / "train.bin").exists():
+        message = f"there is no {folder / 'train.bin'}: make it with {again}"
+        if folder.name in HUGE:  # the default of train.py is nanoGPT's, openwebtext
+            message += (f", which takes {HUGE[folder.name].gigabytes} GB; to begin with a small "
+                        "dataset, run `python train.py config/quickstart.py`")
+        raise UserError(message)
+    meta = read_meta(folder) or GPT2_META
+    train = open_bin(folder / "train.bin", meta, again)
+    val = open_bin(folder / "val.bin", meta, again)
+    return Dataset(folder, meta, train, val)
+
+
+def open_bin(path, meta, again):
+    """The ids of a bin, checked against its meta.json. again: the command that prepares it."""
+    size = path.stat().st_size if path.exists() else 0
+    if size == 0 or size % 2:
+        raise UserError(f"{path} is missing, empty or of odd size, so it does not hold uint16 "
+                        f"token ids: prepare it again with {again}")
+    tokens = meta.get(f"{path.stem}_tokens")
+    if tokens is not None and size != 2 * tokens:
+        raise UserError(f"{path} has {size // 2:,} tokens, but the meta.json next to it says "
+                        f"{tokens:,}: prepare both again with {again}")
+    ids = np.memmap(path, dtype="<u2", mode="r")
+    sha = meta.get(f"{path.stem}_sha256")
+    if sha is None:
+        largest = int(ids.max())
+        if largest >= meta["vocab_size"]:
+            raise UserError(f"{path} has the token id {largest}, but the vocabulary ends at "
+                            f"{meta['vocab_size'] - 1}: the bin was made with another tokenizer")
+    elif size <= CHECKSUM_LIMIT:  # prepare.py wrote it: the ids are in the vocabulary
+        check_sha(path, sha, str(path))
+    return ids
+
+
+def read_meta(folder):
+    """What the ids in a folder mean: its meta.json or nanoGPT's meta.pkl, as a dict; None if it has
+    neither. Raises UserError for a damaged one."""
+    for path, parse in (folder / "meta.json", json.loads), (folder / "meta.pkl", parse_pickle):
+        try:
+            if path.stat().st_size > META_LIMIT:
+                raise ValueError(f"it has more than {META_LIMIT:,} bytes")
+            return check_meta(parse(path.read_bytes()))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (ValueError, RecursionError, pickle.UnpicklingError) as error:
+            raise UserError(f"{path} is not what prepare.py writes: {reason(error)}") from None
+    return None
+
+
+def check_meta(meta):
+    """Returns `meta` if it describes a tokenizer. Raises ValueError that says what is wrong."""
+    if not isinstance(meta, dict):
+        raise ValueError("it must be a dict")
+    tokenizer, n = meta.get("tokenizer"), meta.get("vocab_size")
+    if tokenizer not in ("char", "gpt2"):
+        raise ValueError(f"tokenizer must be char or gpt2, not {tokenizer!r:.50}")
+    if tokenizer == "gpt2" and (type(n) is not int or n != GPT2_META["vocab_size"]):
+        raise ValueError(f"vocab_size must be {GPT2_META['vocab_size']} for gpt2")
+    if tokenizer == "char":
+        chars = meta.get("chars")
+        if not isinstance(chars, str) or not 1 <= len(chars) <= MAX_VOCAB:
+            raise ValueError(f"chars must be a text of 1 to {MAX_VOCAB:,} characters")
+        if len(set(chars)) != len(chars):
+            raise ValueError("chars must be different characters")
+        if type(n) is not int or n != len(chars):
+            raise ValueError(f"vocab_size must be {len(chars)}, the number of chars")
+    elif "chars" in meta:
+        raise ValueError("chars are only for the tokenizer char")
+    for split in ("train", "val"):
+        tokens, sha = meta.get(f"{split}_tokens", 1), meta.get(f"{split}_sha256", "")
+        if type(tokens) is not int or not 1 <= tokens < 2**63:
+            raise ValueError(f"{split}_tokens must be a number of tokens")
+        if not isinstance(sha, str):
+            raise ValueError(f"{split}_sha256 must be a text")
+    return meta
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Opens pickles of plain values; refuses one that names a function or a class, to call it."""
+    """Unpickles plain values. Raises UnpicklingError for a pickle that names a function or a
+    class, which it could call."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it would run {module}.{name}")
 
 
-def read_meta(folder):
-    """What the ids in a folder mean: its meta.json, or nanoGPT's meta.pkl, as a dict; None where
-    there is neither. Raises UserError for one that is something else."""
-    for path in folder / "meta.json", folder / "meta.pkl":
-        try:
-            if path.suffix == ".json":
-                meta = json.loads(path.read_text(encoding="utf-8"))
-            else:
-                itos = PlainUnpickler(io.BytesIO(path.read_bytes())).load()["itos"]
-                chars = "".join(itos[i] for i in range(len(itos)))
-                meta = {"tokenizer": "char", "chars": chars, "vocab_size": len(itos)}
-            if meta["tokenizer"] not in ("char", "gpt2"):
-                raise ValueError(f"unknown tokenizer {meta['tokenizer']!r}")
-            if meta["tokenizer"] == "char" and type(meta["chars"]) is not str:
-                raise ValueError("chars must be a string")
-            if type(meta["vocab_size"]) is not int:
-                raise ValueError("vocab_size must be a number")
-            return meta
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"{path} is not what prepare.py writes "
-                            f"({type(error).__name__}: {error})") from None
+def parse_pickle(content):
+    """nanoGPT's meta.pkl, which has {id: character}, as a dict like meta.json."""
+    try:
+        # A few bytes can ask for gigabytes: the number of a memo entry is the length of a list.
+        # genops checks the other lengths against the content.
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name.endswith("PUT") and not 0 <= argument <= len(content):
+                raise ValueError("it is damaged")
+        itos = PlainUnpickler(io.BytesIO(content)).load()["itos"]
+        chars = [itos[i] for i in range(len(itos))]
+    except (ValueError, pickle.UnpicklingError):
+        raise
+    except Exception as error:  # a damaged pickle raises nearly every exception there is
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if not all(isinstance(char, str) and len(char) == 1 for char in chars):
+        raise ValueError("itos must have one character for each id")
+    return {"tokenizer": "char", "chars": "".join(chars), "vocab_size": len(chars)}
 
 
-def load_bins(folder):
-    """Open a prepared dataset.
+def fit(model_cfg, data, cfg, start, given):
+    """model_cfg with the vocabulary size of the dataset, if a new model is trained on it.
 
-    Returns (meta, {"train": ids, "val": ids}): the dict of meta.json, and memory-mapped uint16 ids.
-    Raises UserError where a file is missing, is not what meta.json says, or has an id outside the
-    vocabulary. Bins alone are GPT-2 BPE, as in nanoGPT.
+    start: the Checkpoint that training begins with; its model is None for a new one.
+    given: the settings that the user has set.
+    Raises UserError if the dataset, the settings and the checkpoint do not fit together.
     """
-    elsewhere = "" if folder.parent == DATA else f" --data_dir={folder.parent}"
-    make = f"`{prepare_command(folder.name)}{elsewhere}`"
-    if not (folder / "train.bin").exists():
-        raise UserError(f"there is no {folder / 'train.bin'}: make it with {make}")
-    meta, bins = read_meta(folder) or GPT2_META, {}
-    for split in ("train", "val"):
-        path = folder / f"{split}.bin"
-        if not path.exists() or not (size := path.stat().st_size) or size % 2:
-            raise UserError(f"{path} is missing, empty or of odd size, so not uint16 token ids: "
-                            f"{make} makes it anew")
-        if size != 2 * meta.get(f"{split}_tokens", size // 2):
-            raise UserError(f"{path} has {size // 2:,} tokens, but meta.json beside it says "
-                            f"{meta[f'{split}_tokens']:,}: {make} makes both anew")
-        ids = bins[split] = np.memmap(path, dtype="<u2", mode="r")
-        if f"{split}_sha256" in meta:  # of ids that write_bins got from the tokenizer itself
-            if size <= CHECKSUM_LIMIT:
-                check_sha(path, meta[f"{split}_sha256"], str(path))
-        elif (largest := int(ids.max())) >= meta["vocab_size"]:
-            raise UserError(f"{path} has the token id {largest}, but the vocabulary ends at "
-                            f"{meta['vocab_size'] - 1}: the bin was made with another tokenizer")
-    return meta, bins
+    T = model_cfg.block_size
+    if cfg.batch_size * cfg.gradient_accumulation_steps > 2**20:
+        raise UserError(f"batch_size={cfg.batch_size} x gradient_accumulation_steps="
+                        f"{cfg.gradient_accumulation_steps} must be at most 1,048,576")
+    if T % cfg.align:
+        raise UserError(f"block_size={T} must be a multiple of align={cfg.align}, or only the "
+                        "first sequence of an epoch is aligned")
+    for split, ids in (("train", data.train), ("val", data.val)):
+        if len(ids) <= T:
+            raise UserError(f"block_size={T:,} is too long for {data.folder / split}.bin "
+                            f"({len(ids):,} tokens); use a smaller block_size or more text")
+    if start.model is None and "vocab_size" not in given:
+        model_cfg = replace(model_cfg, vocab_size=data.padded_vocab_size)
+    if start.model is not None and not data.same_tokenizer(start.meta):
+        raise UserError(f"{data.folder} has another tokenizer than the model to start from: "
+                        "prepare the text with --tokenizer= and the name of the model's dataset")
+    if model_cfg.vocab_size < data.vocab_size:
+        raise UserError(f"vocab_size={model_cfg.vocab_size} is less than the {data.vocab_size} "
+                        f"tokens in the vocabulary of {data.folder}: leave it out")
+    return model_cfg

@@ -1,36 +1,26 @@
-"""What "auto" becomes on this machine: device, dtype, compilation."""
+"""What this machine can do: device, dtype, torch.compile, memory, peak FLOP/s."""
 
+import os
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 from configurator import UserError, reason
+from internals import cpu
 
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bfloat16
-
-
-def compiled(model, try_out):
-    """The model compiled, if it passes try_out(model), which is when it is compiled; or as it is:
-    a compiler is missing, a GPU too old, torch has many reasons."""
-    try:
-        faster = torch.compile(model)
-        try_out(faster)
-        return faster
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        print(f"warning: torch.compile failed, training goes on without it "
-              f"({type(error).__name__}: {reason(error):.100})", file=sys.stderr)
-        return model
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bfloat16, by the data sheets
 
 
 def find_device(name):
-    """`name` as a torch.device; "auto" is a CUDA GPU, else Apple's, else the CPU. Raises UserError
-    where the device is not there."""
+    """`name` as a torch.device; "auto" is a CUDA GPU, else Apple's GPU, else the CPU. Raises
+    UserError if the device is not available."""
     if name == "auto":
-        mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        name = "cpu"
+        if torch.backends.mps.is_available():
+            name = "mps"
+        if torch.cuda.is_available():
+            name = "cuda"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
@@ -38,29 +28,142 @@ def find_device(name):
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device={name} cannot be used here: {reason(error)}; "
-                        "device=auto takes what there is") from None
+                        "device=auto uses what is available") from None
     return device
 
 
 def find_dtype(name, device, n_embd):
-    """The type of matrix products: `name`, or for "auto" the fastest that trains as well. Raises
-    UserError where the device cannot do it."""
+    """The dtype of matrix products: `name`, or for "auto" the fastest one that trains as well.
+    Raises UserError if the device cannot use it."""
     bf16_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "bfloat16" and device.type == "cuda" and not bf16_gpu:
-        raise UserError("dtype=bfloat16 is not possible on this GPU: float16 is")
+        raise UserError("dtype=bfloat16 is not possible on this GPU; use float16")
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bfloat16" if bf16_gpu else "float16"
-    instructions = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
-    # narrow models lose more by the conversions than they gain: see docs/benchmarks.md
-    pays = device.type == "cpu" and instructions.get("avx512_bf16") and n_embd >= 128
-    return "bfloat16" if pays else "float32"
+    return "bfloat16" if device.type == "cpu" and cpu.bfloat16_pays(n_embd) else "float32"
 
 
 def autocast_to(dtype, device):
-    """A context in which matrix products are done in `dtype`; weights and their updates stay
-    float32."""
+    """A context in which matrix products are computed in `dtype`. Weights stay float32."""
     if dtype == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, dtype))
+
+
+def compiled(model, choice, x, y, autocast):
+    """The compiled model, after one trial forward and backward pass on inputs x and targets y; or
+    `model` itself, with a warning if that fails: a compiler is missing, a GPU is too old, ...
+
+    choice: the setting `compile`: True, False, or "auto" for True on CUDA.
+    """
+    if choice is False or (choice == "auto" and x.device.type != "cuda"):
+        return model
+    try:
+        faster = torch.compile(model)
+        with autocast:
+            loss = faster(x, y)[1]
+        loss.backward()
+        return faster
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # torch.compile raises many kinds
+        print(f"warning: torch.compile failed, training continues without it "
+              f"({type(error).__name__}: {reason(error):.100})", file=sys.stderr)
+        return model
+    finally:
+        model.zero_grad(set_to_none=True)
+
+
+def for_sampling(model, dtype, compile):
+    """The model in eval mode with this dtype (or "auto", or "int8") of its weights, with the fast
+    modules of this machine, and compiled if `compile` says so. Raises UserError if the device
+    cannot use the dtype."""
+    device, n_embd = model.transformer.wte.weight.device, model.config.n_embd
+    if dtype == "auto" and device.type == "cpu" and n_embd < cpu.WIDE:
+        dtype = "float32"
+    if dtype == "int8":
+        return cpu.quantized(model)
+    model.to(getattr(torch, find_dtype(dtype, device, n_embd)))
+    cpu.speed_up(model, inference=not compile)  # the compiler does not take packed layers
+    if compile:
+        torch._dynamo.config.suppress_errors = True  # what it cannot compile runs as it is
+        model.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+    return model
+
+
+def peak_flops(device, dtype):
+    """The peak FLOP/s of the device in `dtype` by its data sheet, or None if it is not known."""
+    if device.type == "cuda" and dtype != "float32":
+        name = torch.cuda.get_device_name(device)
+        for known, flops in PEAK_FLOPS.items():
+            if known in name:
+                return flops
+    return None
+
+
+def num_params(model):
+    """The number of parameters without the position embeddings, as nanoGPT counts them."""
+    total = sum(p.numel() for p in model.parameters())
+    if model.config.pos == "learned":
+        total -= model.transformer.wpe.weight.numel()
+    return total
+
+
+def flops_per_token(model):
+    """FLOPs per token, forward and backward: 6 N + 12 L C T (Chowdhery et al. 2022, PaLM, appendix
+    B). N counts the parameters in matrix products: an embedding only if it is tied to the head."""
+    c, n = model.config, num_params(model)
+    if not c.tied:
+        n -= model.transformer.wte.weight.numel()
+    return 6 * n + 12 * c.n_layer * c.n_embd * c.block_size
+
+
+def mfu(model, tokens_per_second, peak, n_devices=1):
+    """Model FLOPs utilization: the FLOP/s that training `model` needs at this speed, as a share of
+    what n_devices of `peak` FLOP/s could do (Chowdhery et al. 2022, PaLM)."""
+    return flops_per_token(model) * tokens_per_second / (peak * n_devices)
+
+
+def memory_bytes(device):
+    """The memory of the device in bytes, or None if it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def check_model_fits(c, device, training=True):
+    """Raises UserError if a model of GPTConfig c cannot fit into the memory of the device.
+
+    Training keeps four float32 numbers per parameter: weight, gradient, and two moments of AdamW.
+    """
+    block = 12 * c.n_embd**2  # attention has 4 C^2 weights, the MLP 8 C^2
+    parameters = c.n_layer * block + c.n_embd * c.vocab_size * (1 if c.tied else 2)
+    if c.pos == "learned":
+        parameters += c.block_size * c.n_embd
+    needed, available = parameters * (16 if training else 4), memory_bytes(device)
+    if available is not None and needed > available:
+        raise UserError(f"a model of {parameters / 1e9:,.1f}B parameters needs at least "
+                        f"{needed / 1e9:,.0f} GB, and {device} has {available / 1e9:,.0f} GB: use "
+                        "a smaller n_layer, n_embd or block_size")
+
+
+@contextmanager
+def out_of_memory_hint(cfg):
+    """Turns an out-of-memory error of the body into a UserError with settings that need less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and "allocate memory" not in str(error):  # the CPU allocator's words
+            raise
+        hint = "use a smaller model or block_size"
+        if cfg.batch_size > 1:
+            parts = 2 if cfg.batch_size % 2 == 0 else cfg.batch_size
+            hint = (f"--batch_size={cfg.batch_size // parts} --gradient_accumulation_steps="
+                    f"{parts * cfg.gradient_accumulation_steps} needs less memory, with as many "
+                    "tokens per step")
+        raise UserError(f"out of memory with batch_size={cfg.batch_size}: {hint}") from None

@@ -1,11 +1,15 @@
-"""GPT-2's weights in and out, in Hugging Face's layout: config.json beside model.safetensors.
+"""GPT-2's file format, as Hugging Face's transformers has it: config.json and model.safetensors.
 
-    model = GPT.from_pretrained("gpt2")        the hub: pip install huggingface_hub
-    model = GPT.from_pretrained("folder")
-    model.save_pretrained("folder")            transformers, llama.cpp's converter, ... open it
+    config, weights = read("gpt2-hf")       a folder, or a name on the hub: see `find`
+    write("out-hf", config, weights)        transformers, llama.cpp's converter, ... can read it
 
-Names are the same there and here. Matrices lie the other way round: (in, out), as in GPT-2's own
-TensorFlow code. The files are mapped into memory, and copied weight by weight: there is one copy.
+config is a dict of GPTConfig's fields, weights a state_dict of GPT: the parameter names are the
+same in both formats, but matrices are stored as (in, out) here, as in GPT-2's TensorFlow code.
+This file knows the format alone, and imports nothing of the model.
+
+A folder can come from anywhere. config.json is checked field by field, and the shapes of the
+weights against it, before memory is taken for them. Files are mapped into memory and copied weight
+by weight, so that loading takes the memory of one copy.
 """
 
 import json
@@ -17,19 +21,21 @@ from pathlib import Path
 import torch
 
 from internals.files import replacing
-from model import GPTConfig
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which old files contain
 ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions",
            "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
+MAX_SIZE = 2**31  # of any one dimension; the products of two are compared with the file
+GPT2_VOCAB = (50257, 50304)  # GPT-2's vocabulary, and its size padded to a multiple of 64
 
 
 def find(name):
-    """The folder `name`; or, for a name on the hub, the one to which its files were downloaded. The
-    hub's cache and offline mode (HF_HUB_OFFLINE=1) are respected.
+    """The folder `name`, or the one that a model on the hub was downloaded to. The hub's cache and
+    offline mode (HF_HUB_OFFLINE=1) are respected.
 
-    Raises ImportError without huggingface_hub, OSError where the files cannot be had.
+    Raises ImportError without huggingface_hub, OSError if the files are not available.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -38,143 +44,202 @@ def find(name):
 
     described = ["config.json", "meta.json", "vocab.json", "tokenizer.json"]
     folder = Path(snapshot_download(name, allow_patterns=[*described, "model*.safetensors*"]))
-    if not any(folder.glob("model*.safetensors")):  # older ones; most have both, and need one
+    if not any(folder.glob("model*.safetensors")):  # older models; most have both, and need one
         folder = Path(snapshot_download(name, allow_patterns=[*described, "pytorch_model*.bin*"]))
     return folder
 
 
 def is_gpt2_vocabulary(folder, n):
-    """Whether the n symbols of the model in a folder can be GPT-2's 50257, padded or not: models of
-    other languages have as many, but other ones."""
+    """Whether the n tokens of the model in a folder can be GPT-2's 50257, padded or not: models of
+    other languages have as many, but different ones. Raises ValueError for a damaged file."""
     for file, *keys in ("vocab.json",), ("tokenizer.json", "model", "vocab"):
         if (folder / file).exists():
-            table = json.loads((folder / file).read_text(encoding="utf-8"))
+            table = read_json(folder / file)
             for key in keys:
-                table = table[key]
-            return n >= 50257 and table.get("\u0120the") == 262  # "\u0120" stands for a space
-    return 50257 <= n <= 50304
+                table = table.get(key)
+                if not isinstance(table, dict):
+                    raise ValueError(f"{folder / file} has no table of tokens")
+            least, _ = GPT2_VOCAB
+            return n >= least and table.get("\u0120the") == 262  # "\u0120" stands for a space
+    least, most = GPT2_VOCAB
+    return least <= n <= most
 
 
-def load(cls, name):
-    """A `cls` (GPT) from a folder, or from a name on the hub: see `find`.
+def read_json(path):
+    """The dict in a JSON file. Raises ValueError if it is damaged or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({' '.join(str(error).split()):.100})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a table of settings")
+    return content
 
-    Raises ValueError, naming the setting, for what is no GPT-2, and where weights do not fit or are
-    damaged; FileNotFoundError where a file is missing.
+
+# --------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read(name):
+    """Read a model from a folder, or by its name on the hub.
+
+    Returns (config, weights): a dict of fields of GPTConfig, and float32 weights in the names and
+    shapes of GPT's state_dict. Raises ValueError, naming the setting or the weight, if the model is
+    not a GPT-2, or if its files are damaged or contradict each other; FileNotFoundError if one is
+    missing.
     """
     folder = find(name)
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} has no config.json, so no model in this layout")
-    config = read_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    weights = dict(read_weights(folder))
-    if config.tied and "transformer.wte.weight" in weights:
-        weights["lm_head.weight"] = weights["transformer.wte.weight"]
-    try:
-        return cls.from_weights(config, weights)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} do not fit its config.json: "
-                         f"{' '.join(str(error).split())}") from None
-
-
-def save(model, folder, n_vocab=None, end_of_text=None):
-    """Write `model` into `folder`, in float32, of its vocabulary the first n_vocab ids. Biases that
-    it lacks become zeros. end_of_text: the id that begins and ends a document, if there is one.
-    Raises ValueError naming a setting that GPT-2 does not have; nothing is written then."""
-    from safetensors.torch import save_file
-
-    n_vocab = n_vocab or model.config.vocab_size
-    if n_vocab > model.config.vocab_size:
-        raise ValueError(f"n_vocab={n_vocab} is over the vocab_size={model.config.vocab_size}")
-    config = write_config(model.config, n_vocab)
-    config |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text}  # else 50256 would be it
+    config = read_config(read_json(folder / "config.json"))
+    paths = weight_files(folder)
+    found = {name for path in paths for name in open_weights(path)}
+    if config["n_layer"] > len(found):  # absurd, and a table of that length would take memory
+        raise ValueError(f"n_layer={config['n_layer']} in config.json, but the files have "
+                         f"{len(found)} weights")
+    expected = weight_shapes(config)
     weights = {}
-    for name, weight in model.state_dict().items():
-        if name in ("transformer.wte.weight", "lm_head.weight"):
-            weight = weight[:n_vocab]
-        elif name.endswith(".weight") and name != "transformer.wpe.weight":
-            weights.setdefault(name.removesuffix("weight") + "bias", weight.new_zeros(len(weight)))
-        weights[name] = weight.t() if name.endswith(TRANSPOSED) else weight
-    if model.config.tied:
-        del weights["lm_head.weight"]
-    weights = {name: weight.to("cpu", torch.float32).contiguous()
-               for name, weight in weights.items()}
-    with replacing(Path(folder, "config.json")) as temporary:
-        temporary.write_text(json.dumps(config, indent=2), encoding="utf-8")
-    with replacing(Path(folder, "model.safetensors")) as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
-        shutil.copymode(Path(folder, "config.json"), temporary)  # safetensors lets only its owner
+    for path in paths:
+        mapped = open_weights(path)
+        for stored_name in list(mapped):
+            weight = mapped.pop(stored_name)  # so that its memory is free before the next copy
+            if stored_name.endswith(MASKS):
+                continue
+            name = stored_name
+            if name != "lm_head.weight":
+                name = "transformer." + name.removeprefix("transformer.")
+            elif config["tied"]:
+                continue  # the same numbers as the token embedding
+            check_weight(weight, name, expected, path)
+            copy = torch.empty(expected[name])
+            weights[name] = copy.copy_(weight.t() if name.endswith(TRANSPOSED) else weight)
+    for name in expected:
+        if name not in weights:
+            raise ValueError(f"the weight {name} is missing in {folder}")
+    if config["tied"]:
+        weights["lm_head.weight"] = weights["transformer.wte.weight"]
+    return config, weights
 
 
 def read_config(hf):
-    """The GPTConfig of a config.json; ValueError naming the setting that makes it no GPT-2."""
-    if not isinstance(hf, dict):
-        raise ValueError("config.json is not a table of settings")
+    """A config.json as a dict of GPTConfig's fields. Raises ValueError naming the setting that
+    makes it something else than GPT-2, or that is not what it must be."""
+    if "model_type" not in hf:
+        raise ValueError("config.json has no model_type: it is not in Hugging Face's layout")
     hf = {ALIASES.get(name, name): value for name, value in hf.items()}
+    n_embd = size(hf, "n_embd", 768)
     act = hf.get("activation_function", "gelu_new")
-    for name, is_gpt2 in {
-            "model_type": hf.get("model_type") == "gpt2",
-            "activation_function": act in ACTIVATIONS,
-            "n_inner": hf.get("n_inner") in (None, 4 * hf.get("n_embd", 768)),
-            "scale_attn_weights": hf.get("scale_attn_weights", True),
-            "scale_attn_by_inverse_layer_idx": not hf.get("scale_attn_by_inverse_layer_idx"),
-            "add_cross_attention": not hf.get("add_cross_attention"),
-            "quantization_config": not hf.get("quantization_config")}.items():
-        if not is_gpt2:
-            raise ValueError(f"{name}={hf.get(name)} in config.json is not GPT-2's")
-    return GPTConfig(
-        block_size=hf.get("n_positions", 1024), vocab_size=hf.get("vocab_size", 50257),
-        n_layer=hf.get("n_layer", 12), n_head=hf.get("n_head", 12), n_embd=hf.get("n_embd", 768),
-        bias=True, act=ACTIVATIONS[act], norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-        tied=hf.get("tie_word_embeddings", True))
+    for name, allowed in [
+        ("model_type", hf["model_type"] == "gpt2"),
+        ("activation_function", isinstance(act, str) and act in ACTIVATIONS),
+        ("n_inner", hf.get("n_inner") in (None, 4 * n_embd)),
+        ("scale_attn_weights", hf.get("scale_attn_weights", True) is True),
+        ("scale_attn_by_inverse_layer_idx", not hf.get("scale_attn_by_inverse_layer_idx")),
+        ("add_cross_attention", not hf.get("add_cross_attention")),
+        ("quantization_config", not hf.get("quantization_config")),
+    ]:
+        if not allowed:
+            raise ValueError(f"{name}={shown(hf.get(name))} in config.json is not GPT-2's")
+    norm_eps = hf.get("layer_norm_epsilon", 1e-5)
+    if type(norm_eps) is not float or not 0 < norm_eps < 1:  # NaN is not either
+        raise ValueError(f"layer_norm_epsilon={shown(norm_eps)} in config.json must be above 0 and "
+                         "below 1")
+    tied = hf.get("tie_word_embeddings", True)
+    if type(tied) is not bool:
+        raise ValueError(f"tie_word_embeddings={shown(tied)} in config.json must be true or false")
+    config = {
+        "block_size": size(hf, "n_positions", 1024), "vocab_size": size(hf, "vocab_size", 50257),
+        "n_layer": size(hf, "n_layer", 12), "n_head": size(hf, "n_head", 12), "n_embd": n_embd,
+        "bias": True, "act": ACTIVATIONS[act], "norm_eps": norm_eps, "tied": tied}
+    if n_embd % config["n_head"]:
+        raise ValueError(f"n_embd={n_embd} in config.json is not a multiple of "
+                         f"n_head={config['n_head']}")
+    return config
 
 
-def write_config(config, n_vocab):
-    """The config.json of a GPTConfig; ValueError naming the setting that GPT-2 does not have."""
-    acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    for name, choices in {"pos": ("learned",), "norm": ("layernorm",), "qk_norm": (False,),
-                          "softcap": (0.0,), "act": tuple(acts)}.items():
-        if (value := getattr(config, name)) not in choices:
-            raise ValueError(f"{name}={value} is not GPT-2's, which has "
-                             f"{' or '.join(map(str, choices))}: no program could run this model")
-    return {
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "torch_dtype": "float32",
-        "n_positions": config.block_size, "n_ctx": config.block_size,  # its name for llama.cpp
-        "vocab_size": n_vocab, "n_layer": config.n_layer,
-        "n_head": config.n_head, "n_embd": config.n_embd, "activation_function": acts[config.act],
-        "layer_norm_epsilon": config.norm_eps, "tie_word_embeddings": config.tied,
-        "resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": config.dropout,
-    }
+def size(hf, name, default):
+    value = hf.get(name, default)
+    if type(value) is not int or not 1 <= value <= MAX_SIZE:
+        raise ValueError(f"{name}={shown(value)} in config.json must be a whole number, 1 or more")
+    return value
 
 
-def read_weights(folder):
-    """Yields (name, float32 tensor) for each weight in a folder, as our state_dict has them."""
+def shown(value):
+    """A value for a message, as one short line."""
+    return f"{' '.join(repr(value).split()):.60}"
+
+
+def weight_shapes(config):
+    """{name: shape} of GPT's state_dict, in its order, without a tied head. config: a dict of all
+    fields of GPTConfig that shape a model. A table, not a model: nothing is built, no memory taken.
+    """
+    C = config["n_embd"]
+    names = {"transformer.wte.weight": (config["vocab_size"], C)}
+    if config.get("pos", "learned") == "learned":
+        names["transformer.wpe.weight"] = (config["block_size"], C)
+
+    def norm(name):
+        if config.get("norm", "layernorm") == "layernorm":  # the other one has no parameters
+            names[f"{name}.weight"] = (C,)
+            if config["bias"]:
+                names[f"{name}.bias"] = (C,)
+
+    def linear(name, n_in, n_out):
+        names[f"{name}.weight"] = (n_out, n_in)
+        if config["bias"]:
+            names[f"{name}.bias"] = (n_out,)
+
+    for layer in range(config["n_layer"]):
+        block = f"transformer.h.{layer}"
+        norm(f"{block}.ln_1")
+        linear(f"{block}.attn.c_attn", C, 3 * C)
+        linear(f"{block}.attn.c_proj", C, C)
+        norm(f"{block}.ln_2")
+        linear(f"{block}.mlp.c_fc", C, 4 * C)
+        linear(f"{block}.mlp.c_proj", 4 * C, C)
+    norm("transformer.ln_f")
+    if not config["tied"]:
+        names["lm_head.weight"] = (config["vocab_size"], C)
+    return names
+
+
+def check_weight(weight, name, expected, path):
+    """Raises ValueError if a stored weight is not what config.json announces."""
+    if name not in expected:
+        raise ValueError(f"{path} has the weight {shown(name)}, which GPT-2 with this config.json "
+                         "does not have")
+    if not weight.is_floating_point():
+        raise ValueError(f"{name} in {path} is {weight.dtype}: not the weights of a GPT-2")
+    shape = expected[name]
+    if name.endswith(TRANSPOSED):
+        shape = shape[::-1]
+    if tuple(weight.shape) != shape or weight.layout != torch.strided:
+        raise ValueError(f"{name} in {path} has the shape {tuple(weight.shape)}, but config.json "
+                         f"says {shape}")
+    if weight.untyped_storage().nbytes() < weight.numel() * weight.element_size():
+        raise ValueError(f"{name} in {path} has more numbers than are stored")
+
+
+def weight_files(folder):
+    """The files that hold the weights of a folder: one, or several with an index."""
     for file in "model.safetensors", "pytorch_model.bin":
-        index = folder / f"{file}.index.json"
         if (folder / file).exists():
-            files = {file}
-        elif index.exists():
-            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        else:
-            continue
-        break
-    else:
-        raise FileNotFoundError(f"{folder} has no model.safetensors and no pytorch_model.bin")
-    for path in (folder / file for file in sorted(files)):
-        weights = open_weights(path)
-        for name in list(weights):
-            weight = weights.pop(name)  # its memory is free before the next one is copied
-            if name.endswith((".attn.bias", ".attn.masked_bias")):
-                continue  # the causal mask
-            if not weight.is_floating_point():
-                raise ValueError(f"{name} in {path} is {weight.dtype}: not the weights of a GPT-2")
-            if name != "lm_head.weight":
-                name = "transformer." + name.removeprefix("transformer.")
-            weight = weight.t() if name.endswith(TRANSPOSED) else weight
-            yield name, torch.empty(weight.shape).copy_(weight)
+            return [folder / file]
+        index = folder / f"{file}.index.json"
+        if index.exists():
+            table = read_json(index).get("weight_map")
+            if not isinstance(table, dict):
+                raise ValueError(f"{index} has no weight_map")
+            for name in table.values():
+                if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+                    raise ValueError(f"{index} names the file {shown(name)}")
+            return [folder / name for name in sorted(set(table.values()))]
+    raise FileNotFoundError(f"{folder} has no model.safetensors and no pytorch_model.bin")
 
 
 def open_weights(path):
-    """The weights in a file by name, mapped into memory. Raises ValueError where it is damaged, or
-    has more than tensors."""
+    """The weights in a file by name, mapped into memory. Raises ValueError if it is damaged, or
+    holds more than tensors."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -182,11 +247,78 @@ def open_weights(path):
             with safe_open(path, framework="pt") as opened:
                 return {name: opened.get_tensor(name) for name in opened.keys()}
         # files of before 2020 are no zip, and cannot be mapped
-        return dict(torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path)))
+        weights = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise ValueError(f"{path} is not a file of tensors; anything else could run code and is "
                          "not opened") from None
-    except FileNotFoundError:
+    except (FileNotFoundError, ImportError):
         raise
-    except (SafetensorError, RuntimeError, EOFError, OSError, TypeError, KeyError) as error:
+    except (SafetensorError, Exception) as error:  # damaged bytes raise almost anything
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split()):.200})") from None
+    if not isinstance(weights, dict) or not all(
+            isinstance(name, str) and isinstance(weight, torch.Tensor)
+            for name, weight in weights.items()):
+        raise ValueError(f"{path} is not a file of tensors by name")
+    return weights
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
+
+
+def write(folder, config, weights, n_vocab=None, end_of_text=None):
+    """Write a model into `folder`, in float32.
+
+    config: a dict of GPTConfig's fields. weights: GPT's state_dict; biases that it lacks become
+    zeros. n_vocab: how many ids of the vocabulary are written, from the first on; None: all.
+    end_of_text: the id that begins and ends a document, if there is one.
+    Raises ValueError naming a setting that GPT-2 does not have; nothing is written then.
+    """
+    from safetensors.torch import save_file
+
+    n_vocab = n_vocab or config["vocab_size"]
+    if n_vocab > config["vocab_size"]:
+        raise ValueError(f"n_vocab={n_vocab} is over the vocab_size={config['vocab_size']}")
+    hf = write_config(config, n_vocab)
+    hf |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text}  # else 50256 would be it
+    stored = {}
+    for name, weight in weights.items():
+        if name == "lm_head.weight" and config["tied"]:
+            continue
+        if name in ("transformer.wte.weight", "lm_head.weight"):
+            weight = weight[:n_vocab]
+        elif name.endswith(".weight") and name != "transformer.wpe.weight":
+            bias = name.removesuffix("weight") + "bias"
+            stored.setdefault(bias, weight.new_zeros(len(weight)))
+        stored[name] = weight.t() if name.endswith(TRANSPOSED) else weight
+    stored = {name: weight.to("cpu", torch.float32).contiguous()
+              for name, weight in stored.items()}
+    with replacing(Path(folder, "config.json")) as temporary:
+        temporary.write_text(json.dumps(hf, indent=2), encoding="utf-8")
+    with replacing(Path(folder, "model.safetensors")) as temporary:
+        save_file(stored, temporary, metadata={"format": "pt"})
+        # safetensors makes a file that only its owner can read
+        shutil.copymode(Path(folder, "config.json"), temporary)
+
+
+def write_config(config, n_vocab):
+    """The config.json of a dict of GPTConfig's fields. Raises ValueError naming the setting that
+    GPT-2 does not have."""
+    acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    for name, choices in [
+        ("pos", ["learned"]), ("norm", ["layernorm"]), ("qk_norm", [False]), ("softcap", [0.0]),
+        ("act", list(acts)),
+    ]:
+        if config[name] not in choices:
+            raise ValueError(f"{name}={config[name]} is not GPT-2's, which has "
+                             f"{' or '.join(map(str, choices))}: no program could run this model")
+    return {
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "torch_dtype": "float32",
+        "n_positions": config["block_size"],
+        "n_ctx": config["block_size"],  # llama.cpp asks for it by this old name
+        "vocab_size": n_vocab, "n_layer": config["n_layer"], "n_head": config["n_head"],
+        "n_embd": config["n_embd"], "activation_function": acts[config["act"]],
+        "layer_norm_epsilon": config["norm_eps"], "tie_word_embeddings": config["tied"],
+        "resid_pdrop": config["dropout"], "embd_pdrop": config["dropout"],
+        "attn_pdrop": config["dropout"],
+    }

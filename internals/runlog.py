@@ -1,45 +1,268 @@
-"""What a run prints and writes: metrics, the picture."""
+"""What a run prints and writes: log lines, metrics.jsonl, config.json, loss.png, the tracker.
+
+A RunLog decides nothing. It also holds the lock that keeps a second run out of the folder.
+"""
 
 import importlib
-import itertools
 import json
+import math
+import os
+import shlex
+import sys
+import time
+import warnings
 from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
 
 from configurator import UserError
+from internals.devices import mfu, num_params, peak_flops
 from internals.files import replacing
+from prepare import tokenizer_from_meta
+
+FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "ckpt.pt")  # of a run, in out_dir
 
 
-def keep_previous(out_dir):
+class RunLog:
+    """The record of one run. Only the master process prints, and only if it is not eval_only, it
+    writes. Use it as a context manager: at the end it closes the tracker and releases the lock.
+
+    metrics: the lines of metrics.jsonl as dicts; an empty list in the other processes.
+    """
+
+    def __init__(self, cfg, world):
+        self.cfg, self.world = cfg, world
+        self.out_dir = Path(cfg.out_dir)
+        self.writes = world.is_master and not cfg.eval_only
+        self.metrics, self.tracker, self.lock = [], None, None
+        self.step_seconds = self.evaluation_seconds = 0.0  # of the last one
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.tracker:
+            self.tracker.finish()
+        if self.lock:
+            self.lock.release()
+
+    def say(self, text):
+        """Print a line. A reader that goes away, as in `| head`, does not end the run."""
+        if not self.world.is_master:
+            return
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            print("nobody reads the log any more; training continues without it", file=sys.stderr)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+
+    def begin(self, model, data, dtype, compiled, start):
+        """Print what will happen. Begin the files: a new run moves an earlier one aside, a resumed
+        one cuts metrics.jsonl at its checkpoint.
+
+        model: the GPT. data: the Dataset. dtype: a name. compiled: a bool. start: the step, and
+        None or the best validation loss so far, as (step, loss).
+        Raises UserError if another run is writing to the folder, or the tracker is not installed.
+        """
+        cfg, c, device = self.cfg, model.config, self.world.device
+        self.model, self.first_step = model, start[0]
+        how = "compiled" if compiled else "eager"
+        if self.writes:
+            found = {"device": str(device), "dtype": dtype, "compile": how,
+                     "world_size": self.world.size, "process": os.getpid()}
+            settings = asdict(cfg) | asdict(c) | found
+            self.take_lock()
+            if cfg.wandb_log:
+                self.tracker = start_tracker(cfg, settings)
+            if cfg.init_from != "resume":
+                keep_previous(self.out_dir, self.say)
+            due = self.first_step % cfg.eval_interval == 0 or self.first_step == cfg.max_iters
+            self.metrics = read_metrics(self.out_dir / "metrics.jsonl", self.first_step, due)
+            with replacing(self.out_dir / "metrics.jsonl") as temporary:
+                lines = "".join(json.dumps(entry) + "\n" for entry in self.metrics)
+                temporary.write_text(lines, encoding="utf-8")
+            with replacing(self.out_dir / "config.json") as temporary:
+                temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        self.step_tokens = cfg.gradient_accumulation_steps * cfg.batch_size * c.block_size
+        threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        epochs = cfg.max_iters * self.step_tokens / len(data.train)
+        self.say(f"{self.world.size} x {device}{threads}, {dtype}, {how}")
+        self.say(f"{shown(data.folder)}: {len(data.train):,} tokens for training, "
+                 f"{len(data.val):,} for validation, vocabulary of {data.vocab_size:,} "
+                 f"({data.meta['tokenizer']})")
+        self.say(f"{num_params(model) / 1e6:.2f}M parameters: {c.n_layer} layers, {c.n_head} "
+                 f"heads, {c.n_embd} channels, context of {c.block_size} tokens")
+        self.say(f"{cfg.max_iters:,} steps ({cfg.warmup_steps} of warmup) of {self.step_tokens:,} "
+                 f"tokens: {epochs:.2f} epochs")
+        if self.first_step:
+            self.say(f"resuming from step {self.first_step:,}; the best validation loss so far is "
+                     f"{start[1]:.4f}")
+        if self.first_step >= cfg.max_iters > 0 and not cfg.eval_only:
+            self.say(f"nothing is left to train: max_iters={cfg.max_iters:,} is reached; a larger "
+                     "one, --max_iters=N, continues")
+        self.peak = peak_flops(device, dtype)
+        self.started = self.line_time = time.perf_counter()
+        self.line_step = self.first_step
+
+    def take_lock(self):
+        """Keep other runs out of out_dir while this process lives. The operating system releases
+        the lock of a process that dies."""
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+        # after a restart by torchrun the processes before may take a while to stop
+        patience = 60 if self.world.is_distributed else 0
+        lock = FileLock(self.out_dir / ".lock")
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            other = ""
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                text = (self.out_dir / "config.json").read_text(encoding="utf-8")
+                other = f" (process {json.loads(text)['process']})"
+            raise UserError(f"another run{other} is writing to {self.out_dir}: wait for it, or "
+                            "choose another out_dir") from None
+        self.lock = lock
+
+    def label(self, step):
+        return f"step {step:{len(str(self.cfg.max_iters))}}/{self.cfg.max_iters}"
+
+    def record(self, **entry):
+        """Add a line to metrics.jsonl. JSON has no NaN: it becomes null."""
+        if not self.world.is_master:
+            return
+        entry = {k: v if math.isfinite(v) else None for k, v in entry.items()}
+        self.metrics.append(entry)
+        if self.writes:
+            with open(self.out_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        if self.tracker:
+            self.tracker.log(entry, step=entry["step"])
+
+    def evaluation(self, step, losses, better):
+        """Log the losses {"train": ..., "val": ...} of an evaluation, in nats per token."""
+        perplexity = math.exp(min(losses["val"], 99))
+        columns = [self.label(step), f"train {losses['train']:.4f}", f"val {losses['val']:.4f}",
+                   f"perplexity {perplexity:.2f}"]
+        if better:
+            columns.append("best")
+        self.say(" | ".join(columns))
+        self.record(step=step, train_loss=losses["train"], val_loss=losses["val"])
+
+    def find_tokenizer(self, meta):
+        """The tokenizer for the samples of this process; None if it shows none, or if the tables of
+        the tokenizer cannot be had, which training does not need."""
+        if not self.world.is_master or not self.cfg.sample_tokens:
+            return None
+        try:
+            return tokenizer_from_meta(meta)
+        except UserError as error:
+            print(f"warning: no samples will be shown: {error}", file=sys.stderr)
+            return None
+
+    def sample(self, text):
+        for line in text.strip().splitlines():
+            self.say("    " + line)
+
+    def after_evaluation(self, step):
+        """The evaluation and all that belongs to it is done: the clock of the steps goes on."""
+        if self.writes and step > 0:
+            draw_losses(self.metrics, self.out_dir / "loss.png")
+        now = time.perf_counter()
+        steps_seconds = (step - self.line_step) * self.step_seconds  # not logged yet
+        self.evaluation_seconds = max(0.0, now - self.line_time - steps_seconds)
+        self.line_step, self.line_time = step, now
+
+    def step(self, step, lr, loss, norm, n_skipped):
+        """Log a training step: its learning rate, loss and gradient norm, and how many updates in a
+        row were skipped up to it."""
+        cfg, now = self.cfg, time.perf_counter()
+        seconds = (now - self.line_time) / (step - self.line_step)
+        self.line_step, self.line_time, self.step_seconds = step, now, seconds
+        speed = self.step_tokens / seconds
+        columns = [self.label(step), f"loss {loss:.4f}", f"lr {lr:.1e}", f"norm {norm:.2f}",
+                   f"{seconds * 1e3:.0f} ms", f"{short(speed)} tok/s"]
+        if self.peak:
+            columns.append(f"mfu {mfu(self.model, speed, self.peak, self.world.size):.1%}")
+        evaluations = math.ceil(cfg.max_iters / cfg.eval_interval) - step // cfg.eval_interval
+        left = (cfg.max_iters - step) * seconds + evaluations * self.evaluation_seconds
+        columns.append(f"eta {duration(left)}")
+        if n_skipped:
+            columns.append(f"not finite: skipped {n_skipped:.0f}")
+        self.say(" | ".join(columns))
+        self.record(step=step, loss=loss, lr=lr, norm=norm, ms=seconds * 1e3, tok_per_s=speed)
+
+    def end(self, step, best_loss, best_step, stopped, out_of_patience):
+        """Print how the run ended, what it left, and the command that comes next."""
+        folder = shlex.quote(str(self.out_dir))
+        if stopped and self.writes:
+            self.say(f"stopped by a signal, step {step:,} is saved; to resume: "
+                     f"python train.py --init_from=resume --out_dir={folder}")
+        elif stopped:
+            self.say("stopped by a signal")
+        elif self.writes:
+            self.say(f"done in {duration(time.perf_counter() - self.started)}: the best validation "
+                     f"loss is {best_loss:.4f}, at step {best_step:,}")
+        if out_of_patience and not stopped:
+            self.say(f"the last {self.cfg.patience} evaluations were not better")
+        if not self.writes or not step:
+            return
+        draw_losses(self.metrics, self.out_dir / "loss.png")
+        checkpoints = [name for name in ("best.pt", "ckpt.pt") if (self.out_dir / name).exists()]
+        self.say("  checkpoints  " + ", ".join(str(self.out_dir / name) for name in checkpoints))
+        self.say(f"  metrics      {self.out_dir / 'metrics.jsonl'}")
+        self.say(f"  picture      {self.out_dir / 'loss.png'}")
+        self.say(f"  sample       python sample.py --out_dir={folder}")
+
+
+def keep_previous(out_dir, say):
     """Move what an earlier run left in out_dir to out_dir/previous-1, 2, ...; ckpt.pt last."""
-    names = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "ckpt.pt")
-    left = [out_dir / name for name in names if (out_dir / name).exists()]
-    if left:
-        numbered = (out_dir / f"previous-{n}" for n in itertools.count(1))
-        folder = next(folder for folder in numbered if not folder.exists())
-        folder.mkdir()
-        for path in left:
-            path.rename(folder / path.name)
-        print(f"what was in {out_dir} is kept in {folder}")
+    left = [out_dir / name for name in FILES if (out_dir / name).exists()]
+    if not left:
+        return
+    number = 1
+    while (out_dir / f"previous-{number}").exists():
+        number += 1
+    folder = out_dir / f"previous-{number}"
+    folder.mkdir()
+    for path in left:
+        path.rename(folder / path.name)
+    say(f"the earlier run in {out_dir} is kept in {folder}")
 
 
-def read_metrics(path, until):
-    """The lines of metrics.jsonl for the steps up to `until`. Later ones are of a run that was
-    killed before its next checkpoint; they will be logged again, as the evaluation at `until`."""
+def read_metrics(path, step, due):
+    """The lines of metrics.jsonl that a run resumed at `step` keeps. Later lines come from a run
+    that was killed before its next checkpoint: they will be logged again. So will the evaluation at
+    `step` itself if it is due."""
+    if not path.exists():
+        return []
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with suppress(ValueError):  # a kill can tear the last line
-            entries.append(json.loads(line))
-    return [m for m in entries if m["step"] < until or (m["step"] == until and "loss" in m)]
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):  # a kill can cut the last line in two
+            entry = json.loads(line)
+            if is_entry(entry):
+                entries.append(entry)
+    return [m for m in entries
+            if m["step"] < step or (m["step"] == step and ("loss" in m or not due))]
+
+
+def is_entry(entry):
+    """Whether a line is one of metrics.jsonl: a step, and numbers that can be drawn or null."""
+    return isinstance(entry, dict) and type(entry.get("step")) is int and all(
+        value is None or (type(value) in (int, float) and abs(value) < 1e300)
+        for value in entry.values())
 
 
 def draw_losses(metrics, path):
-    """The picture of a run: the lines of its metrics.jsonl as curves."""
+    """loss.png: the lines of metrics.jsonl as curves."""
     from matplotlib.figure import Figure  # without pyplot, which would look for a screen
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for key, label, style in (
-            ("loss", "one step's batch", {"color": "tab:blue", "alpha": 0.3, "linewidth": 0.8}),
+            ("loss", "batch of one step", {"color": "tab:blue", "alpha": 0.3, "linewidth": 0.8}),
             ("train_loss", "training text", {"color": "tab:blue", "marker": "."}),
             ("val_loss", "validation text", {"color": "tab:orange", "marker": "."})):
         points = [(m["step"], m[key]) for m in metrics if m.get(key) is not None]
@@ -48,18 +271,40 @@ def draw_losses(metrics, path):
         if points and key == "val_loss":
             best = min(points, key=lambda point: point[1])
             axes.plot(*best, "o", color="tab:orange", label=f"best: {best[1]:.4f}")
-    axes.set(xlabel="step", ylabel="loss (nats a token)", title=path.parent.name)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set_title(path.parent.name, parse_math=False)  # a folder's name may have a $
     axes.grid(alpha=0.3)
     axes.legend()
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the font has no CJK characters
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def human(number):
+def start_tracker(cfg, settings):
+    """wandb, or trackio, which has the same interface."""
+    try:
+        tracker = importlib.import_module(cfg.tracker)
+    except ImportError:
+        raise UserError(f"wandb_log=True needs a package: pip install {cfg.tracker}") from None
+    tracker.init(project=cfg.wandb_project or cfg.dataset, name=cfg.wandb_run_name or cfg.out_dir,
+                 config=settings)
+    return tracker
+
+
+def shown(path):
+    """A path relative to the current folder if it is inside of it, else as it is."""
+    path = Path(path)
+    with suppress(ValueError):
+        return path.absolute().relative_to(Path.cwd())
+    return path
+
+
+def short(number):
     """528123.0 -> '528k', 24140.0 -> '24.1k'"""
-    power = 0 if number < 1e3 else 1 if number < 1e6 else 2
-    number /= 1000**power
-    return f"{number:.{int(power > 0 and number < 100)}f}{'kM'[:power][-1:]}"
+    if number < 1e3:
+        return f"{number:.0f}"
+    scaled, unit = (number / 1e6, "M") if number >= 1e6 else (number / 1e3, "k")
+    return f"{scaled:.0f}{unit}" if scaled >= 100 else f"{scaled:.1f}{unit}"
 
 
 def duration(seconds):
@@ -67,13 +312,3 @@ def duration(seconds):
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {seconds:02d}s"
-
-
-def start_tracker(cfg, settings):
-    """wandb, or trackio, which has its interface."""
-    try:
-        tracker = importlib.import_module(cfg.tracker)
-    except ImportError:
-        raise UserError(f"wandb_log=True needs a package: pip install {cfg.tracker}") from None
-    tracker.init(project=cfg.wandb_project, name=cfg.wandb_run_name, config=settings)
-    return tracker

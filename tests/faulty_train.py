@@ -4,8 +4,9 @@
 
 ACCIDENT: nan (the loss of rank 1 in step STEP and the two after it), die (rank 1 raises in step
 STEP, in the first life of the job only). In step STEP the torchrun above this process is killed,
-and the process is too (machine), goes on slowly (agent), or only keeps its connections (silence).
-Without an accident (none) the threads that are left at the end are printed.
+and the process is too (machine), continues slowly (agent), or only keeps its connections (silence).
+Without an accident (none) each process prints how often gradients were reduced, and the threads
+that are left at the end.
 """
 
 import math
@@ -17,13 +18,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
 import train
 from configurator import one_line_errors
+from internals.parallel import World
 from model import GPT
 
 accident, step, *argv = sys.argv[1:]
-now = -1
-seed_step, forward = train.seed_step, GPT.forward
+now, reductions = -1, 0
+seed_step, forward, wrap = train.seed_step, GPT.forward, World.wrap
 
 
 def watched_seed_step(seed, t, rank):
@@ -47,10 +51,23 @@ def poisoned_forward(self, idx, targets=None):
     return logits, loss * math.nan if poison and self.training else loss
 
 
-train.seed_step, GPT.forward = watched_seed_step, poisoned_forward
+def counted_wrap(self, model):
+    def hook(group, bucket):
+        global reductions
+        reductions += 1
+        return allreduce_hook(group, bucket)
+
+    model = wrap(self, model)
+    if accident == "none":
+        model.register_comm_hook(None, hook)
+    return model
+
+
+train.seed_step, GPT.forward, World.wrap = watched_seed_step, poisoned_forward, counted_wrap
 with one_line_errors():
     train.main(argv)
 if accident == "none":
     time.sleep(0.5)  # those that have ended are listed for a moment longer
     tasks = Path("/proc/self/task").iterdir()
-    print("threads left:", *((task / "comm").read_text().strip() for task in tasks))
+    threads = " ".join((task / "comm").read_text().strip() for task in tasks)
+    print(f"reductions: {reductions}\nthreads left: {threads}\n", end="", flush=True)

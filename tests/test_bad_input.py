@@ -16,7 +16,7 @@ from conftest import finished
 import prepare
 import sample
 import train
-from internals import files
+from internals import files, parallel
 
 
 @pytest.fixture
@@ -59,17 +59,18 @@ def trained(tiny, tmp_path):
     ({"beta2": 1.5}, "beta2=1.5 must be at least 0 and below 1"),
     ({"warmup_iters": 10, "lr_decay_iters": 10}, "warmup_iters=10 must be below lr_decay_iters=10"),
     ({"lr_decay_iters": 0}, "lr_decay_iters=0 must be 1 or more"),
-    ({"n_embd": 15}, "n_embd=15 is not divisible by n_head=2; the nearest that is: 16"),
+    ({"n_embd": 15}, "n_embd=15 is not divisible by n_head=2; the nearest multiple is 16"),
     ({"dropout": 1}, "dropout=1.0 must be at least 0 and below 1"),
     ({"dtype": "fp16"}, "dtype must be auto|float32|bfloat16|float16, not 'fp16'"),
     ({"init_from": "resum"}, "or a model; did you mean resume?"),
-    ({"vocab_size": 3}, "vocab_size=3 is less than the 41 symbols"),
-    ({"n_layers": 2}, "unknown setting 'n_layers' in the command line; did you mean n_layer?"),
+    ({"vocab_size": 3}, "vocab_size=3 is less than the 41 tokens"),
+    ({"n_layers": 2}, "unknown setting 'n_layers' on the command line; did you mean n_layer?"),
     ({"device": "cuda:7"}, "device=cuda:7 cannot be used here"),
     ({"device": "gpu"}, "device=gpu cannot be used here"),
     ({"dataset": "nowhere"}, "make it with `python prepare.py FILE --name=nowhere --data_dir="),
     ({"dataset": "openwebtext"}, "make it with `python prepare.py openwebtext --data_dir="),
-    ({"block_size": 400}, "val.bin has 400 tokens; a window of block_size=400"),
+    ({"dataset": "openwebtext"}, "to begin with a small dataset, run `python train.py config/q"),
+    ({"block_size": 400}, "block_size=400 is too long for"),
     ({"init_from": "resume"}, "there is no checkpoint"),
     ({"wandb_log": True, "tracker": "trackio"}, "pip install trackio"),
 ])
@@ -87,12 +88,13 @@ def test_train_refuses_a_missing_or_broken_config_file(mistake, tmp_path):
     assert "c.py, line 2: ZeroDivisionError" in mistake(train.main, tmp_path / "c.py")
 
 
-def test_processes_that_do_not_share_a_step_evenly_are_refused(mistake, tiny, monkeypatch):
+def test_processes_that_do_not_share_a_step_evenly_are_refused(mistake, monkeypatch):
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "3"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(train.dist, "init_process_group", lambda backend: None)
-    line = mistake(train.main, *tiny(gradient_accumulation_steps=4))
-    assert "gradient_accumulation_steps=4 is shared out over 3 processes" in line
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend: None)
+    world = parallel.World("cpu")
+    line = mistake(lambda _: world.share(4, "gradient_accumulation_steps"))
+    assert "gradient_accumulation_steps=4 is divided among 3 processes" in line
     assert "a multiple of 3" in line
 
 
@@ -104,12 +106,13 @@ def test_processes_that_do_not_share_a_step_evenly_are_refused(mistake, tiny, mo
     (lambda f: (f / "val.bin").unlink(), "val.bin is missing, empty or of odd size"),
     (lambda f: (f / "val.bin").write_bytes(b""), "val.bin is missing, empty or of odd size"),
     (lambda f: (f / "train.bin").write_bytes(b"\0" * 7199), "train.bin is missing, empty or"),
-    (lambda f: (f / "train.bin").write_bytes(b"\0" * 500), "has 250 tokens, but meta.json"),
+    (lambda f: (f / "train.bin").write_bytes(b"\0" * 500), "has 250 tokens, but the meta.json"),
     (lambda f: (f / "val.bin").write_bytes(b"\0" * 800), "val.bin has sha256"),
     (lambda f: (f / "meta.json").write_text("{"), "meta.json is not what prepare.py writes"),
-    (lambda f: (f / "meta.json").write_text('{"tokenizer": "words"}'), "unknown tokenizer 'words'"),
+    (lambda f: (f / "meta.json").write_text('{"tokenizer": "words"}'),
+     "tokenizer must be char or gpt2, not 'words'"),
     (lambda f: (f / "meta.json").write_text("[]"), "is not what prepare.py writes"),
-    (lambda f: (f / "meta.json").write_text('{"tokenizer": "char"}'), "(KeyError: 'chars')"),
+    (lambda f: (f / "meta.json").write_text('{"tokenizer": "char"}'), "chars must be a text"),
 ])
 def test_bins_that_are_not_as_prepared_are_refused(mistake, tiny, data_dir, tmp_path, change,
                                                    message):
@@ -202,16 +205,16 @@ def torch_bytes(content):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["--temperature=-1"], "temperature=-1.0 must be 0 (no chance) or more"),
-    (["--temperature=nan"], "temperature=nan must be 0 (no chance) or more"),
+    (["--temperature=-1"], "temperature=-1.0 must be 0 or more"),
+    (["--temperature=nan"], "temperature=nan must be 0 or more"),
     (["--top_k=0"], "top_k=0 must be 1 or more"),
     (["--num_samples=0"], "num_samples=0 must be 1 or more"),
-    (["--seed=-1"], "seed=-1 must be at least 0 and below 2**62"),
+    (["--seed=-1"], "seed=-1 must be at least 0 and below 2**63"),
     (["--start="], "start is empty"),
     (["--start=naïve"], "the character 'ï' (U+00EF) is not among the 41"),
     (["--start=FILE:/no/such/file"], "/no/such/file"),
     (["--out_dir=/no/such/run"], "there is no checkpoint in /no/such/run"),
-    (["--init_from=gtp2"], "init_from=gtp2 is no folder of a run or a model; did you mean gpt2?"),
+    (["--init_from=gtp2"], "is not a folder of a run or a model; did you mean gpt2?"),
     (["--temprature=1"], "did you mean temperature?"),
 ])
 def test_sample_refuses(mistake, trained, words, message):
@@ -239,10 +242,24 @@ def test_prepare_refuses_a_wrong_name_or_option(mistake, tmp_path):
     assert "give it alone" in mistake(prepare.main, "plays_char", "--tokenizer=gpt2")
     assert "cannot be called 'plays'" in mistake(prepare.main, file, "--name=plays", data)
     assert "cannot be called '../x'" in mistake(prepare.main, file, "--name=../x", data)
+    assert "cannot be called ''" in mistake(prepare.main, file, "--name=", data)
     line = mistake(prepare.main, file, "--tokenizer=bpe", data)
     assert "tokenizer=bpe is neither char nor gpt2, nor a dataset in" in line
-    assert "unrecognized arguments: --nam=b" in mistake(prepare.main, file, "--nam=b", data)
-    assert "required: what" in mistake(prepare.main)
+    assert "unknown setting 'nam'" in mistake(prepare.main, file, "--nam=b", data)
+    assert "texts must be given" in mistake(prepare.main)
+
+
+def test_prepare_says_what_to_do_with_a_folder_or_a_url(mistake, tmp_path):
+    folder = tmp_path / "my texts"
+    folder.mkdir()
+    line = mistake(prepare.main, folder)
+    assert f"{folder} is a folder: give its files" in line
+    assert f"`python prepare.py '{folder}'/*.txt --name=NAME`" in line
+    line = mistake(prepare.main, "https://example.org/a?b=c&d")
+    assert "is a URL: download the file, as in `curl -LO 'https://example.org/a?b=c&d'`" in line
+    assert "there is no file nothing.txt; the built-in datasets are plays_char, " in (
+        mistake(prepare.main, "nothing.txt"))
+    assert not list(folder.iterdir())
 
 
 def test_prepare_refuses_more_characters_than_ids(mistake, tmp_path):
@@ -256,7 +273,7 @@ def test_prepare_does_not_overwrite_bins_it_did_not_make(mistake, tmp_path, data
     folder = dataset("mine", [1] * 9, [2] * 9)
     (tmp_path / "mine.txt").write_text("abc " * 100)
     line = mistake(prepare.main, tmp_path / "mine.txt", f"--data_dir={folder.parent}")
-    assert "has no meta.json beside it" in line
+    assert "has no meta.json next to it" in line
     assert np.fromfile(folder / "train.bin", dtype=np.uint16).tolist() == [1] * 9
 
 
@@ -287,7 +304,9 @@ def no_page(address, timeout):
 ])
 def test_a_download_of_something_else_is_refused(mistake, tmp_path, monkeypatch, answer, message):
     monkeypatch.setattr(urllib.request, "urlopen", answer)
-    assert message in mistake(prepare.main, "shakespeare_char", f"--data_dir={tmp_path}")
+    line = mistake(prepare.main, "shakespeare_char", f"--data_dir={tmp_path}")
+    assert message in line
+    assert f"save the text as {tmp_path / 'shakespeare_char' / 'input.txt'} and run" in line
     assert not list(tmp_path.glob("shakespeare_char/*"))
 
 

@@ -1,11 +1,18 @@
 """pytest tests/test_configurator.py - defaults < config files < --key=value"""
 
-from dataclasses import dataclass
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import pytest
+from conftest import ROOT
 
-from configurator import UserError, configure
+from configurator import UserError, build, check_limits, configure, one_line_errors, reason
+from internals.limits import Count, Fraction, Natural, NonNegative, Positive, Probability, Seed
+from internals.usage import field_comments
 from model import GPTConfig
 from sample import SampleConfig
 from train import TrainConfig
@@ -20,10 +27,27 @@ class Settings:
     mode: bool | Literal["auto"] = "auto"  # three ways
     limit: int | None = None  # none at all, or so many
     kind: Literal["red", "blue"] = "red"
+    folder: str | None = None
 
     def __post_init__(self):
         if self.steps < 0:
             raise ValueError(f"steps={self.steps} must be 0 or more")
+
+
+@dataclass
+class Limited:
+    count: Count = 12  # as many
+    natural: Natural = 0
+    # a rate
+    positive: Positive = 1.0
+
+    # -- second group
+    # a comment of two lines, the first one
+    # and the second one
+    nonnegative: NonNegative = 0.0  # and one behind
+    probability: Probability = 0.5
+    fraction: Fraction = 0.5
+    seed: Seed | None = None
 
 
 def read(*argv):
@@ -59,7 +83,8 @@ def test_both_spellings_of_an_option_work():
     ("--rate=1", 1.0), ("--rate=1e-3", 1e-3), ("--quick=True", True), ("--quick=false", False),
     ("--mode=False", False), ("--mode=auto", "auto"), ("--limit=None", None), ("--limit=3", 3),
     ("--name=a=b", "a=b"), ("--name=True", "True"), ("--name=None", "None"), ("--name=", ""),
-    ("--kind=blue", "blue"),
+    ("--kind=blue", "blue"), ("--folder=None", None), ("--folder=", ""), ("--folder=x", "x"),
+    ("--steps=1e3", 1000), ("--steps=2.0", 2), ("--rate=1e400", float("inf")),
 ])
 def test_values_have_the_type_of_their_setting(word, value):
     got = getattr(read(word), word[2:].split("=")[0])
@@ -68,6 +93,7 @@ def test_values_have_the_type_of_their_setting(word, value):
 
 @pytest.mark.parametrize("line, value", [
     ("rate = 1", 1.0), ("mode = False", False), ("limit = None", None), ("steps = 5 * 8", 40),
+    ("steps = 1e3", 1000), ("folder = 'None'", None), ("folder = None", None),
 ])
 def test_values_of_a_config_file_are_checked_too(config, line, value):
     got = getattr(read(config(line)), line.split()[0])
@@ -76,6 +102,9 @@ def test_values_of_a_config_file_are_checked_too(config, line, value):
 
 @pytest.mark.parametrize("word, message", [
     ("--steps=1.5", "steps must be int, not '1.5'"),
+    ("--steps=1e400", "steps must be int, not '1e400'"),
+    ("--steps=" + "9" * 5000, "steps must be int, not '9999"),
+    ("--quick", "--quick needs a value: --quick=VALUE"),
     ("--steps=many", "steps must be int, not 'many'"),
     ("--rate=fast", "rate must be float, not 'fast'"),
     ("--quick=maybe", "quick must be True|False, not 'maybe'"),
@@ -89,7 +118,11 @@ def test_a_value_of_the_wrong_type_is_refused(word, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("line", ["steps = True", "quick = 1", "name = 3", "rate = None"])
+@pytest.mark.parametrize("line", [
+    "steps = True", "quick = 1", "name = 3", "rate = None", "steps = 1.5", "steps = 10**5000",
+    "name = len", "mode = [[]]", "kind = {}", "steps = float('nan')", "rate = 10**400",
+    "rate = [[]]\nfor _ in range(99999): rate = [rate]",
+])
 def test_a_value_of_the_wrong_type_in_a_config_file_is_refused(config, line):
     with pytest.raises(UserError, match=f"{line.split()[0]} must be .*config.py"):
         read(config(line))
@@ -97,7 +130,7 @@ def test_a_value_of_the_wrong_type_in_a_config_file_is_refused(config, line):
 
 @pytest.mark.parametrize("words", [["--step=3"], ["--step", "3"], ["--stepz=3", "--rate=1"]])
 def test_misspelled_setting_is_refused(words):
-    message = r"unknown setting 'stepz?' in the command line; did you mean steps"
+    message = r"unknown setting 'stepz?' on the command line; did you mean steps"
     with pytest.raises(UserError, match=message):
         read(*words)
 
@@ -107,8 +140,56 @@ def test_misspelled_setting_in_a_config_file_is_refused(config):
         read(config("raet = 1.0"))
 
 
-def test_modules_and_private_names_of_a_config_file_are_its_own(config):
-    assert read(config("import os\nimport os.path as p\n_half = 21\nsteps = 2 * _half")).steps == 42
+@pytest.mark.parametrize("words, setting", [
+    ("--lr=1", "learning_rate"), ("--learning-rate=1", "learning_rate"), ("--bs=4", "batch_size"),
+    ("--epochs=3", "max_iters"), ("--steps=3", "max_iters"), ("--n_layers=2", "n_layer"),
+    ("--resume", "init_from=resume"), ("--model=gpt2", "init_from"), ("--DROPOUT=0", "dropout"),
+    ("--wd 0.1", "weight_decay"), ("--context_length 64", "block_size"),
+])
+def test_a_setting_by_the_name_it_has_elsewhere_gets_a_hint(words, setting):
+    with pytest.raises(UserError, match=f"did you mean {setting}\\?$"):
+        configure("", TrainConfig, GPTConfig, argv=words.split())
+
+
+@pytest.mark.parametrize("word, setting", [
+    ("--prompt=x", "start"), ("--temp=1", "temperature"), ("--max_tokens=9", "max_new_tokens"),
+    ("--temperature-like=1", "temperature"),
+])
+def test_hints_name_settings_of_the_same_script_only(word, setting):
+    with pytest.raises(UserError, match=f"did you mean {setting}\\?$"):
+        configure("", SampleConfig, argv=[word])
+    with pytest.raises(UserError, match="--help lists the settings"):
+        configure("", Limited, argv=[word])
+
+
+def test_helpers_of_a_config_file_are_its_own(config):
+    text = ("import os\nimport os.path as p\nfrom pathlib import Path\nfrom math import sqrt\n"
+            "def twice(x): return 2 * x\nclass Shape: pass\n_half = 21\nsteps = twice(_half)")
+    assert read(config(text)).steps == 42
+
+
+@pytest.mark.parametrize("line, message", [
+    ("tokens_per_iter = 99", "'tokens_per_iter' in .*config.py.*a helper's name begins with _"),
+    ("lr = 1e-3", "'lr' in .*config.py.*a helper's name begins with _"),
+    ("stepz = 3", r"did you mean steps\? \(a helper's name begins with _\)"),
+])
+def test_a_variable_that_is_not_a_setting_is_an_error_that_says_how_helpers_are_named(
+        config, line, message):
+    with pytest.raises(UserError, match=message):
+        read(config(line))
+
+
+def test_a_folder_or_a_checkpoint_in_place_of_a_config_file_gets_a_hint(tmp_path):
+    for path in (tmp_path / "out fr", tmp_path / "best.pt"):
+        path.mkdir() if path.suffix == "" else path.write_bytes(b"PK")
+        with pytest.raises(UserError) as error:
+            configure("", SampleConfig, argv=[str(path)])
+        assert str(error.value).startswith(f"{path} is not a config file")
+        assert "did you mean" in str(error.value) and "--out_dir=" in str(error.value)
+        if " " in path.name:
+            assert f"'--out_dir={path}'?" in str(error.value)  # quoted for a shell
+    with pytest.raises(UserError, match=r"is not a config file, which ends in \.py$"):
+        read(str(tmp_path))
 
 
 def test_config_files_do_not_see_each_other_or_the_program(config):
@@ -132,21 +213,181 @@ def test_a_missing_config_file_is_named_with_its_neighbour(config):
         read(file.replace("train_", "tain_"))
 
 
-def test_help_shows_every_setting_with_default_and_comment(capsys):
+# ---- limits
+
+
+@pytest.mark.parametrize("name, good, bad, limit", [
+    ("count", [1, 10**12], [0, -1], "1 or more"),
+    ("natural", [0, 1], [-1], "0 or more"),
+    ("positive", [1e-300, 1e300], [0, -1, "inf", "nan", "-inf"], "above 0"),
+    ("nonnegative", [0, 1e300], [-1e-9, "inf", "nan"], "0 or more"),
+    ("probability", [0, 0.999], [1, -0.1, "nan"], "at least 0 and below 1"),
+    ("fraction", [0, 1], [1.001, -0.1, "nan"], "at least 0 and at most 1"),
+    ("seed", [0, 2**63 - 1, "None"], [-1, 2**63], "at least 0 and below 2**63"),
+])
+def test_the_limit_of_a_type_is_checked(name, good, bad, limit):
+    for value in good:
+        _, cfg = configure("", Limited, argv=[f"--{name}={value}"])
+        assert getattr(cfg, name) == (None if value == "None" else value)
+        check_limits(cfg)
+    for value in bad:
+        number = float(value) if name not in ("count", "natural", "seed") else value
+        message = f"{name}={number} must be {limit}"
+        with pytest.raises(UserError) as error:
+            configure("", Limited, argv=[f"--{name}={value}"])
+        assert str(error.value) == message
+        with pytest.raises(ValueError) as error:
+            check_limits(replace(Limited(), **{name: number}))
+        assert str(error.value) == message
+
+
+def test_a_seed_keeps_all_its_digits():
+    seed = 2**63 - 1
+    assert configure("", Limited, argv=[f"--seed={seed}"])[1].seed == seed
+
+
+def test_settings_from_a_file_are_built_with_the_same_checks():
+    assert build(Limited, {"count": 3, "unknown": 4}) == Limited(count=3)
+    for values in ({"count": "x"}, {"count": [3]}, {"count": None}, {"positive": {}},
+                   {"count": 0}, {"seed": 0.5}):
+        with pytest.raises(UserError, match=next(iter(values))):
+            build(Limited, values)
+
+
+@dataclass
+class Export:
+    """Two settings that have no default."""
+
+    out_dir: str  # where from
+    folder: str  # where to
+    quick: bool = False
+
+
+@dataclass
+class Files:
+    """A setting that takes all words."""
+
+    what: tuple[str, ...]  # files
+    name: str = "x"
+
+
+def test_words_without_dashes_can_be_settings():
+    given, cfg = configure("", Export, positional=["out_dir", "folder"],
+                           argv=["a", "--quick=True", "b"])
+    assert cfg == Export("a", "b", True)
+    assert given == {"out_dir": "a", "folder": "b", "quick": True}
+    cfg = configure("", Files, positional=["what"], argv=["a", "--name", "y", "b", "c.py"])[1]
+    assert cfg == Files(("a", "b", "c.py"), "y")
+    for words, message in (([], "out_dir must be given"), (["a"], "folder must be given"),
+                           (["a", "b", "c"], "'c' is one word too many")):
+        with pytest.raises(UserError, match=message):
+            configure("", Export, positional=["out_dir", "folder"], argv=words)
+    with pytest.raises(UserError, match="what must be given"):
+        configure("", Files, positional=["what"], argv=[])
+
+
+# ---- help
+
+
+def help_of(capsys, *schemas, argv=("--help",), **options):
+    capsys.readouterr()
     with pytest.raises(SystemExit) as end:
-        read("--help")
-    printed = " ".join(capsys.readouterr().out.split())
+        configure("What it is.", *schemas, argv=list(argv), **options)
     assert end.value.code == 0
-    assert "--steps int how long [10]" in printed and "how fast, in % a step [0.5]" in printed
-    assert "--mode True|False|auto three ways ['auto']" in printed
+    return capsys.readouterr().out
+
+
+def test_help_shows_every_setting_with_default_type_limit_and_comment(capsys):
+    printed = " ".join(help_of(capsys, Settings, Limited).split())
+    assert "--steps=10 how long (int)" in printed
+    assert "--rate=0.5 how fast, in % a step (float)" in printed
+    assert "--mode=auto three ways (True|False|auto)" in printed
+    assert "--folder=None (str|None)" in printed
+    assert "--count=12 as many (int, 1 or more)" in printed
+    assert "--positive=1.0 a rate (float, above 0)" in printed
+    assert "--nonnegative=0.0 a comment of two lines, the first one and the second one and one" in (
+        printed)
+
+
+def test_help_has_one_line_of_usage_and_the_settings_in_groups(capsys):
+    usage, blank, description, *rest = help_of(capsys, Limited, GPTConfig).splitlines()
+    assert usage.startswith("usage: ") and "CONFIG.py" in usage
+    assert blank == "" and description == "What it is."
+    titles = [line for line in rest if line and not line.startswith(" ")]
+    assert titles == ["Settings, and the values that are in force:", "test_configurator",
+                      "second group", "model"]
+    for schema in (TrainConfig, GPTConfig, SampleConfig):
+        assert all(len(line) <= 100 for line in help_of(capsys, schema).splitlines())
+    usage = help_of(capsys, Export, positional=["out_dir", "folder"]).splitlines()[0]
+    assert usage.endswith(" OUT_DIR FOLDER [--name=value ...]")
+
+
+def test_help_after_a_config_file_shows_its_values(capsys, config):
+    argv = [config("steps = 77"), "--rate=3", "--help"]
+    printed = help_of(capsys, Settings, argv=argv)
+    assert "--steps=77 " in printed and "--rate=3.0 " in printed and "--name=x " in printed
 
 
 @pytest.mark.parametrize("schema", [TrainConfig, GPTConfig, SampleConfig])
 def test_every_setting_of_the_scripts_has_a_comment(schema):
-    from dataclasses import fields
+    texts = field_comments(schema)
+    assert [field.name for field in fields(schema)] == list(texts)
+    assert all(text for _, text in texts.values())
 
-    from configurator import field_comments
-    assert [f.name for f in fields(schema)] == list(field_comments(schema))
+
+# ---- how a script ends
+
+
+def python(code, *redirections, **options):
+    """Run `code` after `from configurator import *`, in a shell with these redirections."""
+    command = [sys.executable, "-c", f"from configurator import *\nimport sys\n{code}"]
+    shell = ["bash", "-c", '"$@" ' + " ".join(redirections), "bash", *command]
+    return subprocess.run(shell, cwd=ROOT, capture_output=True, **options)
+
+
+def test_ctrl_c_is_one_line_and_ends_the_process_by_sigint():
+    code = "with one_line_errors():\n print('before')\n raise KeyboardInterrupt"
+    run = subprocess.run([sys.executable, "-c", f"from configurator import *\n{code}"], cwd=ROOT,
+                         capture_output=True, env=os.environ | {"PYTHONUNBUFFERED": ""})
+    assert run.returncode == -signal.SIGINT
+    assert run.stderr == b"interrupted\n"
+    assert run.stdout == b"before\n"
+
+
+def test_closed_streams_are_empty_ones():
+    code = ("with one_line_errors():\n assert sys.stdin.read() == '' and not sys.stdin.isatty()\n"
+            " assert not sys.stdout.isatty()\n print('x')\n raise UserError('wrong')")
+    run = python(code, "<&-", ">&-")
+    assert (run.returncode, run.stderr) == (2, b"error: wrong\n")
+    assert python(code, "<&-", "2>&-").returncode == 2
+
+
+def test_stdin_is_utf8_whatever_the_locale_and_nothing_else():
+    code = "with one_line_errors():\n print(ascii(sys.stdin.read()))"
+    for locale in ({"PYTHONIOENCODING": "latin-1"},
+                   {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        run = python(code, input="the é".encode(), env=os.environ | locale)
+        assert run.stdout.decode().split() == [r"'the", r"\xe9'"]
+        run = python(code, input=b"the \xe9", env=os.environ | locale)
+        assert run.returncode == 2 and run.stderr.count(b"\n") == 1
+        assert run.stderr.startswith(b"error: the text on stdin is not UTF-8")
+
+
+def test_a_full_disk_behind_stdout_is_one_line():
+    run = python("with one_line_errors():\n print('x')", ">/dev/full")
+    assert run.returncode == 2 and run.stderr == b"error: [Errno 28] No space left on device\n"
+
+
+def test_an_error_is_one_line_whatever_its_message_has(capsys):
+    with pytest.raises(SystemExit), one_line_errors():
+        raise UserError("a\nb\r\nc\udce9")
+    assert capsys.readouterr().err == "error: a b c?\n"
+    assert reason(ValueError("\n first \nsecond")) == "first "
+    assert reason(ValueError("")) == "ValueError"
+    assert len(reason(ValueError("x" * 9999))) == 200
+
+
+# ---- the settings of the scripts
 
 
 def test_settings_of_train_and_model_are_one_flat_set():
@@ -157,12 +398,13 @@ def test_settings_of_train_and_model_are_one_flat_set():
 
 
 def test_names_and_defaults_are_nanogpts():
-    """nanoGPT's train.py; device, dtype and compile are `auto` here, and these three follow others:
-    warmup_iters, lr_decay_iters and min_lr, with the same result (test_train.py)."""
+    """nanoGPT's train.py, except for the names of the run in a tracker; device, dtype and compile
+    are `auto` here, and these three follow others: warmup_iters, lr_decay_iters and min_lr, with
+    the same result (test_train.py)."""
     nanogpt = {
         "out_dir": "out", "eval_interval": 2000, "log_interval": 1, "eval_iters": 200,
         "eval_only": False, "always_save_checkpoint": True, "init_from": "scratch",
-        "wandb_log": False, "wandb_project": "owt", "wandb_run_name": "gpt2",
+        "wandb_log": False,
         "dataset": "openwebtext", "gradient_accumulation_steps": 40, "batch_size": 12,
         "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.0,
         "bias": False, "learning_rate": 6e-4, "max_iters": 600000, "weight_decay": 1e-1,

@@ -10,11 +10,11 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from conftest import GPT2_TINY, ROOT, finished
-from numpy_gpt2 import gpt2
+from helpers import GPT2_TINY, ROOT, finished
 
 import prepare
 from configurator import configure
+from docs.gpt2_in_numpy import gpt2
 from model import GPT, GPTConfig
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -186,7 +186,7 @@ def test_bpe_counts_every_byte_after_end_of_text(saved, written, bpe):
 
 
 def test_hellaswag_takes_the_ending_of_least_loss(saved, written, bpe):
-    """Labels are set to what an independent calculation prefers, by the sum or by the mean."""
+    """Labels are set to what an independent calculation prefers, by the sum or the mean."""
     model, preferred = sharp_model(BPE_CONFIG), []
     for example in EXAMPLES:
         ctx = bpe.encode(example["ctx"]).tolist()
@@ -233,7 +233,7 @@ def test_the_ending_that_was_learnt_wins(saved, written, bpe, capsys):
     right, wrong = example | {"label": 1}, example | {"label": 3}
     assert main([*argv, f"--hellaswag={written([right])}"])["acc_norm"] == 1
     assert main([*argv, f"--hellaswag={written([right, wrong])}"])["acc_norm"] == 0.5
-    assert "acc_norm, by the mean  0.5000" in capsys.readouterr().out
+    assert "acc_norm, by loss per token  0.5000" in capsys.readouterr().out
     assert main([*argv, f"--hellaswag={written([right, wrong])}", "--limit=1"]) == {
         "examples": 1, "acc": 1, "acc_norm": 1}
 
@@ -277,7 +277,7 @@ GOOD = {"ctx": "a", "endings": ["a", "b", "c", "d"], "label": 0}
 ], ids=lambda line: line[:20])
 def test_a_line_that_is_no_example_is_refused_by_its_number(mistake, written, line):
     path = written("\n".join([json.dumps(GOOD), line, json.dumps(GOOD)]))
-    assert f"{path}, line 2 is not as those of hellaswag_val.jsonl" in mistake(
+    assert f"{path}, line 2 does not have the format of hellaswag_val.jsonl" in mistake(
         main, f"--hellaswag={path}")
     assert len(evaluate.read_hellaswag(path, limit=1)) == 1
 
@@ -299,7 +299,7 @@ def test_a_file_that_cannot_be_read_is_refused(mistake, tmp_path, option):
     (["--text=TEXT", "--limit=0"], "limit=0 must be 1 or more"),
     (["--text=TEXT", "--init_from=gtp2"], "gtp2"),
     (["--text=TEXT", "--out_dir=nowhere"], "there is no checkpoint in nowhere"),
-    (["--txt=TEXT"], "unknown setting 'txt' in the command line; did you mean text?"),
+    (["--txt=TEXT"], "unknown setting 'txt' on the command line; did you mean text?"),
 ])
 def test_wrong_settings_are_refused(mistake, saved, written, argv, message):
     out_dir = saved(sharp_model(GPT2_TINY), CHARS)

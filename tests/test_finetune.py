@@ -14,7 +14,7 @@ import finetune
 
 import train
 from configurator import configure
-from internals.dataset import load_bins
+from internals import dataset
 from model import GPT, GPTConfig
 
 TEXT = """First Lord:
@@ -59,9 +59,9 @@ def test_a_play_that_shares_lines_is_left_out_and_one_that_shares_stock_phrases_
 def test_the_base_has_the_vocabulary_of_what_follows(data, capsys):
     other = corpus("the", "dog", "ran", "up", "a", "hill")
     finetune.prepare_both({"reprint": TEXT, "other": other + '"9"'}, data)
-    base, bins = load_bins(data / "other_plays")
-    assert base["chars"] == load_bins(data / "shakespeare_char")[0]["chars"]
-    assert sum(map(len, bins.values())) == len(other)  # the marks and the 9 are left out
+    base = dataset.load(data / "other_plays")
+    assert base.same_tokenizer(dataset.load(data / "shakespeare_char").meta)
+    assert len(base.train) + len(base.val) == len(other)  # the marks and the 9 are left out
     assert "1 of 2 plays are kept" in capsys.readouterr().out
 
 

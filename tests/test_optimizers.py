@@ -1,13 +1,12 @@
 """pytest tests/test_optimizers.py - Muon, the rates of each group, the schedules"""
 
-from types import SimpleNamespace
+import copy
 
 import pytest
 import torch
-from conftest import GPT2_TINY, MODELS, MODERN_TINY, equal
-from test_model import model_of, tokens
+from helpers import GPT2_TINY, MODELS, equal, model_of, tokens
 
-from internals.optimizers import Muon, make_optimizers, orthogonal
+from internals.optimizers import Muon, make_optimizer, orthogonal
 from train import TrainConfig, learning_rate
 
 MUON = TrainConfig(optimizer="muon", learning_rate=1e-3, muon_lr=0.02, embedding_lr=1e-2,
@@ -35,7 +34,7 @@ def test_orthogonal_brings_every_singular_value_near_one(shape, dtype):
 def test_muon_does_what_torchs_own_does(shape):
     ours, theirs = matrices(shape, shape), matrices(shape, shape)
     settings = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
-    a = Muon(ours, **settings, dtype=torch.bfloat16)
+    a = Muon({"a": ours[0], "b": ours[1]}, **settings, dtype=torch.bfloat16)
     b = torch.optim.Muon(theirs, **settings, nesterov=True, adjust_lr_fn="original")
     before = [p.detach().clone() for p in ours]
     for step in range(5):
@@ -54,14 +53,23 @@ def test_queries_keys_and_values_are_three_matrices():
     whole.grad = torch.randn(48, 16, generator=torch.Generator().manual_seed(1))
     for p, grad in zip(parts, whole.grad.split(16), strict=True):
         p.grad = grad.clone()
-    for params in [whole], parts:
-        Muon(params, 0.02, 0.9, 0.0, torch.float32).step()
+    Muon({"h.0.attn.c_attn.weight": whole}, 0.02, 0.9, 0.0, torch.float32).step()
+    Muon(dict(zip("qkv", parts, strict=True)), 0.02, 0.9, 0.0, torch.float32).step()
     torch.testing.assert_close(whole, torch.cat(parts))
+
+
+def test_another_matrix_of_that_shape_is_one_matrix():
+    (ours,), (theirs,) = matrices((48, 16)), matrices((48, 16))
+    ours.grad = torch.randn(48, 16, generator=torch.Generator().manual_seed(1))
+    theirs.grad = ours.grad.clone()
+    Muon({"h.0.mlp.c_fc.weight": ours}, 0.02, 0.9, 0.0, torch.float32).step()
+    torch.optim.Muon([theirs], 0.02, momentum=0.9, weight_decay=0.0).step()
+    assert (ours - theirs).norm() < 0.02 * (theirs - matrices((48, 16))[0]).norm()
 
 
 def test_muon_leaves_everything_as_it_is_where_a_gradient_is_not_finite():
     params = matrices((16, 16), (16, 16))
-    optimizer = Muon(params, 0.02, 0.9, 0.1, torch.float32)
+    optimizer = Muon(dict(zip("ab", params, strict=True)), 0.02, 0.9, 0.1, torch.float32)
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
@@ -77,7 +85,7 @@ def test_muon_leaves_everything_as_it_is_where_a_gradient_is_not_finite():
 @MODELS
 def test_each_parameter_is_in_one_group_of_one_optimizer(config):
     model = model_of(config)
-    adamw, muon = make_optimizers(model, MUON, "float32")
+    adamw, muon = make_optimizer(model, MUON, "float32").optimizers
     in_muon = {id(p) for group in muon.param_groups for p in group["params"]}
     scales = {id(p): group["scale"] for optimizer in (adamw, muon)
               for group in optimizer.param_groups for p in group["params"]}
@@ -94,15 +102,14 @@ def test_each_parameter_is_in_one_group_of_one_optimizer(config):
 def test_muon_memorizes_one_batch_in_fewer_steps(config):
     def loss_after(cfg, steps=25):
         model, idx = model_of(config).train(), tokens(config, 4, 33)
-        optimizers = make_optimizers(model, cfg, "float32")
+        optimizer, skip = make_optimizer(model, cfg, "float32"), torch.zeros(()).bool()
         for _ in range(steps):
             _, loss = model(idx[:, :-1], idx[:, 1:])
             model.zero_grad()
             loss.backward()
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = cfg.learning_rate * group["scale"]
-                optimizer.step()
+            for group in optimizer.param_groups:
+                group["lr"] = cfg.learning_rate * group["scale"]
+            optimizer.step(skip)
         return loss.item()
 
     best_adamw = min(loss_after(TrainConfig(learning_rate=lr)) for lr in (1e-3, 3e-3, 1e-2))
@@ -118,9 +125,29 @@ def test_a_cooldown_is_constant_and_then_a_straight_line():
 
 
 def test_without_muon_there_is_one_optimizer_in_the_order_of_nanogpts():
+    """A checkpoint holds the states in this order, whatever the groups are."""
     model = model_of(GPT2_TINY)
-    optimizer, = make_optimizers(model, SimpleNamespace(**vars(TrainConfig())), "float32")
-    decays, rest = ([id(p) for p in group["params"]] for group in optimizer.param_groups)
-    assert decays == [id(p) for p in model.parameters() if p.dim() == 2]
-    assert rest == [id(p) for p in model.parameters() if p.dim() == 1]
-    assert len(make_optimizers(model_of(MODERN_TINY), TrainConfig(), "float32")) == 1
+    optimizer = make_optimizer(model, TrainConfig(), "float32")
+    assert len(optimizer.optimizers) == 1
+    order = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    decays = [id(p) for p in model.parameters() if p.dim() == 2]
+    rest = [id(p) for p in model.parameters() if p.dim() == 1]
+    assert order == decays + rest
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
+
+
+@pytest.mark.parametrize("cfg", [TrainConfig(), MUON], ids=["adamw", "muon"])
+def test_a_skipped_step_changes_neither_weights_nor_state(cfg):
+    def one_step(skip):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, torch.nan if skip else 1e-3)
+        optimizer.step(torch.tensor(skip))
+
+    model = model_of(GPT2_TINY)
+    optimizer = make_optimizer(model, cfg, "float32")
+    one_step(False)
+    before = copy.deepcopy((model.state_dict(), [o["state"] for o in optimizer.state_dict()]))
+    one_step(True)
+    assert equal(before, (dict(model.state_dict()), [o["state"] for o in optimizer.state_dict()]))
+    one_step(False)
+    assert not equal(before[0], dict(model.state_dict()))

@@ -5,16 +5,15 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 
 import train
 from configurator import configure
-from internals.dataset import load_bins
+from internals import dataset
+from internals.recipes import RECIPES, expand_names
 from model import GPT, GPTConfig
 
-MODERN_NAMES = {"pos", "norm", "act", "qk_norm", "zero_init", "tied", "softcap", "optimizer",
-                "muon_lr", "learning_rate", "embedding_lr", "weight_decay", "min_lr", "cooldown",
-                "beta1", "beta2", "warmup_iters", "out_dir", "wandb_run_name"}
+LEARNING_RATES = {"learning_rate", "muon_lr", "embedding_lr", "beta1", "beta2"}
 
 
 def test_the_loss_curve_of_gpt2_is_that_of_transformers(tiny, data_dir):
@@ -27,12 +26,12 @@ def test_the_loss_curve_of_gpt2_is_that_of_transformers(tiny, data_dir):
     ours = [m["loss"] for m in metrics if "loss" in m]
 
     _, cfg, model_cfg = configure("", train.TrainConfig, GPTConfig, argv=tiny(**settings))
-    meta, data = load_bins(data_dir / "tiny")
-    model_cfg.vocab_size = meta["vocab_size"]
+    data = dataset.load(data_dir / "tiny")
+    model_cfg.vocab_size = data.vocab_size
     torch.manual_seed(cfg.seed)
     start = GPT(model_cfg).state_dict()
     model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=meta["vocab_size"], n_positions=16, n_embd=16, n_layer=2, n_head=2,
+        vocab_size=data.vocab_size, n_positions=16, n_embd=16, n_layer=2, n_head=2,
         resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=0, eos_token_id=0))
     turned = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     model.load_state_dict({k: v.t() if k.endswith(turned) else v for k, v in start.items()})
@@ -42,8 +41,8 @@ def test_the_loss_curve_of_gpt2_is_that_of_transformers(tiny, data_dir):
                                    {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.95))
     theirs = []
     for step in range(100):
-        starts = train.training_windows(step * 4, 4, len(data["train"]), 16, cfg.seed)
-        x, y = train.batch(data["train"], starts, 16, torch.device("cpu"))
+        starts = train.training_starts(step * 4, 4, len(data.train), 16, cfg.seed)
+        x, y = train.batch(data.train, starts, 16, torch.device("cpu"))
         loss = torch.nn.functional.cross_entropy(model(x).logits.flatten(0, 1), y.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -62,11 +61,30 @@ def test_the_loss_curve_of_gpt2_is_that_of_transformers(tiny, data_dir):
 def test_twins_differ_in_the_lines_of_the_recipe_only(name):
     def settings(file):
         _, *configs = configure("", train.TrainConfig, GPTConfig,
-                                argv=[str(ROOT / "config" / f"{file}.py")])
+                                argv=[str(ROOT / "config" / f"{file}.py")],
+                                expand=expand_names)
         return {field.name: getattr(config, field.name) for config in configs
                 for field in fields(config)}
 
     plain, modern = settings(name), settings(f"{name}_modern")
     different = {key for key in plain if plain[key] != modern[key]}
-    assert different <= MODERN_NAMES and different >= {"pos", "norm", "act", "qk_norm", "zero_init",
-                                                       "tied", "optimizer"}
+    assert different <= set(RECIPES["modern"]) | LEARNING_RATES | {"recipe", "out_dir"}
+    assert different >= {"recipe", "pos", "norm", "act", "qk_norm", "zero_init", "tied"}
+
+
+def test_the_recipe_named_gpt2_is_the_default():
+    _, *plain = configure("", train.TrainConfig, GPTConfig, argv=[])
+    _, *named = configure("", train.TrainConfig, GPTConfig, argv=["--recipe=gpt2"],
+                          expand=expand_names)
+    named[0].recipe = None
+    assert plain == named and RECIPES["gpt2"].keys() == RECIPES["modern"].keys()
+
+
+def test_a_setting_by_itself_wins_over_the_recipe_and_the_size():
+    _, cfg, model_cfg = configure(
+        "", train.TrainConfig, GPTConfig, expand=expand_names,
+        argv=["--recipe=modern", "--size=gpt-nano", "--pos=learned", "--cooldown=0.2",
+              "--n_head=1"])
+    assert (cfg.optimizer, cfg.cooldown) == ("muon", 0.2)
+    assert (model_cfg.pos, model_cfg.norm) == ("learned", "rmsnorm")
+    assert (model_cfg.n_layer, model_cfg.n_head, model_cfg.n_embd) == (3, 1, 48)

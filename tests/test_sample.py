@@ -1,29 +1,56 @@
-"""pytest tests/test_sample.py - text out of a checkpoint"""
+"""pytest tests/test_sample.py - text from a checkpoint: the KV cache, sampling, streaming"""
 
-import copy
+import io
 import json
+import math
+import random
 import re
 import signal
 import subprocess
 import sys
+from dataclasses import asdict, replace
+from itertools import islice
 
+import numpy as np
 import pytest
 import torch
-from conftest import MODERN, ROOT, finished, script
+from helpers import (
+    GPT2_TINY,
+    MODELS,
+    ROOT,
+    TINY_RUN,
+    model_of,
+    script,
+    state,
+    tokens,
+)
 
 import prepare
-from configurator import UserError
-from internals import dataset, files
-from internals.checkpoint import load_checkpoint
-from model import GPT, GPTConfig
-from sample import SEPARATOR, Packed, Sample, load_model, main, packed, quantized
+import sample
+from configurator import UserError, one_line_errors
+from internals import checkpoint, dataset, files
+from internals.text import Sample, show
+from model import GPTConfig
+from sample import (
+    SEPARATOR,
+    KVCache,
+    Sampler,
+    complete,
+    draw,
+    load_model,
+    main,
+    make_cache,
+    penalize,
+    stream,
+)
 from train import main as train_main
+
+GREEDY = {"temperature": 0}
 
 
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
-    """The out_dir of a run of a few seconds."""
-    from conftest import TINY_RUN
+    """The out_dir of a run that has learned its text by heart."""
     out = tmp_path_factory.mktemp("trained")
     settings = TINY_RUN | {"data_dir": data_dir, "out_dir": out, "max_iters": 200, "dropout": 0,
                            "eval_interval": 100, "n_embd": 32}
@@ -37,6 +64,17 @@ def texts(capsys, *argv):
     *samples, rest = capsys.readouterr().out.split(SEPARATOR + "\n")
     assert rest == ""
     return samples
+
+
+def sampled(model, idx, count, seeds=(0,), cache=None, batch_size=None, **filters):
+    """`count` ids that follow idx (B, T): (B, count)."""
+    batch_size = batch_size or max(len(idx), len(seeds))
+    cache = cache or make_cache(model, batch_size)
+    ids = [ids for ids, _ in islice(stream(model, idx, Sampler(seeds, **filters), cache), count)]
+    return torch.cat(ids, dim=1)
+
+
+# ---- the command
 
 
 def test_a_trained_model_writes_what_it_was_trained_on(trained, capsys):
@@ -72,67 +110,67 @@ def test_a_prompt_can_come_from_a_file(trained, capsys, tmp_path):
 
 def test_a_long_prompt_is_cropped_with_a_warning(trained, capsys):
     main([f"--out_dir={trained}", "--start=" + "Line " * 10, "--num_samples=1"])
-    assert "the prompt has 50 tokens; the model sees the last 16" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "warning: of the 50 tokens of the prompt the model sees the last 16" in err
 
 
 def test_the_best_checkpoint_is_read_first(trained, tmp_path, capsys):
-    out = tmp_path / "out"
-    out.mkdir()
-    checkpoint = load_checkpoint(trained / "ckpt.pt")
-    torch.save(checkpoint, out / "best.pt")
-    good = texts(capsys, f"--out_dir={out}", "--num_samples=1")
-    torch.save({**checkpoint, "model": {k: v * 0 for k, v in checkpoint["model"].items()}},
-               out / "ckpt.pt")
-    assert texts(capsys, f"--out_dir={out}", "--num_samples=1") == good
-    (out / "best.pt").unlink()
-    assert texts(capsys, f"--out_dir={out}", "--num_samples=1") != good
+    start = state(trained)
+    checkpoint.write(start, tmp_path / "best.pt")
+    good = texts(capsys, f"--out_dir={tmp_path}", "--num_samples=1")
+    zeros = {name: p * 0 for name, p in start.model.items()}
+    checkpoint.write(replace(start, model=zeros), tmp_path / "ckpt.pt")
+    assert texts(capsys, f"--out_dir={tmp_path}", "--num_samples=1") == good
+    (tmp_path / "best.pt").unlink()
+    assert texts(capsys, f"--out_dir={tmp_path}", "--num_samples=1") != good
+
+
+def test_a_checkpoint_file_is_read_as_it_is(trained, capsys):
+    argv = ["--num_samples=1", "--max_new_tokens=30"]
+    expected = texts(capsys, f"--out_dir={trained}", *argv)
+    assert texts(capsys, f"--out_dir={trained / 'best.pt'}", *argv) == expected
+    assert texts(capsys, f"--init_from={trained / 'best.pt'}", *argv) == expected
 
 
 def test_the_checkpoint_is_all_that_is_needed(trained, capsys, monkeypatch):
-    monkeypatch.setattr(dataset, "load_bins", None)
+    monkeypatch.setattr(dataset, "load", None)
     monkeypatch.setattr(files, "DATA", None)
     assert len(texts(capsys, f"--out_dir={trained}", "--num_samples=1")) == 1
 
 
-def test_text_in_any_script_is_prepared_trained_and_sampled(tmp_path, capsys):
-    for name, line in (("japanese", "吾輩は猫である。名前はまだ無い。"),
-                       ("arabic", "كان يا ما كان في قديم الزمان\n"),
-                       ("emoji", "👍🏽 ok 🇺🇳\n"), ("devanagari", "एक समय की बात है\n")):
-        (tmp_path / f"{name}.txt").write_text(line * 60, encoding="utf-8")
-        prepare.main([str(tmp_path / f"{name}.txt"), f"--name={name}", f"--data_dir={tmp_path}"])
-        out = f"--out_dir={tmp_path / name}-out"
-        train_main([f"--dataset={name}", f"--data_dir={tmp_path}", out, "--device=cpu",
-                    "--n_layer=1", "--n_head=1", "--n_embd=32", "--block_size=16",
-                    "--batch_size=8", "--gradient_accumulation_steps=1", "--max_iters=100",
-                    "--eval_iters=2", "--learning_rate=0.02", "--sample_tokens=5"])
-        text, = texts(capsys, out, f"--start={line[:5]}", "--temperature=0", "--num_samples=1",
-                      f"--max_new_tokens={len(line)}")
-        assert text.startswith(line[:-1]), text
-        assert len(texts(capsys, out, "--num_samples=1")) == 1  # with no prompt at all
+@pytest.mark.parametrize("line", [
+    "吾輩は猫である。名前はまだ無い。", "كان يا ما كان في قديم الزمان\n", "👍🏽 ok 🇺🇳\n",
+    "एक समय की बात है\n",
+], ids=["japanese", "arabic", "emoji", "devanagari"])
+def test_text_in_any_script_is_prepared_trained_and_sampled(tmp_path, capsys, line):
+    (tmp_path / "text.txt").write_text(line * 60, encoding="utf-8")
+    prepare.main([str(tmp_path / "text.txt"), f"--data_dir={tmp_path}"])
+    out = f"--out_dir={tmp_path / 'out'}"
+    train_main(["--dataset=text", f"--data_dir={tmp_path}", out, "--device=cpu", "--n_layer=1",
+                "--n_head=1", "--n_embd=32", "--block_size=16", "--batch_size=8",
+                "--gradient_accumulation_steps=1", "--max_iters=100", "--eval_interval=100",
+                "--eval_iters=2", "--learning_rate=0.02", "--sample_tokens=5"])
+    text, = texts(capsys, out, f"--start={line[:5]}", "--temperature=0", "--num_samples=1",
+                  f"--max_new_tokens={len(line)}")
+    assert text.startswith(line[:-1]), text
+    assert len(texts(capsys, out, "--num_samples=1")) == 1  # with no prompt at all
 
 
-def bpe_checkpoint(tmp_path, favourites):
-    """A model of GPT-2's vocabulary whose likeliest tokens are these, one after the other."""
-    from dataclasses import asdict
-
-    from model import GPT, GPTConfig
+def bpe_checkpoint(tmp_path, favorites):
+    """A model with GPT-2's vocabulary whose most likely tokens are these, one after the other."""
     config = GPTConfig(block_size=16, vocab_size=50304, n_layer=1, n_head=1, n_embd=32)
-    torch.manual_seed(0)
-    model = GPT(config)
-    weights = model.state_dict()
-    for name in weights:  # blocks that add nothing; each position speaks for one token
+    weights = model_of(config).state_dict()
+    for name in weights:  # blocks that add nothing; each position votes for one token
         if "c_proj" in name or "wpe" in name:
             weights[name].zero_()
     weights["transformer.wte.weight"] *= 0
-    for position, token in enumerate(favourites):
+    for position, token in enumerate(favorites):
         weights["transformer.wte.weight"][token, 2 * position] = 1.0
         weights["transformer.wte.weight"][token, 2 * position + 1] = -1.0
         weights["transformer.wpe.weight"][position, 2 * position] = 5.0
         weights["transformer.wpe.weight"][position, 2 * position + 1] = -5.0
-    model.load_state_dict(weights)
-    (tmp_path / "bpe").mkdir()
-    torch.save({"model": model.state_dict(), "model_args": asdict(config),
-                "meta": {"tokenizer": "gpt2"}}, tmp_path / "bpe" / "best.pt")
+    start = checkpoint.Checkpoint(weights, asdict(config), {"tokenizer": "gpt2"})
+    checkpoint.write(start, tmp_path / "bpe" / "best.pt")
     return tmp_path / "bpe"
 
 
@@ -144,7 +182,8 @@ def test_it_ends_at_the_end_of_text(tmp_path, capsys):
     assert text == "\nHello world!\n"
     line = json.loads(path.read_text(encoding="utf-8"))
     assert line["text"] == "Hello world!" and line["tokens"] == [15496, 995, 0, 50256]
-    assert len(line["logprobs"]) == 4  # the end of the text was drawn too
+    assert len(line["logprobs"]) == 4  # the end of the text was sampled too
+    assert complete(*load_model("resume", out), "\n", temperature=0) == "\nHello world!"
 
 
 def test_a_character_split_over_tokens_is_printed_whole(tmp_path, capsys):
@@ -153,6 +192,158 @@ def test_a_character_split_over_tokens_is_printed_whole(tmp_path, capsys):
     out = bpe_checkpoint(tmp_path, [*ids, 50256])
     text, = texts(capsys, f"--out_dir={out}", "--num_samples=1", "--temperature=0", "--start=\n")
     assert text == "\n👍🏽é\n"
+
+
+def test_broken_characters_in_the_prompt_do_not_lose_the_samples(tmp_path, capsys):
+    """A command line that is not UTF-8 reaches Python with surrogates in it."""
+    out, path = bpe_checkpoint(tmp_path, [64] * 16), tmp_path / "samples.jsonl"
+    main([f"--out_dir={out}", "--start=a\udcffb", f"--out={path}", "--num_samples=1",
+          "--max_new_tokens=3"])
+    assert json.loads(path.read_text(encoding="utf-8"))["prompt"] == "a?b"
+
+
+def test_bfloat16_weights_write_too(trained, capsys):
+    text, = texts(capsys, f"--out_dir={trained}", "--num_samples=1", "--temperature=0",
+                  "--start=Line 7: ", "--max_new_tokens=20", "--dtype=bfloat16")
+    assert text.startswith("Line 7: the quick brown")
+
+
+def test_int8_weights_write_nearly_the_same(trained, capsys):
+    argv = [f"--out_dir={trained}", "--num_samples=1", "--temperature=0", "--start=Line 7: ",
+            "--max_new_tokens=20"]
+    assert texts(capsys, *argv, "--dtype=int8") == texts(capsys, *argv, "--dtype=float32")
+
+
+def test_without_the_cache_the_text_is_the_same(trained, capsys):
+    argv = [f"--out_dir={trained}", "--num_samples=3", "--max_new_tokens=60", "--dtype=float32"]
+    assert texts(capsys, *argv) == texts(capsys, *argv, "--cache=False")
+
+
+def test_samples_go_to_a_file_with_their_log_probabilities(trained, tmp_path, capsys):
+    path = tmp_path / "samples.jsonl"
+    argv = [f"--out_dir={trained}", "--num_samples=3", "--max_new_tokens=8", "--start=Line 1",
+            "--dtype=float32"]
+    shown = texts(capsys, *argv, f"--out={path}")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line["prompt"] + line["text"] + "\n" for line in lines] == shown
+    model, tokenizer = load_model("resume", trained)
+    for line in lines:
+        assert tokenizer.decode(line["tokens"]) == line["text"]
+        ids = torch.tensor([*tokenizer.encode("Line 1").tolist(), *line["tokens"]])[None]
+        logprobs = model(ids[:, :-1], ids[:, 1:])[0].log_softmax(-1)[0, 5:]
+        expected = logprobs.gather(1, ids[0, 6:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(line["logprobs"]), expected, rtol=0, atol=1e-4)
+
+
+def test_stdout_is_the_text_alone_and_stderr_has_one_line(trained, capsys, recwarn):
+    main([f"--out_dir={trained}", "--num_samples=2", "--max_new_tokens=5", "--start=Line"])
+    out, err = capsys.readouterr()
+    assert out.replace(SEPARATOR, "").count("Line") == 2 and "tok/s" not in out
+    expected = re.escape(f"{trained} (0.03M parameters): ")
+    assert re.fullmatch(expected + r"10 tokens in [\d.]+ s, [\d,]+ tok/s\n", err)
+    assert not recwarn.list
+
+
+def test_complete_returns_what_the_command_prints(trained, capsys):
+    model, tokenizer = load_model("resume", trained)
+    for seed in (1337, 5):
+        printed, = texts(capsys, f"--out_dir={trained}", "--start=Line 4", "--num_samples=1",
+                         "--max_new_tokens=40", f"--seed={seed}", "--dtype=float32")
+        text = complete(model, tokenizer, "Line 4", max_new_tokens=40, seed=seed)
+        assert text + "\n" == printed and text.startswith("Line 4") and len(text) == 46
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_complete_turns_dropout_off_and_then_restores_the_mode(trained, training):
+    model, tokenizer = load_model("resume", trained)
+    expected = complete(model, tokenizer, "Line")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    model.train(training)
+    assert complete(model, tokenizer, "Line") == expected and model.training == training
+
+    def fail(*_):
+        raise MemoryError
+
+    model.lm_head.register_forward_hook(fail)
+    with pytest.raises(MemoryError):
+        complete(model, tokenizer, "Line")
+    assert model.training == training
+
+
+# ---- mistakes
+
+
+@pytest.fixture(scope="module")
+def damaged(trained, tmp_path_factory):
+    """The out_dir of a model with NaN in its weights."""
+    start, folder = state(trained), tmp_path_factory.mktemp("damaged")
+    start.model["transformer.h.0.mlp.c_fc.weight"][3] = math.nan
+    torch.save({"model": start.model, "model_args": start.model_args, "meta": start.meta},
+               folder / "best.pt")
+    return folder
+
+
+def refused(capsys, *argv):
+    """The error message of sample.py. Above it there may be the line about the model."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        main(list(argv))
+    *above, error = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and error.startswith("error: ")
+    assert all("parameters from" in line for line in above)
+    return error
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8, 100])
+def test_weights_that_are_nan_end_in_one_line(damaged, capsys, temperature):
+    line = refused(capsys, f"--out_dir={damaged}", f"--temperature={temperature}")
+    assert "NaN" in line
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.5}, GREEDY],
+                         ids=str)
+def test_logits_that_are_not_numbers_give_an_id_of_the_vocabulary_and_one_error(bad, filters):
+    uniform = torch.tensor([[0.0], [0.999999], [0.5]])
+    for bad_ids in ([0], [6], range(7)):
+        logits = LOGITS.repeat(3, 1)
+        logits[:, list(bad_ids)] = bad
+        ids = draw(logits, uniform, **filters)
+        assert ids.shape == (3, 1) and 0 <= ids.min() and ids.max() < 7
+        logprobs = logits.log_softmax(dim=-1).gather(1, ids)
+        text = Sample("", prepare.CharTokenizer("abcdefg"))
+        with pytest.raises(UserError, match=r"logits are not numbers \(NaN\)"):
+            text.add(ids[0].item(), logprobs[0].item())
+
+
+def test_logits_of_nan_during_training_do_not_end_complete(trained):
+    model, tokenizer = load_model("resume", trained)
+    torch.nn.init.constant_(model.lm_head.weight, math.nan)
+    assert complete(model, tokenizer, "Line", max_new_tokens=5).startswith("Line")
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--out=."], "out=. is a folder: give the name of a file"),
+    (["--start="], "start is empty: the model needs at least one character"),
+    (["--start=Ü"], "the character 'Ü'"),
+    (["--stop="], "stop must have a character, or be None"),
+    (["--top_p=0"], "top_p=0.0 must be above 0 and at most 1"),
+    (["--temperature=-1"], "temperature=-1.0 must be 0 or more"),
+    (["--interactive=True", "--cache=False"], "interactive=True needs cache=True, and no out"),
+])
+def test_mistakes_are_refused_before_anything_is_sampled(trained, capsys, monkeypatch, argv,
+                                                         message):
+    monkeypatch.setattr(sample, "stream", None)
+    assert message in refused(capsys, f"--out_dir={trained}", *argv)
+
+
+def test_a_folder_alone_on_the_command_line_hints_at_out_dir(trained, mistake):
+    assert mistake(main, trained).endswith(f"did you mean --out_dir={trained}?")
+
+
+# ---- stop strings
 
 
 def test_a_stop_string_ends_the_text_before_it(trained, capsys):
@@ -166,138 +357,366 @@ def test_a_stop_string_ends_the_text_before_it(trained, capsys):
     assert len(text) > 20
 
 
-def test_what_can_begin_the_stop_string_waits(capsys):
-    sample = Sample("say: ", prepare.CharTokenizer("abcdyes: "), "abc")
+@pytest.mark.parametrize("prompt", ["The ", "\n"])
+def test_a_stop_string_longer_than_the_text_prints_every_part_once(trained, capsys, prompt):
+    argv = [f"--out_dir={trained}", f"--start={prompt.replace('T', 't')}", "--num_samples=2",
+            "--max_new_tokens=30", "--dtype=float32"]
+    assert texts(capsys, *argv, "--stop=THE VERY END OF ALL") == texts(capsys, *argv)
+
+
+def test_what_may_begin_the_stop_string_waits(capsys):
+    text = Sample("say: ", prepare.CharTokenizer("abcdyes: "), "abc")
     shown = []
-    for token in sample.tokenizer.encode("aabdabcd").tolist():
-        if not sample.done:
-            sample.add(token, 0.0)
-        sample.show()
+    for token in text.tokenizer.encode("aabdabcd").tolist():
+        if not text.done:
+            text.add(token, 0.0)
+        text.show()
         shown.append(capsys.readouterr().out)
-    assert "".join(shown) == "say: aabd" and sample.done
-    assert "".join(shown[:3]) in ("say: a", "say: ")  # "ab" was no sure thing
+    assert "".join(shown) == "say: aabd" and text.done
+    assert "".join(shown[:3]) in ("say: a", "say: ")  # "ab" may become "abc"
 
 
-def test_without_the_cache_the_text_is_the_same(trained, capsys):
-    argv = [f"--out_dir={trained}", "--num_samples=3", "--max_new_tokens=60", "--dtype=float32"]
-    assert texts(capsys, *argv) == texts(capsys, *argv, "--cache=False")
+class ByteTokenizer:
+    """One id per byte, so that UTF-8 characters are cut anywhere; 256 is the end of text."""
+
+    end_of_text = 256
+
+    def decode_bytes(self, ids):
+        return bytes(ids)
 
 
-def test_bfloat16_weights_write_too(trained, capsys):
-    text, = texts(capsys, f"--out_dir={trained}", "--num_samples=1", "--temperature=0",
-                  "--start=Line 7: ", "--max_new_tokens=20", "--dtype=bfloat16")
-    assert text.startswith("Line 7: the quick brown")
+def test_random_texts_and_stop_strings_are_printed_once_and_whole(capsys):
+    """Several samples are printed one after the other, while all of them grow at the same time."""
+    rng = random.Random(0)
+    for _ in range(1000):
+        stop = rng.choice([None, "a", "ab", "aba", "é", "日本", "bé日ab", "👍", "THE END OF IT"])
+        prompt = rng.choice(["", "a", "ab", "日", "The prompt "])
+        samples = [Sample(prompt, ByteTokenizer(), stop) for _ in range(rng.randint(1, 3))]
+        streams, expected = [], ""
+        for _ in samples:
+            text = "".join(rng.choices("abé日本👍", k=rng.randint(0, 20)))
+            ids = list(text.encode())
+            if rng.random() < 0.3:  # the last character stays incomplete
+                ids.append(0xF0)
+                text += "\ufffd"
+            if rng.random() < 0.5:
+                ids.append(256)
+            streams.append(ids)
+            expected += prompt + (text.split(stop)[0] if stop else text) + "|"
+        waiting = show(samples, "|")
+        for step in range(max(map(len, streams))):
+            for text, ids in zip(samples, streams, strict=True):
+                if not text.done and step < len(ids):
+                    text.add(ids[step], 0.0)
+            waiting = show(waiting, "|")
+        for text in samples:
+            text.end()
+        assert show(waiting, "|") == []
+        assert capsys.readouterr().out == expected, (prompt, stop, streams)
 
 
-def test_samples_go_to_a_file_with_their_log_probabilities(trained, tmp_path, capsys):
-    path = tmp_path / "samples.jsonl"
-    argv = [f"--out_dir={trained}", "--num_samples=3", "--max_new_tokens=8", "--start=Line 1",
-            "--dtype=float32"]
-    shown = texts(capsys, *argv, f"--out={path}")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert [line["prompt"] + line["text"] + "\n" for line in lines] == shown
-    model, tokenizer = load_model("resume", trained, torch.device("cpu"))
-    for line in lines:
-        assert prepare.decode(tokenizer, line["tokens"]) == line["text"]
-        ids = torch.tensor([*tokenizer.encode("Line 1").tolist(), *line["tokens"]])[None]
-        logprobs = model(ids[:, :-1], ids[:, 1:])[0].log_softmax(-1)[0, 5:]
-        expected = logprobs.gather(1, ids[0, 6:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(line["logprobs"]), expected, rtol=0, atol=1e-4)
+# ---- pipes and signals
 
 
-def test_stdout_is_the_text_alone_and_stderr_says_how_fast(trained, capsys):
-    main([f"--out_dir={trained}", "--num_samples=2", "--max_new_tokens=5", "--start=Line"])
-    out, err = capsys.readouterr()
-    assert out.replace(SEPARATOR, "").count("Line") == 2 and "tok/s" not in out
-    assert re.search(r"10 tokens in [\d.]+ s: [\d,]+ tok/s", err)
+def test_a_prompt_on_stdin_is_utf8_whatever_the_locale(tmp_path, capsys, monkeypatch):
+    argv = [f"--out_dir={bpe_checkpoint(tmp_path, [64] * 16)}", "--start=-", "--num_samples=1"]
+
+    def type_in(content):
+        stdin = io.TextIOWrapper(io.BytesIO(content), encoding="latin-1")
+        monkeypatch.setattr(sys, "stdin", stdin)
+
+    type_in("the é".encode())
+    with one_line_errors():
+        main([*argv, "--max_new_tokens=2"])
+    assert capsys.readouterr().out.startswith("the éa")
+    type_in(b"caf\xe9")
+    assert "the text on stdin is not UTF-8" in refused(capsys, *argv)
 
 
-def test_a_prompt_can_come_through_a_pipe(trained):
-    command = [sys.executable, "sample.py", f"--out_dir={trained}", "--start=-", "--num_samples=1",
-               "--max_new_tokens=5"]
-    run = subprocess.run(command, cwd=ROOT, input="Line 5", capture_output=True, encoding="utf-8")
-    assert run.returncode == 0 and run.stdout.startswith("Line 5")
+def test_a_closed_stdin_or_stdout_is_no_traceback(trained, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it then
+    assert "start is empty" in refused(capsys, f"--out_dir={trained}", "--start=-")
+    command = f"{sys.executable} sample.py --out_dir={trained} --max_new_tokens=3 <&- >&-"
+    run = subprocess.run(["bash", "-c", command], cwd=ROOT, stderr=subprocess.PIPE)
+    assert run.returncode == 0 and b"30 tokens in" in run.stderr
 
 
-def test_a_conversation_goes_on_until_the_end_of_the_input(trained):
-    command = [sys.executable, "sample.py", f"--out_dir={trained}", "--interactive=True",
-               "--temperature=0", "--max_new_tokens=12"]
-    run = subprocess.run(command, cwd=ROOT, input="Line 7: \nÜ?\nLine 8: the\n",
-                         encoding="utf-8", capture_output=True)
-    assert run.returncode == 0
-    assert run.stderr.startswith("error: the character 'Ü'") and run.stderr.count("\n") == 1
-    first, second = run.stdout.splitlines()[:2]
-    assert first == "the quick br" and second.startswith(" quick brow")
-
-
-def test_ctrl_c_ends_it_cleanly(trained):
-    run = script("sample.py", f"--out_dir={trained}", "--num_samples=1", "--max_new_tokens=100000")
-    run.stdout.read(50)
+def test_ctrl_c_ends_it_by_the_signal(trained):
+    """Text appears while it is sampled, long before the end."""
+    run = script("sample.py", f"--out_dir={trained}", "--num_samples=1", "--max_new_tokens=1000000")
+    assert len(run.stdout.read(100)) == 100 and run.poll() is None
     run.send_signal(signal.SIGINT)
     rest, _ = run.communicate(timeout=60)
-    assert run.returncode == 130 and rest.endswith("interrupted\n") and "Traceback" not in rest
-
-
-def test_text_appears_as_it_is_generated(trained):
-    run = script("sample.py", f"--out_dir={trained}", "--num_samples=1", "--max_new_tokens=100000")
-    assert len(run.stdout.read(100)) == 100  # long before the end
-    assert run.poll() is None
-    run.terminate()
-    run.communicate()
+    assert run.returncode == -signal.SIGINT
+    assert rest.endswith("interrupted\n") and "Traceback" not in rest
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(trained):
     command = f"{sys.executable} sample.py --out_dir={trained} --max_new_tokens=10000 | head -c 50"
     run = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, timeout=60)
-    assert len(run.stdout) == 50 and run.stderr == b"" and run.returncode == 0
+    assert len(run.stdout) == 50 and run.returncode == 0
+    assert b"Traceback" not in run.stderr and b"rror" not in run.stderr
 
 
-def test_the_printed_command_works_from_another_folder(trained, tmp_path):
-    command = ROOT / "sample.py", f"--out_dir={trained}", "--num_samples=1"
-    code, printed = finished(*command, cwd=tmp_path)
-    assert code == 0 and printed.count(SEPARATOR) == 1
+def test_it_works_from_another_folder_with_a_prompt_through_a_pipe(trained, tmp_path):
+    command = [sys.executable, ROOT / "sample.py", f"--out_dir={trained}", "--start=-",
+               "--num_samples=1", "--max_new_tokens=5"]
+    run = subprocess.run(command, cwd=tmp_path, input="Line 5", capture_output=True,
+                         encoding="utf-8")
+    assert run.returncode == 0 and run.stdout.startswith("Line 5")
+    assert run.stdout.endswith(f"\n{SEPARATOR}\n")
 
 
-def test_int8_weights_write_nearly_the_same(trained, capsys):
-    argv = [f"--out_dir={trained}", "--num_samples=1", "--temperature=0", "--start=Line 7: ",
-            "--max_new_tokens=20"]
-    assert texts(capsys, *argv, "--dtype=int8") == texts(capsys, *argv, "--dtype=float32")
-    model, tokenizer = load_model("resume", trained, torch.device("cpu"))
-    rounded = quantized(model, torch.device("cpu"))
-    ids = torch.from_numpy(tokenizer.encode("Line 7: the quic").astype(int))[None]
-    exact, near = (m(ids)[0].detach() for m in (model, rounded))
-    assert not torch.equal(exact, near) and (exact - near).abs().max() < 0.1 * exact.abs().max()
-    with pytest.raises(UserError, match="dtype=int8 is for CPUs"):
-        quantized(model, torch.device("meta"))
+# ---- interactive
 
 
-needs_mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN here")
+@pytest.fixture
+def conversation(monkeypatch, capsys):
+    """A function: what sample.py answers to these lines, as (stdout, stderr)."""
+    def run(out_dir, *lines, options=()):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        capsys.readouterr()
+        main([f"--out_dir={out_dir}", "--interactive=True", "--temperature=0",
+              "--max_new_tokens=12", "--dtype=float32", *options])
+        return capsys.readouterr()
+
+    return run
 
 
-@needs_mkldnn
-@pytest.mark.parametrize("recipe", [{"bias": True}, MODERN], ids=["gpt2", "modern"])
-@pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_packed_weights_give_the_same_logits_and_text(recipe, dtype, close):
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("no bfloat16 in this processor")
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=32, vocab_size=61, n_layer=2, n_head=4, n_embd=256, **recipe))
-    for p in model.parameters():
-        p.data.normal_(0, 0.05)  # what begins at zero would hide its layer
-    model.to(dtype).eval()
-    faster = packed(copy.deepcopy(model))
-    kinds = [type(m) for m in faster.modules()]
-    assert kinds.count(Packed) == 4 * 2 + 1 and torch.nn.Linear not in kinds
-    for shape in (1, 1), (1, 30), (5, 7):
-        ids = torch.randint(61, shape)
-        a, b = (m(ids, ids)[0].detach().float() for m in (model, faster))
-        assert (a - b).abs().max() < close * a.abs().max()
-    if dtype == torch.float32:  # past the limit of the context, too
-        assert torch.equal(*(m.generate(ids, 60, temperature=0) for m in (model, faster)))
+def test_a_conversation_continues_until_the_end_of_the_input(trained, conversation):
+    out, err = conversation(trained, "Line 7: ", "Ü?", "Line 8: the")
+    error, = [line for line in err.splitlines() if "parameters" not in line]
+    assert error.startswith("error: the character 'Ü'")
+    first, second = out.splitlines()[:2]
+    assert first == "the quick br" and second.startswith(" quick brow")
 
 
-def test_narrow_models_and_other_types_are_not_packed():
-    narrow = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=32))
-    half = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=256)).half()
-    for model in narrow, half:
-        assert not any(isinstance(m, Packed) for m in packed(model).modules())
+class Interrupt:
+    """A forward hook that raises KeyboardInterrupt once, at its n-th call."""
+
+    def __init__(self, module, n):
+        self.left = n
+        self.handle = module.register_forward_hook(self)
+
+    def __call__(self, *_):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@MODELS
+@pytest.mark.parametrize("layer", [0, 2])
+def test_ctrl_c_inside_a_forward_pass_leaves_the_cache_as_it_was(config, layer):
+    """The next answer is that of a fresh cache with the same tokens in view. The interrupt comes in
+    the prompt (the first call), in a token, and where the window of 32 slides (calls 24 and 41)."""
+    model = model_of(config, spread=0.1)
+    prompt, following = tokens(config, 1, 10), tokens(config, 1, 6, seed=2)
+    greedy = Sampler([0], temperature=0)
+    for n in (1, 2, 9, 23, 24, 25, 40, 41, 42):
+        cache, new = make_cache(model, 1), 0
+        interrupt = Interrupt(model.transformer.h[layer].attn, n)
+        with pytest.raises(KeyboardInterrupt):
+            for _ in islice(stream(model, prompt, greedy, cache), 50):
+                new += 1
+        interrupt.handle.remove()
+        assert new == n - 1
+        view = torch.cat((cache.ids, following), dim=1)
+        if view.shape[1] > 32:
+            view = view[:, -32:]
+        answer = sampled(model, following, 5, cache=cache, **GREEDY)
+        assert torch.equal(answer, sampled(model, view, 5, **GREEDY)), n
+
+
+def test_ctrl_c_ends_an_answer_and_the_conversation_continues(trained, conversation, monkeypatch):
+    """Every forward pass is interrupted once; what was printed before stays in the context."""
+    load = sample.load_model
+    for n in range(1, 13):
+        def interrupted(*args, n=n):
+            model, tokenizer = load(*args)
+            Interrupt(model.transformer.h[1].mlp, n)
+            return model, tokenizer
+
+        monkeypatch.setattr(sample, "load_model", interrupted)
+        out, _ = conversation(trained, "Line 7: ", "Line 8: the")
+        first, second = out.splitlines()[:2]
+        assert first == "the quick br"[:n - 1] and second.startswith(" quick brow"), n
+
+
+# ---- the cache and the definition
+
+
+@MODELS
+@pytest.mark.parametrize("options", [{}, {"static": True}, {"keep": False}],
+                         ids=["cache", "static", "no cache"])
+@pytest.mark.parametrize("length", [1, 5, 31, 32, 50])
+def test_stream_gives_the_tokens_of_generate(config, options, length):
+    """Greedy, and far beyond block_size = 32."""
+    model, idx = model_of(config, spread=0.2), tokens(config, 2, length)
+    ids = sampled(model, idx, 80, cache=make_cache(model, 2, **options), **GREEDY)
+    assert torch.equal(ids, model.generate(idx, 80, temperature=0)[:, length:])
+
+
+def test_a_context_of_one_token_is_enough():
+    config = replace(GPT2_TINY, block_size=1)
+    model, idx = model_of(config, spread=0.1), tokens(config, 1, 1)
+    assert torch.equal(sampled(model, idx, 9, **GREEDY)[0],
+                       model.generate(idx, 9, temperature=0)[0, 1:])
+
+
+@MODELS
+@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
+@pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-5), (torch.float64, 1e-12),
+                                         (torch.bfloat16, 0.2)], ids=["f32", "f64", "bf16"])
+@torch.no_grad()
+def test_cached_and_uncached_logits_agree(config, static, dtype, atol):
+    model = model_of(config, spread=0.1).to(dtype)
+    for batch, cuts in (1, [32]), (3, [1] * 32), (2, [7, 1, 1, 10, 13]):
+        idx, cache = tokens(config, batch, 32), KVCache(batch, 32, static=static)
+        all_logits, _ = model(idx, idx)
+        for end, new in zip(np.cumsum(cuts), idx.split(cuts, dim=1), strict=True):
+            cache.append(new, keep=32)
+            logits = cache.next_logits(model)
+            torch.testing.assert_close(logits[:, 0], all_logits[:, end - 1], rtol=0, atol=atol)
+        assert cache.length == 32
+
+
+@MODELS
+@pytest.mark.parametrize("prompt", [1, 5, 32, 50])
+def test_cached_and_uncached_logits_agree_beyond_the_context(config, prompt):
+    model, idx = model_of(config, spread=0.1), tokens(config, 2, prompt)
+    pairs = zip(*(stream(model, idx, Sampler([0, 1], **GREEDY), make_cache(model, 2, keep=keep))
+                  for keep in (True, False)), strict=True)
+    for (a, a_logits), (b, b_logits) in islice(pairs, 80):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a_logits, b_logits, rtol=0, atol=1e-5)
+
+
+@MODELS
+def test_samples_share_the_computation_of_their_prompt(config):
+    model, idx = model_of(config, spread=0.1), tokens(config, 1, 20)
+    rows = []
+    forward = model.forward
+    model.forward = lambda x, **k: rows.append(tuple(x.shape)) or forward(x, **k)
+    shared = sampled(model, idx, 10, seeds=range(4))
+    assert rows == [(1, 20)] + [(4, 1)] * 9
+    assert torch.equal(shared, sampled(model, idx.expand(4, -1), 10, seeds=range(4)))
+    assert len(shared.unique(dim=0)) == 4
+
+
+@MODELS
+def test_a_sample_does_not_depend_on_how_many_are_sampled(config):
+    model, idx = model_of(config, spread=0.1), tokens(config, 1, 3)
+    many = sampled(model, idx, 50, seeds=range(5), top_p=0.9)
+    for seed in range(5):
+        assert torch.equal(sampled(model, idx, 50, seeds=[seed], top_p=0.9)[0], many[seed])
+
+
+@MODELS
+def test_a_cache_continues_where_it_stopped(config):
+    """As in an interactive session: what is typed next follows what was sampled."""
+    model, idx, more = model_of(config, spread=0.1), tokens(config, 1, 4), tokens(config, 1, 6)
+    cache = make_cache(model, 1)
+    first = sampled(model, idx, 5, cache=cache, **GREEDY)
+    second = sampled(model, more, 5, cache=cache, **GREEDY)
+    assert cache.length == 4 + 5 + 6 + 4  # the last sampled token has not been computed yet
+    whole = sampled(model, torch.cat((idx, first, more), dim=1), 5, **GREEDY)
+    assert torch.equal(whole, second)
+    long = tokens(config, 1, 40, seed=3)  # does not fit after it: the window is its last 32 tokens
+    third = sampled(model, long, 3, cache=cache, **GREEDY)
+    assert torch.equal(third, sampled(model, long, 3, **GREEDY))
+
+
+def test_the_cache_has_2_layers_channels_numbers_per_token_and_does_not_grow():
+    model, idx = model_of(GPT2_TINY), tokens(GPT2_TINY, 1, 2)
+    cache = make_cache(model, 7)
+    seen = set()
+    for _ in islice(stream(model, idx, Sampler(range(7)), cache), 100):
+        seen.add((len(cache.layers), sum(kv.numel() for kv in cache.layers.values()),
+                  sum(kv.data_ptr() for kv in cache.layers.values())))
+    (layers, numbers, _), = seen
+    assert layers == 3 and numbers == 2 * 3 * 7 * 32 * 32
+
+
+def test_sampling_leaves_the_global_generator_alone():
+    model, idx = model_of(GPT2_TINY), tokens(GPT2_TINY, 1, 3)
+    before = torch.get_rng_state()
+    sampled(model, idx, 5)
+    assert torch.equal(torch.get_rng_state(), before)
+    model.generate(idx, 5)  # that one uses it
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+# ---- choosing a token
+
+
+LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, 3.0, 2.5, -30.0]])
+
+
+def allowed(probs, top_k=None, top_p=1.0, min_p=0.0):
+    """The definitions, one by one, with loops: the ids that may be sampled."""
+    by_size = sorted(range(len(probs)), key=lambda i: -probs[i])[:top_k]
+    probs = {i: probs[i] / sum(probs[j] for j in by_size) for i in by_size}
+    kept, total = [], 0.0
+    for i in by_size:
+        if total >= top_p:
+            break
+        total += probs[i]
+        if probs[i] >= min_p * probs[by_size[0]]:
+            kept.append(i)
+    return kept
+
+
+@pytest.mark.parametrize("temperature, filters", [
+    (1.0, {}), (0.5, {}), (2.0, {"top_k": 3}), (1.0, {"top_k": 1}), (1.0, {"top_p": 0.8}),
+    (1.5, {"top_p": 0.3}), (1.0, {"min_p": 0.3}), (1.0, {"top_k": 4, "top_p": 0.9, "min_p": 0.2}),
+    (3.0, {"top_k": 100, "top_p": 0.95})])
+def test_sampled_frequencies_are_the_definitions(temperature, filters):
+    n = 100_000
+    uniform = torch.rand(n, 1, generator=torch.Generator().manual_seed(0))
+    ids = draw(LOGITS.expand(n, -1), uniform, temperature, **filters)
+    weights = (LOGITS[0].double() / temperature).exp()
+    kept = torch.zeros(7, dtype=torch.float64)
+    kept[allowed((weights / weights.sum()).tolist(), **filters)] = 1
+    expected = weights * kept / (weights * kept).sum()
+    observed = ids[:, 0].bincount(minlength=7) / n
+    # 5 standard deviations of a binomial: right code fails once in a million, wrong code always
+    assert ((observed - expected).abs() <= 5 * (expected * (1 - expected) / n).sqrt()).all()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+def test_the_ends_of_the_uniform_numbers_choose_an_allowed_id(uniform):
+    assert draw(LOGITS, torch.tensor([[uniform]]), top_k=3).item() in (4, 5, 0)
+    assert draw(LOGITS, torch.tensor([[uniform]]), min_p=0.9).item() == 4
+
+
+def test_top_p_of_one_keeps_the_whole_tail():
+    """A cumulative sum in float32 may reach 1.0 long before the end of a large vocabulary."""
+    logits = 3 * torch.randn(1, 50257, generator=torch.Generator().manual_seed(0))
+    logits, order = logits.sort(descending=True)
+    probs = logits.softmax(dim=-1)
+    rank_of_one = (probs.cumsum(dim=-1) - probs < 1).sum()
+    assert rank_of_one < 50000
+    id = draw(logits[:, order.argsort()[0]], torch.tensor([[1 - 2**-24]]), top_p=1.0)
+    assert (order[0] == id[0]).nonzero().item() > rank_of_one
+
+
+def test_temperature_zero_takes_the_most_likely_id():
+    assert [draw(LOGITS, None, t).tolist() for t in (0, 1e-45)] == [[[4]], [[4]]]
+
+
+def test_a_repetition_penalty_makes_what_was_there_less_likely():
+    ids = torch.tensor([[0, 3, 0]])
+    expected = [[1.0, 1.0, 0.0, -2.0, 3.0, 2.5, -30.0]]
+    assert penalize(LOGITS, ids, 2.0).tolist() == expected
+    assert penalize(LOGITS, ids, 1.0) is LOGITS
+    model = model_of(replace(GPT2_TINY, block_size=256), spread=0.02)
+    kinds = [len(sampled(model, tokens(GPT2_TINY, 1, 3), 50, repetition_penalty=p,
+                         **GREEDY).unique()) for p in (1.0, 1e4)]
+    assert kinds[0] < 40 < kinds[1]
+
+
+def test_ids_of_the_padding_are_never_sampled():
+    config = GPTConfig(block_size=8, vocab_size=64, n_layer=1, n_head=1, n_embd=8)
+    idx = torch.zeros(1, 1, dtype=torch.long)
+    ids = sampled(model_of(config), idx, 10, seeds=range(200), n_vocab=50)
+    assert ids.max() == 49  # 2,000 almost uniform samples reach the last allowed id

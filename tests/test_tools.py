@@ -1,13 +1,17 @@
-"""pytest tests/test_tools.py - what stands beside the core runs, and counts right"""
+"""pytest tests/test_tools.py - the benchmarks and the ablation run and compute what they say"""
 
+import contextlib
 import re
+import runpy
 import sys
 
 import pytest
 import torch
-from conftest import GPT2_TINY, MODERN, ROOT
+from helpers import GPT2_TINY, MODERN, ROOT
 
-from model import GPT
+import train
+from configurator import configure
+from model import GPT, GPTConfig
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -34,9 +38,9 @@ def test_a_step_of_training_is_measured_beside_transformers(tiny, monkeypatch, c
     monkeypatch.setattr(bench, "ROUNDS", 2)
     bench.bench_train(tiny(**recipe))
     head, ours, *rest = capsys.readouterr().out.splitlines()
-    assert "128 tokens a step, float32 on cpu" in head
+    assert "128 tokens per step, float32 on cpu" in head
     assert "glassGPT" in ours and "1.000 (1.000 to 1.000)" in ours
-    assert "ms a step; MFU" in rest[-1] and 0 < numbers(rest[-1])[1] < 100
+    assert "ms per step; MFU" in rest[-1] and 0 < numbers(rest[-1])[1] < 100
 
 
 def test_sampling_is_measured_and_the_cache_is_what_its_formula_says(capsys):
@@ -44,7 +48,7 @@ def test_sampling_is_measured_and_the_cache_is_what_its_formula_says(capsys):
                         "--new_tokens=8", "--prompt=4", "--rounds=1", "--device=cpu",
                         "--dtypes=float32,bfloat16,int8"])
     out = capsys.readouterr().out
-    assert out.count("glassGPT float32") == 2 and out.count("linear layers alone") == 2
+    assert out.count("glassGPT float32") == 2 and out.count("linear layers of torch alone") == 2
     held, formula = numbers(out.splitlines()[-1])[1:3]
     assert held == formula == 2 * 3 * 3 * 64 * 48
 
@@ -72,6 +76,7 @@ def test_the_ladder_adds_one_idea_a_rung_and_counts_what_it_bought(data_dir, tmp
                                                                    monkeypatch):
     monkeypatch.setattr(ablate, "SAME", ablate.SAME | {"n_layer": 1, "n_embd": 16, "block_size": 16,
                                                        "batch_size": 2})
+    monkeypatch.setattr(ablate, "LADDER", ablate.LADDER[:2])
     ablate.main(["--steps=8", "--seeds=1,2", "--dataset=tiny", f"--data_dir={data_dir}",
                  "--eval_iters=2", f"--picture={tmp_path / 'ladder.png'}"])
     head, line, *rungs = capsys.readouterr().out.splitlines()
@@ -79,6 +84,46 @@ def test_the_ladder_adds_one_idea_a_rung_and_counts_what_it_bought(data_dir, tmp
     mean, low, high = numbers(rungs[0])[1:4]  # after the 2 of GPT-2
     assert low <= mean <= high
     assert (tmp_path / "ladder.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_every_rung_is_a_run_that_train_accepts_with_its_own_data_folder(monkeypatch, leave_out,
+                                                                         tmp_path):
+    """Without data_dir, the datasets are those of train.py: not a folder called None."""
+    ran = []
+
+    def fake_train(argv):
+        ran.append(configure("", train.TrainConfig, GPTConfig, argv=argv)[1])
+        return [{"step": 8, "ms": 1.0, "val_loss": 1.0}] * 8
+
+    monkeypatch.setattr(ablate.train, "main", fake_train)
+    options = ["--steps=8", "--seeds=1", f"--leave_out={leave_out}",
+               f"--picture={tmp_path / 'x.png'}"]
+    ablate.main(options)
+    assert len(ran) == 10 and all(cfg.data_dir is None for cfg in ran)
+    ablate.main([*options, f"--data_dir={tmp_path}"])
+    assert all(cfg.data_dir == str(tmp_path) for cfg in ran[10:])
+
+
+@pytest.mark.parametrize("tool, argv, message", [
+    (ablate.main, ["--steps=7"], "steps=7 must be 8 or more"),
+    (ablate.main, ["--seeds=1,x"], "seeds=1,x must be numbers with commas between them"),
+    (ablate.main, ["--eval_iters=0"], "eval_iters=0 must be 1 or more"),
+    (bench.bench_sample, ["--batch=0"], "batch=0 must be 1 or more"),
+    (bench.bench_sample, ["--rounds=0"], "rounds=0 must be 1 or more"),
+    (bench.bench_sample, ["--dtypes=float8"], "dtypes=float8 must be names out of float32,"),
+])
+def test_tools_refuse_what_is_outside_a_limit(mistake, tool, argv, message):
+    assert message in mistake(tool, *argv)
+
+
+@pytest.mark.parametrize("tool", ["ablate", "add", "bench", "evaluate", "export", "finetune"])
+def test_every_tool_has_a_help(tool, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py", "--help"])
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    printed = capsys.readouterr()
+    assert f"python tools/{tool}.py" in printed.out and printed.err == ""
 
 
 def test_every_rung_of_the_ladder_is_one_idea_and_all_of_them_are_the_modern_recipe():

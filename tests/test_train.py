@@ -4,25 +4,31 @@ import itertools
 import json
 import math
 import re
+import signal
+import subprocess
 import sys
+import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, equal
+from filelock import FileLock
+from helpers import ROOT, equal, losses, script, state
 
 import train
-from internals.checkpoint import load_checkpoint
+from internals import checkpoint, runlog
+from internals.runlog import RunLog
 from model import GPT
 from train import (
     TrainConfig,
-    epoch_windows,
-    evaluation_windows,
+    epoch_starts,
+    evaluation_starts,
     learning_rate,
     main,
-    training_windows,
-    windows_per_epoch,
+    sequences_per_epoch,
+    training_starts,
 )
 
 # ---- the schedule
@@ -70,7 +76,7 @@ def test_a_short_run_leaves_warm_up(settings, warmup):
 def test_each_token_comes_once_an_epoch(n_tokens, T):
     leftovers = set()
     for epoch in range(20):
-        starts = epoch_windows(epoch, n_tokens, T, seed=1)
+        starts = epoch_starts(epoch, n_tokens, T, seed=1)
         targets = [t for start in starts for t in range(start + 1, start + T + 1)]
         assert len(targets) == len(set(targets)) and min(targets) >= 1 and max(targets) < n_tokens
         assert n_tokens - 1 - len(targets) < max(2 * T, n_tokens - T)
@@ -80,30 +86,30 @@ def test_each_token_comes_once_an_epoch(n_tokens, T):
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [tuple(epoch_windows(e, 10_000, 16, seed)) for e in (0, 1, 2) for seed in (1, 2)]
+    orders = [tuple(epoch_starts(e, 10_000, 16, seed)) for e in (0, 1, 2) for seed in (1, 2)]
     assert len(set(orders)) == 6
 
 
 def test_training_windows_are_a_function_of_their_number():
-    n = windows_per_epoch(1000, 16)
-    run = training_windows(0, 3 * n, 1000, 16, seed=5)
-    assert run[:n] == list(epoch_windows(0, 1000, 16, 5)) and run[n:2 * n] != run[:n]
-    epoch_windows.cache_clear()
-    assert training_windows(n - 3, 10, 1000, 16, seed=5) == run[n - 3:n + 7]
+    n = sequences_per_epoch(1000, 16)
+    run = training_starts(0, 3 * n, 1000, 16, seed=5)
+    assert run[:n] == list(epoch_starts(0, 1000, 16, 5)) and run[n:2 * n] != run[:n]
+    epoch_starts.cache_clear()
+    assert training_starts(n - 3, 10, 1000, 16, seed=5) == run[n - 3:n + 7]
 
 
 def test_aligned_windows_begin_with_a_line():
-    starts = [training_windows(0, 300, 1000, 20, seed, align=10) for seed in range(20)]
+    starts = [training_starts(0, 300, 1000, 20, seed, align=10) for seed in range(20)]
     assert all(start % 10 == 0 for run in starts for start in run)
     assert {start % 20 for run in starts for start in run} == {0, 10}
     assert all(len(set(run[:49])) == 49 for run in starts)  # an epoch: none comes twice
 
 
 def test_evaluation_windows_are_spread_over_the_split_and_do_not_overlap():
-    starts = evaluation_windows(1000, 16, 10)
+    starts = evaluation_starts(1000, 16, 10)
     assert len(starts) == 10 and starts[0] == 0 and starts[-1] == 16 * 61
     assert np.diff(starts).min() >= 16 and np.diff(starts).max() <= 16 * 7
-    assert list(evaluation_windows(1000, 16, 10**9)) == list(range(0, 999 - 15, 16))  # all of it
+    assert list(evaluation_starts(1000, 16, 10**9)) == list(range(0, 999 - 15, 16))  # all of it
 
 
 def test_targets_are_the_inputs_one_token_on(data_dir):
@@ -130,10 +136,6 @@ def test_accumulation_sees_the_windows_of_one_big_batch(tiny, monkeypatch):
 
 
 # ---- what does not change a run
-
-
-def losses(metrics):
-    return [(m["step"], m["loss"]) for m in metrics if "loss" in m]
 
 
 def test_evaluation_logging_and_samples_change_no_loss_by_one_bit(tiny):
@@ -164,7 +166,7 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path, capsys):
     assert json.loads((out / "config.json").read_text())["max_iters"] == 40
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in out.iterdir()) == [
-        "best.pt", "ckpt.pt", "config.json", "loss.png", "metrics.jsonl"]
+        ".lock", "best.pt", "ckpt.pt", "config.json", "loss.png", "metrics.jsonl"]
     assert f"python sample.py --out_dir={out}" in printed
     line = next(line for line in printed.splitlines() if line.startswith("step 20/40 | loss"))
     assert re.fullmatch(r"step 20/40 \| loss \d\.\d{4} \| lr \d\.\de-\d\d \| norm \d+\.\d\d \| "
@@ -173,10 +175,10 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path, capsys):
 
 def test_a_checkpoint_is_plain_and_complete(tiny, tmp_path, data_dir):
     main(tiny())
-    checkpoint = load_checkpoint(tmp_path / "out" / "ckpt.pt")
-    assert checkpoint["iter_num"] == 12 and checkpoint["config"]["learning_rate"] == 0.01
-    assert checkpoint["meta"] == json.loads((data_dir / "tiny" / "meta.json").read_text())
-    assert not any(name.startswith(("_orig_mod", "module")) for name in checkpoint["model"])
+    checkpoint = state(tmp_path / "out")
+    assert checkpoint.step == 12 and checkpoint.config["learning_rate"] == 0.01
+    assert checkpoint.meta == json.loads((data_dir / "tiny" / "meta.json").read_text())
+    assert not any(name.startswith(("_orig_mod", "module")) for name in checkpoint.model)
 
 
 def test_best_is_kept_when_it_gets_worse(tiny, tmp_path):
@@ -185,26 +187,26 @@ def test_best_is_kept_when_it_gets_worse(tiny, tmp_path):
     metrics = main(tiny(init_from="resume", max_iters=60, eval_interval=5, learning_rate=3.0))
     evaluations = {m["step"]: m["val_loss"] for m in metrics if "val_loss" in m}
     best_step = min(evaluations, key=evaluations.get)
-    best, last = (load_checkpoint(tmp_path / "out" / name) for name in ("best.pt", "ckpt.pt"))
-    assert best["iter_num"] == best_step < 60 == last["iter_num"]
-    assert evaluations[60] > evaluations[best_step] == last["best_val_loss"]
+    best, last = (state(tmp_path / "out", name) for name in ("best.pt", "ckpt.pt"))
+    assert best.step == best_step < 60 == last.step
+    assert evaluations[60] > evaluations[best_step] == last.best_loss
 
 
 def test_patience_ends_a_run_that_gets_no_better(tiny, capsys):
     metrics = main(tiny(max_iters=500, eval_interval=5, learning_rate=3.0, patience=3))
     evaluations = [m["val_loss"] for m in metrics if "val_loss" in m]
     assert len(evaluations) < 50 and min(evaluations) == evaluations[-4]
-    assert "3 evaluations gave no better one" in capsys.readouterr().out
+    assert "the last 3 evaluations were not better" in capsys.readouterr().out
 
 
 def test_only_better_ones_are_saved_on_request(tiny, monkeypatch):
-    saved, save = [], torch.save
+    saved, write = [], checkpoint.write
 
     def spy(state, path):
-        saved.append((path.name, state["iter_num"]))
-        save(state, path)
+        saved.append((path.name, state.step))
+        write(state, path)
 
-    monkeypatch.setattr(torch, "save", spy)
+    monkeypatch.setattr(checkpoint, "write", spy)
     main(tiny(max_iters=60, eval_interval=5, learning_rate=3.0, always_save_checkpoint=False))
     best = {step for name, step in saved if name.startswith("best")}
     assert {step for name, step in saved if name.startswith("ckpt")} == best | {60}  # and the last
@@ -215,7 +217,7 @@ def test_a_new_run_keeps_the_one_that_was_there(tiny, tmp_path, capsys):
     before = (tmp_path / "out" / "ckpt.pt").read_bytes()
     main(tiny(max_iters=8, seed=2))
     assert (tmp_path / "out" / "previous-1" / "ckpt.pt").read_bytes() == before
-    assert load_checkpoint(tmp_path / "out" / "ckpt.pt")["iter_num"] == 8
+    assert state(tmp_path / "out").step == 8
     assert "is kept in" in capsys.readouterr().out
 
 
@@ -233,7 +235,7 @@ def test_eval_only_can_take_the_whole_split(tiny, data_dir):
     metrics = main(tiny(eval_only=True, eval_iters=10**6, batch_size=3))
     model_cfg = train.configure("", train.GPTConfig, TrainConfig, argv=tiny())[1]
     torch.manual_seed(1337)
-    model = GPT(train.replace(model_cfg, vocab_size=json.loads(
+    model = GPT(replace(model_cfg, vocab_size=json.loads(
         (data_dir / "tiny" / "meta.json").read_text())["vocab_size"])).eval()
     ids = torch.from_numpy(np.fromfile(data_dir / "tiny" / "val.bin", dtype="<u2").astype(np.int64))
     n = (len(ids) - 1) // 16 * 16
@@ -261,16 +263,16 @@ def test_a_tracker_gets_what_the_metrics_get(tiny, monkeypatch, tracker):
 def test_a_step_that_is_not_finite_changes_nothing(tiny, tmp_path, monkeypatch, capsys, optimizer,
                                                    dtype):
     main(tiny(max_iters=4, optimizer=optimizer, dtype=dtype))
-    before = load_checkpoint(tmp_path / "out" / "ckpt.pt")
+    before = state(tmp_path / "out")
     forward = GPT.forward
     poison = lambda self, idx, targets=None: (  # noqa: E731
         None, forward(self, idx, targets)[1] * (math.nan if self.training else 1))
     monkeypatch.setattr(GPT, "forward", poison)
     metrics = main(tiny(init_from="resume", max_iters=9, sample_tokens=0))
-    after = load_checkpoint(tmp_path / "out" / "ckpt.pt")
-    assert after["iter_num"] == 9 and equal(before["model"], after["model"])
-    assert len(after["optimizer"]) == 1 + (optimizer == "muon")
-    for was, now in zip(before["optimizer"], after["optimizer"], strict=True):
+    after = state(tmp_path / "out")
+    assert after.step == 9 and equal(before.model, after.model)
+    assert len(after.optimizer) == 1 + (optimizer == "muon")
+    for was, now in zip(before.optimizer, after.optimizer, strict=True):
         assert equal(was["state"], now["state"])
     assert [loss for step, loss in losses(metrics) if step > 4] == [None] * 5
     assert capsys.readouterr().out.count("not finite: skipped") == 5
@@ -283,7 +285,7 @@ def test_many_such_steps_end_the_run_and_leave_the_checkpoint(tiny, tmp_path, mo
     monkeypatch.setattr(GPT, "forward", lambda self, idx, targets=None: (
         None, forward(self, idx, targets)[1] * (math.inf if self.training else 1)))
     line = mistake(main, *tiny(init_from="resume", max_iters=99, eval_interval=50))
-    assert "10 steps in a row, up to step 14" in line and "learning_rate" in line
+    assert "10 steps in a row, before step 20" in line and "learning_rate" in line
     assert (tmp_path / "out" / "ckpt.pt").read_bytes() == before
 
 
@@ -295,11 +297,11 @@ def test_every_precision_learns(tiny, dtype, capsys, tmp_path):
     metrics = main(tiny(dtype=dtype, max_iters=40, eval_interval=40))
     assert f", {dtype}, " in capsys.readouterr().out.splitlines()[0]
     assert metrics[-1]["val_loss"] < metrics[0]["val_loss"] - 0.5
-    scaler = load_checkpoint(tmp_path / "out" / "ckpt.pt")["scaler"]
+    scaler = state(tmp_path / "out").scaler
     assert bool(scaler) == (dtype == "float16")
 
 
-def test_a_compiler_that_fails_is_told_once_and_training_goes_on(tiny, monkeypatch, capsys):
+def test_a_compiler_that_fails_gives_one_warning_and_training_continues(tiny, monkeypatch, capsys):
     plain = losses(main(tiny(compile=False)))
 
     def broken(model):
@@ -329,3 +331,140 @@ def test_the_scripts_do_nothing_when_imported(capsys):
     for module in (configurator, model, prepare, sample, train):
         assert ROOT.samefile(module.__file__.rsplit("/", 1)[0])
     assert capsys.readouterr().out == ""
+
+
+# ---- what happens at the edges of a run
+
+
+def test_every_step_is_seeded_with_or_without_dropout(tiny, monkeypatch):
+    seeded, original = [], train.seed_step
+    monkeypatch.setattr(train, "seed_step", lambda *a: (seeded.append(a), original(*a)))
+    main(tiny(dropout=0, max_iters=5))
+    assert seeded == [(1337, step, 0) for step in range(5)]
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_finite_is_skipped(tiny, tmp_path, monkeypatch):
+    main(tiny(max_iters=4))
+    before = state(tmp_path / "out")
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def overflow(parameters, *others):
+        parameters = list(parameters)
+        parameters[0].grad[0, 0] = math.inf
+        return clip(parameters, *others)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflow)
+    metrics = main(tiny(init_from="resume", max_iters=8))
+    after = state(tmp_path / "out")
+    assert all(math.isfinite(loss) for _, loss in losses(metrics))
+    assert after.step == 8 and equal(before.model, after.model)
+
+
+def poison(monkeypatch, steps):
+    """Make the training loss NaN in these steps."""
+    now, seed_step, forward = [0], train.seed_step, GPT.forward
+
+    def watched(seed, step, rank):
+        now[0] = step
+        seed_step(seed, step, rank)
+
+    def poisoned(self, idx, targets=None, **options):
+        logits, loss = forward(self, idx, targets, **options)
+        return logits, loss * math.nan if self.training and now[0] in steps else loss
+
+    monkeypatch.setattr(train, "seed_step", watched)
+    monkeypatch.setattr(GPT, "forward", poisoned)
+
+
+@pytest.mark.parametrize("steps", [range(3, 99), range(2, 12), range(15, 25)])
+def test_ten_bad_steps_in_a_row_end_the_run_however_rarely_it_logs(
+        tiny, monkeypatch, mistake, steps):
+    poison(monkeypatch, steps)
+    line = mistake(main, *tiny(max_iters=60, log_interval=1000, eval_interval=1000))
+    assert "10 steps in a row" in line and "learning_rate" in line
+
+
+def test_nine_bad_steps_in_a_row_do_not_end_the_run(tiny, monkeypatch):
+    poison(monkeypatch, [*range(3, 12), *range(13, 22)])
+    assert len(main(tiny(max_iters=30, eval_interval=1000))) == 32
+
+
+def test_a_validation_loss_that_is_nan_shows_no_sample_and_saves_the_checkpoint(
+        tiny, tmp_path, capsys):
+    main(tiny(learning_rate=1e15, warmup_iters=0, max_iters=9, sample_tokens=20, grad_clip=0))
+    printed = capsys.readouterr().out
+    assert "val nan" in printed and state(tmp_path / "out").step == 9
+    assert not (tmp_path / "out" / "best.pt").exists()
+    assert "best.pt" not in printed  # it names what there is
+
+
+def test_fine_tuning_that_only_gets_worse_keeps_the_model_it_began_with(tiny, tmp_path):
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    main(tiny(out_dir=base, max_iters=30))
+    main(tiny(out_dir=tuned, init_from=base, learning_rate=5.0, max_iters=6, eval_interval=3))
+    best = state(tuned, "best.pt")
+    assert best.step == 0 and equal(best.model, state(base, "best.pt").model)
+
+
+@pytest.mark.parametrize("name", ["lr_$1e-3_$x", r"a $\foo$ b", "出力"])
+def test_any_folder_name_gets_its_picture(tiny, tmp_path, recwarn, name):
+    main(tiny(out_dir=tmp_path / name, max_iters=4))
+    assert (tmp_path / name / "loss.png").exists()
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tiny, tmp_path, mistake):
+    out = tmp_path / "out"
+    main(tiny(max_iters=4))
+    process = json.loads((out / "config.json").read_text())["process"]
+    before = (out / "ckpt.pt").read_bytes()
+    with FileLock(out / ".lock"):
+        line = mistake(main, *tiny())
+    assert f"another run (process {process}) is writing to {out}" in line
+    assert (out / "ckpt.pt").read_bytes() == before and not (out / "previous-1").exists()
+    main(tiny(max_iters=4))  # the lock file of a run that is over does not matter
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tiny, tmp_path):
+    """As in `python train.py ... | head -2`."""
+    run = script("train.py", *tiny(max_iters=60, eval_interval=30), stderr=subprocess.PIPE)
+    run.stdout.readline()
+    run.stdout.close()
+    errors = run.stderr.read()
+    assert run.wait(60) == 0 and state(tmp_path / "out").step == 60
+    assert "nobody reads the log" in errors and "Traceback" not in errors
+
+
+def test_a_run_works_in_a_thread(tiny):
+    """There Python allows no signal handlers; notebooks and web servers do it."""
+    metrics = []
+    thread = threading.Thread(target=lambda: metrics.extend(main(tiny(max_iters=4))))
+    thread.start()
+    thread.join()
+    assert len(losses(metrics)) == 4
+
+
+def test_signal_handlers_are_as_before_when_a_run_is_over(tiny):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    main(tiny(max_iters=2))
+    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert before == after
+
+
+def test_the_eta_includes_the_evaluations_to_come(tmp_path, capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(runlog.time, "perf_counter", lambda: clock[0])
+    cfg = TrainConfig(max_iters=100, eval_interval=20, out_dir=str(tmp_path), eval_only=True)
+    log = RunLog(cfg, SimpleNamespace(is_master=True, size=1))
+    log.step_tokens, log.peak, log.line_step, log.line_time = 10, None, 0, 0.0
+    clock[0] = 30.0
+    log.after_evaluation(0)  # it took half a minute
+    clock[0] = 31.0
+    log.step(1, 1e-3, 4.0, 1.0, 0)
+    # 99 steps of a second, and evaluations at 20, 40, 60, 80 and 100
+    assert "eta 4m 09s" in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_fit_is_refused_before_memory_is_taken(tiny, mistake):
+    line = mistake(main, *tiny(n_embd=128_000, n_layer=12))
+    assert "B parameters needs at least" in line and "n_embd" in line

@@ -17,12 +17,15 @@ import tempfile
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
 from configurator import UserError, configure, one_line_errors
 from internals.files import replacing
+from internals.limits import Count, Limit
+from internals.recipes import RECIPES
 
 ROOT = Path(train.__file__).parent
 
@@ -30,17 +33,24 @@ ROOT = Path(train.__file__).parent
 SAME = {"dataset": "plays_char", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64,
         "batch_size": 16, "gradient_accumulation_steps": 1, "learning_rate": 4e-3, "min_lr": 0.0,
         "beta2": 0.95, "weight_decay": 0.0, "sample_tokens": 0, "log_interval": 1}
-LADDER = [  # name, what it adds
+
+
+def of_recipe(name, **rates):
+    """A setting of the modern recipe, and the learning rates that it needs."""
+    return {name: RECIPES["modern"][name]} | rates
+
+
+LADDER = [  # name, settings that it adds
     ("GPT-2's recipe", {}),
-    ("+ RoPE", {"pos": "rope"}),
-    ("+ RMSNorm", {"norm": "rmsnorm"}),
-    ("+ QK-norm", {"qk_norm": True}),
-    ("+ ReLU²", {"act": "relu2"}),
-    ("+ zero-init", {"zero_init": True}),
-    ("+ untied head", {"tied": False, "embedding_lr": 0.04}),
-    ("+ softcap", {"softcap": 15.0}),
-    ("+ Muon", {"optimizer": "muon", "muon_lr": 0.02, "learning_rate": 1.6e-2}),
-    ("+ linear cool-down", {"cooldown": 0.7}),
+    ("+ RoPE", of_recipe("pos")),
+    ("+ RMSNorm", of_recipe("norm")),
+    ("+ QK-norm", of_recipe("qk_norm")),
+    ("+ ReLU²", of_recipe("act")),
+    ("+ zero-init", of_recipe("zero_init")),
+    ("+ untied head", of_recipe("tied", embedding_lr=0.04)),
+    ("+ softcap", of_recipe("softcap")),
+    ("+ Muon", of_recipe("optimizer", muon_lr=0.02, learning_rate=1.6e-2)),
+    ("+ linear cooldown", of_recipe("cooldown")),
 ]
 
 
@@ -48,11 +58,11 @@ LADDER = [  # name, what it adds
 class AblateConfig:
     """The settings of the ladder."""
 
-    steps: int = 300  # of each run
+    steps: Annotated[int, Limit("8 or more", least=8)] = 300  # of each run
     seeds: str = "1,2,3"  # with commas between them
     dataset: str = SAME["dataset"]  # as train.py's
     data_dir: str | None = None  # as train.py's
-    eval_iters: int = 40  # batches of each evaluation
+    eval_iters: Count = 40  # batches of each evaluation
     leave_out: bool = False  # all ideas at once, then without each of them
     picture: str | None = None  # where the curves go; None: docs/ablation.png, or leave_out.png
 
@@ -86,8 +96,9 @@ def climb(cfg):
     curves = {name: [] for name in rungs(cfg.leave_out)}
     for seed in map(int, cfg.seeds.split(",")):
         same = {"seed": seed, "max_iters": cfg.steps, "eval_iters": cfg.eval_iters,
-                "eval_interval": max(1, cfg.steps // 5), "dataset": cfg.dataset,
-                "data_dir": cfg.data_dir}
+                "eval_interval": max(1, cfg.steps // 5), "dataset": cfg.dataset}
+        if cfg.data_dir is not None:
+            same["data_dir"] = cfg.data_dir
         for name, settings in rungs(cfg.leave_out).items():
             with tempfile.TemporaryDirectory() as out_dir:
                 curves[name].append(run(settings | same, out_dir))
@@ -154,9 +165,8 @@ def draw(curves, path):
 
 def main(argv=None):
     _, cfg = configure(__doc__, AblateConfig, argv=argv)
-    if not all(seed.isdigit() for seed in cfg.seeds.split(",")) or cfg.steps < 8:
-        raise UserError(f"seeds={cfg.seeds} must be numbers with commas, steps={cfg.steps} 8 or "
-                        "more")
+    if not all(seed.isdigit() for seed in cfg.seeds.split(",")):
+        raise UserError(f"seeds={cfg.seeds} must be numbers with commas between them")
     curves = climb(cfg)
     file = "leave_out.png" if cfg.leave_out else "ablation.png"
     draw(curves, cfg.picture or ROOT / "docs" / file)

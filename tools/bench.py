@@ -1,17 +1,19 @@
-"""Measure training and sampling, and what train.py's loop costs beside the bare one.
+"""Measure the speed of training and sampling, and the overhead of the training loop.
 
-    python tools/bench.py train config/train_gpt2.py       a step, beside transformers' GPT-2
-    python tools/bench.py sample --size=gpt2               decoding, beside transformers' and others
-    python tools/bench.py loop config/quickstart.py        train.py's loop beside the bare one
+    python tools/bench.py train config/train_gpt2.py    a training step, and GPT-2 of transformers
+    python tools/bench.py sample --size=gpt2            sampling, and other implementations
+    python tools/bench.py loop config/quickstart.py     the loop of train.py, and a bare loop
 
-All sides take turns in one process; printed are the median of each, and the ratio round by round,
-for on a machine that others use only ratios of neighbours mean something. Weights are random: none
-of this depends on what they are. `sample --nanogpt=FOLDER` measures nanoGPT's model.py there too.
+All sides take turns in one process. The output has the median of each side, and the ratio to the
+first side, computed round by round: on a machine with other users, only measurements next to each
+other can be compared. Weights are random, because speed does not depend on them.
+`sample --nanogpt=FOLDER` also measures the model.py of nanoGPT in that folder.
 """
 
 import contextlib
 import copy
 import io
+import itertools
 import resource
 import statistics
 import sys
@@ -27,29 +29,36 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
 from configurator import UserError, build, configure, one_line_errors
-from internals import devices, files
-from internals.dataset import load_bins
-from internals.devices import autocast_to, find_device, find_dtype
-from internals.optimizers import make_optimizers
-from model import GPT, GPTConfig, KVCache
-from sample import Packed, packed, quantized
+from internals import cpu, dataset, devices, files
+from internals.devices import autocast_to, find_device, find_dtype, for_sampling, num_params
+from internals.limits import Count
+from internals.optimizers import make_optimizer
+from internals.recipes import SIZES, expand_names
+from model import GPT, GPTConfig
+from sample import Sampler, make_cache, stream
 
 ROUNDS, STEPS = 7, 100
 
 
 @dataclass
 class BenchConfig:
-    """The settings of `sample`, beside those of the model."""
+    """The settings of `sample`; those of the model can be set too."""
 
-    size: Literal[*train.SIZES] = "gpt2"  # n_layer, n_head and n_embd by a name
-    batch: int = 10  # samples in one batch, beside a single one
-    prompt: int = 16  # tokens of the prompt
-    new_tokens: int = 256  # tokens that are drawn
-    rounds: int = 3  # turns of each side
+    size: Literal[*SIZES] = "gpt2"  # n_layer, n_head and n_embd by a name
+    batch: Count = 10  # samples per batch; a single sample is always measured
+    prompt: Count = 16  # tokens in the prompt
+    new_tokens: Count = 256  # tokens to sample
+    rounds: Count = 3  # turns per side
     device: str = "auto"  # as in sample.py
-    dtypes: str = "float32,bfloat16"  # of the weights; int8 is one more
-    nanogpt: str | None = None  # a folder with nanoGPT's model.py
-    compile: bool = False  # a static cache, compiled
+    dtypes: str = "float32,bfloat16"  # of the weights, comma-separated; int8 is possible too
+    nanogpt: str | None = None  # a folder with the model.py of nanoGPT
+    compile: bool = False  # torch.compile, with a static cache
+
+    def __post_init__(self):
+        for name in self.dtypes.split(","):
+            if name not in ("float32", "bfloat16", "float16", "int8"):
+                raise ValueError(f"dtypes={self.dtypes} must be names out of float32, bfloat16, "
+                                 "float16, int8, with commas between them")
 
 
 def synchronize(device):
@@ -66,8 +75,9 @@ def seconds(function, device):
 
 
 def in_turns(sides, rounds, unit, count):
-    """Run the functions in turn, each returning its seconds; print count / seconds of each as
-    `unit`, and the ratio to the first, round by round. Returns the medians of the rates."""
+    """Run the functions {name: function} in turn; each returns its time in seconds. Prints the
+    median of count / seconds of each in `unit`, and the ratio of its time to that of the first side
+    in the same round. Returns {name: median}."""
     taken = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
@@ -75,21 +85,21 @@ def in_turns(sides, rounds, unit, count):
     first = next(iter(taken.values()))
     for name, times in taken.items():
         ratios = [a / b for a, b in zip(times, first, strict=True)]
-        print(f"  {name:42s} {count / statistics.median(times):10,.1f} {unit}   time to the first: "
+        print(f"  {name:42s} {count / statistics.median(times):10,.1f} {unit}   relative time: "
               f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
               flush=True)
     return {name: count / statistics.median(times) for name, times in taken.items()}
 
 
 def matmul_flops(dtype, device):
-    """FLOP/s of a product of matrices of 2048: what this device can do."""
+    """The FLOP/s of this device, measured with products of 2048 x 2048 matrices."""
     a = torch.randn(2048, 2048, device=device, dtype=getattr(torch, dtype))
     best = min(seconds(lambda: a @ a, device) for _ in range(8))
     return 2 * 2048**3 / best
 
 
 def read_bandwidth(device):
-    """Bytes a second of a sum over 1 GB."""
+    """The memory bandwidth of this device in bytes per second, measured with a sum over 1 GB."""
     x = torch.ones(2**28, device=device)
     return x.numel() * 4 / min(seconds(x.sum, device) for _ in range(5))
 
@@ -98,7 +108,7 @@ def transformers_gpt2(c, vocab_size, dtype=torch.float32):
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError:
-        print("  (transformers is not installed, so not measured: pip install transformers)")
+        print("  (transformers is not measured, as it is not installed: pip install transformers)")
         return None
     return GPT2LMHeadModel(GPT2Config(
         vocab_size=vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
@@ -110,8 +120,8 @@ def transformers_gpt2(c, vocab_size, dtype=torch.float32):
 # Training
 
 
-def stepper(raw_model, loss_of, cfg, device, dtype, optimizers, vocab_size):
-    """A function: one bare step, forward, backward, clip, step, on a batch that stays in memory."""
+def stepper(raw_model, loss_of, cfg, device, dtype, optimizer, vocab_size, **step_options):
+    """A function that runs one bare step: forward, backward, clip, update, always on one batch."""
     autocast = autocast_to(dtype, device)
     compiles = cfg.compile is True or (cfg.compile == "auto" and device.type == "cuda")
     model = torch.compile(raw_model) if compiles else raw_model
@@ -124,8 +134,7 @@ def stepper(raw_model, loss_of, cfg, device, dtype, optimizers, vocab_size):
                 loss = loss_of(model, x, y) / cfg.gradient_accumulation_steps
             loss.backward()
         torch.nn.utils.clip_grad_norm_(raw_model.parameters(), cfg.grad_clip)
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step(**step_options)
         raw_model.zero_grad(set_to_none=True)
 
     return step
@@ -133,21 +142,20 @@ def stepper(raw_model, loss_of, cfg, device, dtype, optimizers, vocab_size):
 
 def our_step(cfg, model_cfg, device, dtype):
     torch.manual_seed(cfg.seed)
-    model = GPT(model_cfg).to(device)
-    optimizers = make_optimizers(model, cfg, dtype)
-    return model, stepper(model, lambda m, x, y: m(x, y)[1], cfg, device, dtype, optimizers,
-                          model_cfg.vocab_size)
+    model = cpu.speed_up(GPT(model_cfg).to(device))
+    optimizer = make_optimizer(model, cfg, dtype)
+    return model, stepper(model, lambda m, x, y: m(x, y)[1], cfg, device, dtype, optimizer,
+                          model_cfg.vocab_size, skip=torch.zeros((), device=device).bool())
 
 
 def settings_of(argv):
-    """The settings, with the vocabulary of the dataset where it is there."""
+    """(TrainConfig, GPTConfig, device, dtype), with the vocabulary of the dataset if it exists."""
     given, cfg, model_cfg = configure(__doc__, train.TrainConfig, GPTConfig, argv=argv,
-                                      expand=train.sized)
+                                      expand=expand_names)
     folder = Path(cfg.data_dir or files.DATA) / cfg.dataset
     if "vocab_size" not in given and (folder / "train.bin").exists():
-        meta, _ = load_bins(folder)
-        if meta["tokenizer"] != "gpt2":
-            model_cfg = replace(model_cfg, vocab_size=meta["vocab_size"])
+        data = dataset.load(folder)
+        model_cfg = replace(model_cfg, vocab_size=data.padded_vocab_size)
     device = find_device(cfg.device)
     return cfg, model_cfg, device, find_dtype(cfg.dtype, device, model_cfg.n_embd)
 
@@ -157,34 +165,33 @@ def bench_train(argv):
     model, step = our_step(cfg, model_cfg, device, dtype)
     tokens = cfg.batch_size * cfg.gradient_accumulation_steps * model_cfg.block_size
     many = max(1, min(20, int(5 / max(1e-3, seconds(step, device)))))
-    print(f"{model.num_params() / 1e6:.2f}M parameters, {tokens:,} tokens a step, {dtype} on "
-          f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads; {many} steps a "
-          f"turn, {ROUNDS} turns")
+    print(f"{num_params(model) / 1e6:.2f}M parameters, {tokens:,} tokens per step, {dtype} on "
+          f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads; "
+          f"{many} steps per turn, {ROUNDS} turns")
     memory = (torch.cuda.max_memory_allocated(device) if device.type == "cuda"
               else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     sides = {"glassGPT": step}
     if theirs := transformers_gpt2(model_cfg, model_cfg.vocab_size):
         theirs.to(device).train()
         adamw = torch.optim.AdamW(theirs.parameters(), lr=1e-3, fused=True)
-        sides["transformers' GPT-2"] = stepper(
-            theirs, lambda m, x, y: m(x, labels=x).loss, cfg, device, dtype, [adamw],
+        sides["GPT-2 of transformers"] = stepper(
+            theirs, lambda m, x, y: m(x, labels=x).loss, cfg, device, dtype, adamw,
             model_cfg.vocab_size)
     sides = {name: lambda side=side: seconds(lambda: [side() for _ in range(many)], device)
              for name, side in sides.items()}
     for side in sides.values():
-        side()  # to be warm
+        side()  # warmup
     rates = in_turns(sides, ROUNDS, "tok/s", many * tokens)
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peak = next((flops for name, flops in devices.PEAK_FLOPS.items() if name in gpu), None)
-    source = f"{gpu}'s" if peak else "a 2048^3 product's, measured:"
-    peak = peak or matmul_flops(dtype, device)
-    print(f"  {tokens / rates['glassGPT'] * 1e3:.1f} ms a step; "
-          f"MFU {model.flops_per_token() * rates['glassGPT'] / peak:.1%} of {source} "
-          f"{peak / 1e12:.2f} TFLOP/s; peak memory {memory / 2**30:.2f} GB")
+    peak, source = devices.peak_flops(device, dtype), "by the data sheet"
+    if peak is None:
+        peak, source = matmul_flops(dtype, device), "measured with 2048^3 products"
+    print(f"  {tokens / rates['glassGPT'] * 1e3:.1f} ms per step; "
+          f"MFU {devices.mfu(model, rates['glassGPT'], peak):.1%} of {peak / 1e12:.2f} TFLOP/s "
+          f"({source}); peak memory {memory / 2**30:.2f} GB")
 
 
 def whole_loop(argv):
-    """Milliseconds a step of train.py, by its own log, from when it is warm."""
+    """Milliseconds per step of train.py, by its own log, after warmup."""
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
         metrics = train.main([*argv, f"--out_dir={out}", f"--max_iters={STEPS + STEPS // 4}",
                               f"--log_interval={STEPS // 4}", "--eval_interval=1000000",
@@ -206,11 +213,11 @@ def bench_loop(argv):
     rounds = []
     for number in range(ROUNDS):
         rounds.append((whole_loop(argv), bare_loop()))
-        print(f"round {number + 1}: train.py {rounds[-1][0]:.2f} ms, bare {rounds[-1][1]:.2f} ms a "
-              f"step, ratio {rounds[-1][0] / rounds[-1][1]:.3f}", flush=True)
+        print(f"round {number + 1}: train.py {rounds[-1][0]:.2f} ms, bare {rounds[-1][1]:.2f} ms "
+              f"per step, ratio {rounds[-1][0] / rounds[-1][1]:.3f}", flush=True)
     whole, bare = (statistics.median(side) for side in zip(*rounds, strict=True))
     ratio = statistics.median(a / b for a, b in rounds)
-    print(f"median: train.py {whole:.2f} ms, bare {bare:.2f} ms a step, ratio {ratio:.3f}")
+    print(f"median: train.py {whole:.2f} ms, bare {bare:.2f} ms per step, ratio {ratio:.3f}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -218,8 +225,9 @@ def bench_loop(argv):
 
 
 def linear_layers(model, batch, device):
-    """A function: the products of one token with all linear layers, and nothing else: the floor."""
-    layers = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, Packed))]
+    """A function that runs all linear layers on one token per sample, and nothing else. Sampling a
+    token cannot take less time than that."""
+    layers = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, cpu.Packed))]
     dtype = model.transformer.wte.weight.dtype
     inputs = [torch.randn(batch, m.in_features, device=device, dtype=dtype) for m in layers]
 
@@ -231,38 +239,41 @@ def linear_layers(model, batch, device):
     return run
 
 
+def sampler_of(model, idx, count, keep=True, static=False):
+    """A function that samples `count` greedy tokens after idx (B, T); keep=False: without cache."""
+    def run():
+        cache = make_cache(model, len(idx), keep=keep, static=static)
+        tokens = stream(model, idx, Sampler([0], temperature=0), cache)
+        for _ in itertools.islice(tokens, count):
+            pass
+
+    return lambda: seconds(run, idx.device)
+
+
 @torch.no_grad()
 def bench_sample(argv):
     given, cfg, _ = configure(__doc__, BenchConfig, GPTConfig, argv=argv)
     gpt2 = {"size": cfg.size, "vocab_size": 50257, "bias": True}
-    model_cfg = build(GPTConfig, train.sized(gpt2 | given))
+    model_cfg = build(GPTConfig, expand_names(gpt2 | given))
     device, n = find_device(cfg.device), cfg.new_tokens
     torch.manual_seed(0)
     model = GPT(model_cfg).to(device).eval()
-    weights = sum(p.numel() for p in model.parameters()) - model.transformer.wpe.weight.numel()
+    weights = num_params(model)
     bandwidth = read_bandwidth(device)
-    print(f"{weights / 1e6:.1f}M weights, {n} tokens behind {cfg.prompt}, on {device}, torch "
-          f"{torch.__version__}, {torch.get_num_threads()} threads, {bandwidth / 1e9:.1f} GB/s")
+    print(f"{weights / 1e6:.1f}M weights, {n} tokens after a prompt of {cfg.prompt}, on {device}, "
+          f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
+          f"{bandwidth / 1e9:.1f} GB/s")
     one, many = (torch.randint(model_cfg.vocab_size, (b, cfg.prompt), device=device)
                  for b in (1, cfg.batch))
 
-    def ours(name, idx, cache=True, count=n):
-        def run():
-            kv = cache and KVCache(len(idx), model_cfg.block_size, static=cfg.compile)
-            models[name].generate(idx, count, temperature=0, cache=kv)
+    def ours(name, idx, count=n, keep=True):
+        return sampler_of(models[name], idx, count, keep, static=cfg.compile)
 
-        return lambda: seconds(run, device)
-
-    plain, models = {}, {}  # by the names of their dtypes; plain: with torch's linear layers
-    for name in cfg.dtypes.split(","):
-        if name == "int8":
-            models[name] = quantized(model, device)
-            continue
-        plain[name] = copy.deepcopy(model).to(getattr(torch, name))
-        models[name] = plain[name] if cfg.compile else packed(copy.deepcopy(plain[name]))
-    if cfg.compile:
-        for each in models.values():
-            each.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+    names = cfg.dtypes.split(",")
+    models = {name: for_sampling(copy.deepcopy(model), name, cfg.compile) for name in names}
+    # the same models with linear layers of torch
+    plain = {name: copy.deepcopy(model).to(getattr(torch, name)) for name in names
+             if name != "int8"}
     theirs = {name: transformers_gpt2(model_cfg, model_cfg.vocab_size, getattr(torch, name))
               for name in plain}
 
@@ -285,7 +296,7 @@ def bench_sample(argv):
         sides["nanoGPT float32"] = lambda: seconds(
             lambda: nano_model.generate(one, n, top_k=1), device)
     for side in sides.values():
-        side()  # to be warm
+        side()  # warmup
     print("one sample")
     rates = in_turns(sides, cfg.rounds, "tok/s", n)
     for name in plain:
@@ -296,9 +307,9 @@ def bench_sample(argv):
             floors.append(statistics.median(1 / seconds(floor, device) for _ in range(20)))
         rate = rates[f"glassGPT {name}"]
         read = weights * getattr(torch, name).itemsize * rate
-        print(f"  {name}: {rate / floors[0]:.0%} of the {floors[0]:.1f} tok/s of torch's linear "
-              f"layers alone, {rate / floors[1]:.0%} of the {floors[1]:.1f} of ours; reads "
-              f"{read / 1e9:.1f} GB/s, {read / bandwidth:.0%} of the memory's")
+        print(f"  {name}: {rate / floors[0]:.0%} of the {floors[0]:.1f} tok/s of the linear layers "
+              f"of torch alone, {rate / floors[1]:.0%} of the {floors[1]:.1f} tok/s of ours; reads "
+              f"{read / 1e9:.1f} GB/s, {read / bandwidth:.0%} of the memory bandwidth")
     print(f"{cfg.batch} samples in one batch")
     sides = {f"glassGPT {name}, batch of {cfg.batch}": ours(name, many)
              for name in reversed(models)}
@@ -308,28 +319,32 @@ def bench_sample(argv):
     together = in_turns(sides, cfg.rounds, "tok/s", n * cfg.batch)
     for name in models:
         gain = together[f"glassGPT {name}, batch of {cfg.batch}"] / rates[f"glassGPT {name}"]
-        print(f"  {name}: {gain:.1f} x the tok/s of one sample")
-    print("without the cache, and the prompt alone")
+        print(f"  {name}: {gain:.1f} times the tok/s of one sample")
+    print("without a cache, and the prefill of a prompt")
     few = min(32, n)
     for name in models:
-        uncached = ours(name, one, cache=False, count=few)()
+        uncached = ours(name, one, count=few, keep=False)()
         prompt = torch.randint(model_cfg.vocab_size, (1, min(512, model_cfg.block_size)),
                                device=device)
         prefill = min(ours(name, prompt, count=1)() for _ in range(3))
-        print(f"  {name}: {few / uncached:.1f} tok/s without a cache (the first {few}); prefill "
+        print(f"  {name}: {few / uncached:.1f} tok/s without a cache (first {few} tokens); prefill "
               f"{prompt.shape[1] / prefill:,.0f} tok/s")
     size = 2 * model_cfg.n_layer * cfg.batch * model_cfg.block_size * model_cfg.n_embd
-    cache = KVCache(cfg.batch, model_cfg.block_size)
-    model.extend(many, cache)
+    cache = make_cache(model, cfg.batch)
+    next(stream(model, many, Sampler([0], temperature=0), cache))
     held = sum(kv.numel() for kv in cache.layers.values())
-    print(f"cache of {cfg.batch}: {held:,} numbers, by the formula {size:,}: "
+    print(f"cache for {cfg.batch} samples: {held:,} numbers (expected: {size:,}), "
           f"{size * 4 / 2**20:.0f} MB in float32")
 
 
 if __name__ == "__main__":
     with one_line_errors():
         kinds = {"train": bench_train, "sample": bench_sample, "loop": bench_loop}
-        if (kind := sys.argv[1] if len(sys.argv) > 1 else "") not in kinds:
+        kind = sys.argv[1] if len(sys.argv) > 1 else ""
+        if kind in ("--help", "-h"):
+            print(__doc__)
+        elif kind in kinds:
+            kinds[kind](sys.argv[2:])
+        else:
             raise UserError(f"say what to measure, one of {', '.join(kinds)}, as in "
                             "python tools/bench.py loop config/quickstart.py")
-        kinds[kind](sys.argv[2:])

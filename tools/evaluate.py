@@ -1,12 +1,12 @@
-"""Evaluate a model by numbers that can be quoted: perplexity of a text, and HellaSwag.
+"""Evaluate a model: its perplexity on a text, and its accuracy on HellaSwag.
 
     python tools/evaluate.py --out_dir=out-novel --text=novel.txt --stride=32
     python tools/evaluate.py --init_from=gpt2 --hellaswag=hellaswag_val.jsonl --limit=1000
 
-All numbers come from one: -log p, in nats, of tokens after those before them. The vocabulary of a
-model may be padded (50257 to 50304, say). Padding is never sampled, so it gets no probability here
-either: the softmax is over the tokenizer's n_vocab ids. Weights of GPT-2 have no padding; that of a
-model made here learns to be unlikely, and train.py's loss, where it takes part, is a bit larger.
+Every number is computed from -log p, in nats, of a token given the tokens before it. The vocabulary
+of a model may be padded, say from 50257 ids to 50304. Padding is never sampled, so it gets no
+probability here either: the softmax is over the tokenizer's n_vocab ids. In the loss that train.py
+logs the padding takes part, so that loss is slightly larger.
 
 docs/evaluate.md has the definitions. Left out: other benchmarks, and several GPUs.
 """
@@ -28,44 +28,44 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configurator import UserError, configure, one_line_errors
 from internals.devices import autocast_to, find_device, find_dtype
 from internals.files import read_text
+from internals.limits import Count
 from sample import load_model
 
 
 @dataclass
 class EvaluateConfig:
-    """The settings of an evaluation: which model, on what."""
+    """Which model is evaluated, and on what."""
 
     init_from: str = "resume"  # resume: the checkpoint in out_dir; gpt2, ...; or a folder
-    out_dir: str = "out"  # the folder of a run
-    text: str | None = None  # a UTF-8 file: its perplexity
-    stride: int | None = None  # tokens from one window to the next; None: half of block_size
-    hellaswag: str | None = None  # hellaswag_val.jsonl, or one like it: its accuracy
-    limit: int | None = None  # the first examples of HellaSwag only; None: all
-    batch_size: int = 4  # windows of text, or endings of HellaSwag, at a time
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest there is
+    out_dir: str = "out"  # folder of a run, or a checkpoint in it
+    text: str | None = None  # a UTF-8 file whose perplexity is measured
+    stride: Count | None = None  # tokens from one window to the next; None: half of block_size
+    hellaswag: str | None = None  # hellaswag_val.jsonl, or a file in its format
+    limit: Count | None = None  # number of HellaSwag examples, from the first one; None: all
+    batch_size: Count = 4  # windows of the text, or HellaSwag endings, per batch
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # of matrix products
 
     def __post_init__(self):
         if self.text is None and self.hellaswag is None:
             raise ValueError("there is nothing to evaluate on: give --text=FILE or "
                              "--hellaswag=hellaswag_val.jsonl")
-        for name in ("stride", "limit", "batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}={value} must be 1 or more")
 
 
 @torch.inference_mode()
 def completion_nats(model, rows, n_vocab, batch_size=4):
-    """The nats of the ends of rows of tokens.
+    """The loss of the last tokens of each row, in nats.
 
-    rows: a list of (ids, n); of ids, 2 to block_size + 1 of them, the last n < len(ids) are scored.
-    Returns a list of floats: of each row the sum of -log p over these n. UserError where it is NaN.
+    rows: a list of (ids, n): 2 to block_size + 1 ids, of which the last n < len(ids) are scored.
+    Returns a list of floats: for each row, the sum of -log p over these n ids. Raises UserError if
+    the sum is NaN.
     """
     device, nats = next(model.parameters()).device, []
     for start in tqdm(range(0, len(rows), batch_size), unit=" batches", disable=None, leave=False):
         batch = rows[start:start + batch_size]
         width = max(len(ids) for ids, _ in batch) - 1
-        x = torch.zeros(len(batch), width, dtype=torch.int64)  # no token sees the zeros right of it
+        # rows are padded with zeros on the right, where no token sees them
+        x = torch.zeros(len(batch), width, dtype=torch.int64)
         y = torch.full_like(x, -1)
         for i, (ids, n) in enumerate(batch):
             last = len(ids) - 1
@@ -77,14 +77,15 @@ def completion_nats(model, rows, n_vocab, batch_size=4):
         losses = F.cross_entropy(logits[scored, :n_vocab].float(), y[scored], reduction="none")
         nats += [part.double().sum().item() for part in losses.cpu().split([n for _, n in batch])]
     if np.isnan(nats).any():
-        raise UserError("the model's logits are not numbers (NaN): damaged weights, or a dtype "
-                        "that is too narrow for them")
+        raise UserError("the model's logits are not numbers (NaN): its weights are damaged, or "
+                        "the dtype is too narrow for them")
     return nats
 
 
 def windows(count, size, stride):
-    """Yields (begin, end, new): windows of up to `size` of `count` predictions, each `stride` after
-    the one before, of which the last `new` are in no earlier window. Together: every one, once."""
+    """Yields windows (begin, end, new) over `count` predictions, each of at most `size`, `stride`
+    apart. The last `new` predictions of a window are in no earlier window, so that every prediction
+    is new once."""
     end = 0
     for begin in range(0, count, stride):
         before, end = end, min(begin + size, count)
@@ -96,11 +97,12 @@ def windows(count, size, stride):
 def text_perplexity(model, tokenizer, text, stride=None, batch_size=4):
     """The perplexity of a text by sliding windows; every token counts once, in its first window.
 
-    This is "Perplexity of fixed-length models" of Hugging Face's transformers documentation, but
-    for the token after a window, which is predicted too, as in training: so none is lost between
-    windows that do not overlap. The first token follows <|endoftext|>, as a document does in
-    training; where a tokenizer has none (char), it is context only, and its bytes do not count.
-    Returns a dict. Raises UserError for a text too short, or a stride beyond block_size.
+    This follows "Perplexity of fixed-length models" in the documentation of Hugging Face's
+    transformers, except that the token after a window is predicted too, as in training. Otherwise
+    windows that do not overlap would each lose a token. The first token follows <|endoftext|>, as a
+    document does in training. If the tokenizer has no such token (char), the first character is
+    context only, and its bytes do not count.
+    Returns a dict. Raises UserError if the text is too short, or if stride exceeds block_size.
     """
     size = model.block_size
     stride = max(1, size // 2) if stride is None else stride
@@ -121,13 +123,13 @@ def text_perplexity(model, tokenizer, text, stride=None, batch_size=4):
 
 
 def perplexity(nats, count):
-    """exp(nats / count), or inf where a float cannot hold it, as for words of unspaced scripts."""
+    """exp(nats / count), or inf if that overflows, as for words of scripts without spaces."""
     return math.exp(nats / count) if nats < 700 * count else math.inf
 
 
 def read_hellaswag(path, limit=None):
     """The first `limit` examples of a file like hellaswag_val.jsonl: a list of (ctx, four endings,
-    index of the right one). Raises UserError for a line that is not so."""
+    index of the right ending). Raises UserError for a line in another format."""
     examples = []
     for number, line in enumerate(read_text(path).rstrip("\n").split("\n")[:limit], start=1):
         try:
@@ -139,14 +141,15 @@ def read_hellaswag(path, limit=None):
                   "label": int(label)} if ctx and 0 <= label < 4:
                 examples.append((ctx, endings, label))
             case _:
-                raise UserError(f"{path}, line {number} is not as those of hellaswag_val.jsonl: "
-                                'JSON with "ctx": TEXT, "endings": [4 TEXTS], "label": 0 to 3')
+                raise UserError(f"{path}, line {number} does not have the format of "
+                                'hellaswag_val.jsonl: JSON with "ctx": TEXT, '
+                                '"endings": [4 TEXTS], "label": 0 to 3')
     return examples
 
 
 def ending_rows(tokenizer, examples, block_size):
-    """Of each example four rows for `completion_nats`: ctx and an ending, whose tokens are scored.
-    What is longer than the model's window is cropped on the left."""
+    """Four rows per example for `completion_nats`: ctx and an ending, whose tokens are scored. Rows
+    that are longer than the context of the model are cropped on the left."""
     rows = []
     for ctx, endings, _ in tqdm(examples, unit=" examples", disable=None, leave=False):
         before = tokenizer.encode(ctx)
@@ -159,9 +162,9 @@ def ending_rows(tokenizer, examples, block_size):
 def hellaswag_accuracy(model, tokenizer, examples, batch_size=4):
     """HellaSwag (Zellers et al. 2019) by completion: which of four endings is likeliest after ctx?
 
-    As in build-nanogpt's hellaswag.py: ctx, and " " + ending, are tokenized each by itself, and
-    only the ending's tokens are scored.
-    Returns a dict: acc takes the ending of fewest nats, acc_norm of fewest nats per token.
+    As in hellaswag.py of build-nanogpt, ctx and " " + ending are tokenized separately, and only the
+    tokens of the ending are scored.
+    Returns a dict. acc chooses the ending with the lowest loss in total, acc_norm per token.
     """
     rows = ending_rows(tokenizer, examples, model.block_size)
     total = np.array(completion_nats(model, rows, tokenizer.n_vocab, batch_size)).reshape(-1, 4)
@@ -189,8 +192,8 @@ def main(argv=None):
         if examples is not None:
             results |= hellaswag_accuracy(model, tokenizer, examples, cfg.batch_size)
             print("{examples:,} examples of HellaSwag\n"
-                  "acc, by the sum        {acc:.4f}\n"
-                  "acc_norm, by the mean  {acc_norm:.4f}".format(**results))
+                  "acc, by total loss           {acc:.4f}\n"
+                  "acc_norm, by loss per token  {acc_norm:.4f}".format(**results))
     return results
 
 

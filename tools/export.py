@@ -3,28 +3,39 @@
     python tools/export.py out-novel novel-hf
     python tools/export.py out-shakespeare-char shakespeare-hf    a nanoGPT checkpoint too
 
-FOLDER gets config.json, model.safetensors (without the ids that pad the vocabulary), tokenizer.json
-and tokenizer_config.json, of GPT-2's BPE vocab.json and merges.txt too, and meta.json, by which
-`--init_from=FOLDER` finds the tokenizer here. best.pt is read if it is there, else ckpt.pt.
+FOLDER gets config.json, generation_config.json, model.safetensors (without the ids that pad the
+vocabulary), the tokenizer's files, README.md (a model card with what the checkpoint knows), and
+meta.json, by which `--init_from=FOLDER` finds the tokenizer again. The model is best.pt, or ckpt.pt
+if there is no best.pt; a .pt file can be given too.
 
-FOLDER must be new, or empty; it is there when it is whole. docs/ecosystem.md has what opens it.
-Left out: models that are not of GPT-2's shape. No program could run them.
+FOLDER must be new or empty, and appears only when it is complete. docs/ecosystem.md lists what can
+open it. Left out: models that are not of GPT-2's shape, because no program could run them.
 """
 
-import argparse
 import json
-import shutil
+import math
 import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import Parser, UserError, one_line_errors
+from configurator import UserError, configure, one_line_errors
+from internals import huggingface
+from internals.checkpoint import newest_complete
 from internals.corpora import gpt2_tables
-from prepare import END_OF_TEXT, CharTokenizer
-from sample import load_model
+from prepare import END_OF_TEXT, CharTokenizer, tokenizer_from_meta
+
+SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 200}  # the defaults of sample.py
+
+
+@dataclass
+class ExportConfig:
+    """The settings of an export."""
+
+    out_dir: str  # folder of a run, or a .pt file
+    folder: str  # folder to write: new or empty
 
 
 def tokenizer_json(vocab, merges, added, **parts):
@@ -76,37 +87,62 @@ def tokenizer_files(tokenizer, block_size):
         "meta.json": tokenizer.meta | {"vocab_size": tokenizer.n_vocab}}
 
 
+def model_card(checkpoint, name):
+    """The README.md of the exported folder: what the checkpoint knows about the model."""
+    args, meta = checkpoint.model_args, checkpoint.meta
+    lines = [
+        "---", "library_name: transformers", "pipeline_tag: text-generation", "---",
+        f"# {name}", "",
+        f"A GPT-2 with {args['n_layer']} layers, {args['n_head']} heads and {args['n_embd']} "
+        f"channels, trained with glassGPT. It sees {args['block_size']} tokens at a time.", "",
+        f"- tokenizer: {'characters' if meta['tokenizer'] == 'char' else 'GPT-2 BPE'}, "
+        f"{meta['vocab_size']:,} tokens"]
+    if checkpoint.config is not None:
+        lines.append(f"- dataset: {checkpoint.config.get('dataset', 'unknown')}")
+        lines.append(f"- training: {checkpoint.step:,} steps, {checkpoint.sequences:,} sequences")
+    if math.isfinite(checkpoint.best_loss):
+        lines.append(f"- validation loss: {checkpoint.best_loss:.4f} nats per token, the lowest of "
+                     f"the run, at step {checkpoint.best_step:,}")
+    return "\n".join([*lines, ""])
+
+
 def export(out_dir, folder):
     """Write the model of the run in out_dir into `folder`. Raises UserError, naming the setting,
-    for one that is not of GPT-2's shape, and for a folder that has something in it."""
+    for a model that is not of GPT-2's shape, and for a folder that is not empty."""
+    folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is there already, and not empty: give the name of a new folder")
-    model, tokenizer = load_model("resume", out_dir, torch.device("cpu"))
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        model.save_pretrained(temporary, tokenizer.n_vocab, tokenizer.end_of_text)
-        for name, content in tokenizer_files(tokenizer, model.block_size).items():
+    checkpoint = newest_complete(out_dir, "best.pt", "ckpt.pt")
+    tokenizer = tokenizer_from_meta(checkpoint.meta)
+    end = tokenizer.end_of_text
+    files = tokenizer_files(tokenizer, checkpoint.model_args["block_size"]) | {
+        "generation_config.json": SAMPLING | {"bos_token_id": end, "eos_token_id": end},
+        "README.md": model_card(checkpoint, folder.name)}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # a folder with a new name, beside `folder`, so that the rename is one step on one disk
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as unique:
+        temporary = Path(unique, "complete")
+        temporary.mkdir()
+        try:
+            huggingface.write(temporary, checkpoint.model_args, checkpoint.model,
+                              tokenizer.n_vocab, end)
+        except ValueError as error:
+            raise UserError(f"{out_dir} cannot be exported: {error}") from None
+        for name, content in files.items():
             text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
             (temporary / name).write_text(text, encoding="utf-8", newline="\n")
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except ValueError as error:
-        raise UserError(f"{out_dir} cannot be exported: {error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if folder.exists():  # and is empty: it may be the current folder of a shell, so it stays
+            for path in temporary.iterdir():
+                path.rename(folder / path.name)
+        else:
+            temporary.rename(folder)
 
 
 def main(argv=None):
-    parser = Parser(description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out_dir", type=Path, help="the folder of a run")
-    parser.add_argument("folder", type=Path, help="the folder to write")
-    args = parser.parse_args(argv)
-    export(args.out_dir, args.folder)
-    files = ", ".join(sorted(path.name for path in args.folder.iterdir()))
-    print(f"{args.folder}: {files}")
+    _, cfg = configure(__doc__, ExportConfig, argv=argv, positional=["out_dir", "folder"])
+    folder = Path(cfg.folder)
+    export(Path(cfg.out_dir), folder)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from configurator import Parser, one_line_errors
+from configurator import configure, one_line_errors
 from internals.corpora import fetch_each_play
-from internals.files import DATA, read_text, replacing
-from prepare import prepare_corpus, prepare_texts
+from internals.files import DATA, locked, read_text, replacing
+from prepare import open_dataset, prepare_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY, OTHER = "shakespeare_char", "other_plays"  # the names of the datasets
@@ -60,8 +60,7 @@ def without_overlap(plays, text):
 def prepare_both(plays, data=DATA):
     """Tiny Shakespeare, and the plays that have nothing of it, in one vocabulary: Tiny
     Shakespeare's. A character of the plays that is not in it is left out."""
-    if not (data / TINY / "train.bin").exists():
-        prepare_corpus(TINY, data)
+    open_dataset(TINY, data)
     tiny = read_text(data / TINY / "input.txt")
     kept, counts = without_overlap(plays, tiny)
     for name, (shared, n) in sorted(counts.items(), key=lambda item: item[1][0] / item[1][1]):
@@ -75,8 +74,9 @@ def prepare_both(plays, data=DATA):
     known = "".join(char for char in text if char not in unknown)
     print(f"{len(text) - len(known)} of {len(text):,} characters are not in Tiny Shakespeare's "
           f"vocabulary, and left out: {' '.join(sorted(unknown))}")
-    prepare_texts([known], OTHER, TINY, "the plays without overlap", "python tools/finetune.py",
-                  data)
+    with locked(data / OTHER):
+        prepare_texts([known], data / OTHER, TINY, "the plays without overlap",
+                      "python tools/finetune.py")
 
 
 def run(out_dir, dataset, steps, every, rate, seed, data, start="scratch"):
@@ -165,5 +165,5 @@ def main(plays, data=DATA, out=Path("out-finetune"), picture=ROOT / "docs" / "fi
 
 if __name__ == "__main__":
     with one_line_errors():
-        Parser(description=__doc__).parse_args()
+        configure(__doc__)  # it has no settings, but a --help
         main(fetch_each_play())

@@ -1,0 +1,30 @@
+"""Names for settings that belong together: size=gpt2 is a shape, recipe=modern a way to train."""
+
+SIZES = {  # name: n_layer, n_head, n_embd. minGPT's small ones, GPT-1's, and GPT-2's
+    "gpt-nano": (3, 3, 48), "gpt-micro": (4, 4, 128), "gpt-mini": (6, 6, 192),
+    "openai-gpt": (12, 12, 768), "gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024),
+    "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600),
+}
+RECIPES = {  # docs/modern.md explains each setting and measures what it buys
+    "gpt2": {
+        "pos": "learned", "norm": "layernorm", "act": "gelu_tanh", "qk_norm": False,
+        "zero_init": False, "tied": True, "softcap": 0.0, "optimizer": "adamw",
+        "embedding_lr": None, "cooldown": 0.0, "warmup_iters": None, "min_lr": None,
+        "weight_decay": 0.1,
+    },
+    "modern": {
+        "pos": "rope", "norm": "rmsnorm", "act": "relu2", "qk_norm": True,
+        "zero_init": True, "tied": False, "softcap": 15.0, "optimizer": "muon",
+        "embedding_lr": None, "cooldown": 0.7, "warmup_iters": 0, "min_lr": 0.0,
+        "weight_decay": 0.0,
+    },
+}
+
+
+def expand_names(settings):
+    """`settings` with those that a size or a recipe among them stands for. A setting that is given
+    by itself wins over the one of the bundle."""
+    bundle = dict(RECIPES.get(settings.get("recipe"), {}))
+    if settings.get("size") is not None:
+        bundle |= zip(("n_layer", "n_head", "n_embd"), SIZES[settings["size"]], strict=True)
+    return bundle | settings

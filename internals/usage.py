@@ -1,0 +1,146 @@
+"""What a user is told about settings: --help, and which one an unknown name probably means."""
+
+import difflib
+import inspect
+import re
+import shlex
+import shutil
+import sys
+import textwrap
+import traceback
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+# what settings are called elsewhere: used for "did you mean" and for nothing else
+OTHER_NAMES = {
+    "batch": "batch_size", "bs": "batch_size", "clip": "grad_clip", "context_length": "block_size",
+    "data": "dataset", "epochs": "max_iters", "hidden_size": "n_embd", "iters": "max_iters",
+    "layers": "n_layer", "lr": "learning_rate", "max_steps": "max_iters",
+    "max_tokens": "max_new_tokens", "model": "init_from", "output_dir": "out_dir",
+    "prompt": "start", "resume": "init_from=resume", "seq_len": "block_size", "steps": "max_iters",
+    "temp": "temperature", "warmup": "warmup_iters", "wd": "weight_decay",
+}
+COLUMN = 28  # where the help texts begin
+
+
+def suggestion(name, settings):
+    """"did you mean ...?" for a name that is not among the settings, or None."""
+    plain = name.replace("-", "_").lower()
+    other = OTHER_NAMES.get(plain, "")
+    if other.split("=")[0] in settings:
+        return f"did you mean {other}?"
+    near = difflib.get_close_matches(plain, settings, n=1)
+    return f"did you mean {near[0]}?" if near else None
+
+
+def no_config_file(path, settings):
+    """The error message for a word on the command line that is not a config file."""
+    if Path(path).exists():
+        message = f"{path} is not a config file, which ends in .py"
+        if "out_dir" in settings:  # sample.py out-novel
+            message += "; did you mean " + shlex.quote(f"--out_dir={path}") + "?"
+        return message
+    near = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.py")), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"there is no config file {path}{hint}"
+
+
+def no_text_file(path, builtin):
+    """The error message for a `path` that prepare.py cannot read as text; None if it can.
+
+    builtin: the names of the built-in datasets.
+    """
+    if path.startswith(("http://", "https://")):
+        return (f"{path} is a URL: download the file, as in `curl -LO {shlex.quote(path)}`, and "
+                "give its name")
+    if Path(path).is_dir():
+        files = shlex.quote(path.rstrip("/")) + "/*.txt"
+        return (f"{path} is a folder: give its files, as in `python prepare.py {files} "
+                "--name=NAME`")
+    if not Path(path).exists():
+        hint = suggestion(path, builtin) or f"the built-in datasets are {', '.join(builtin)}"
+        return f"there is no file {path}; {hint}"
+    return None
+
+
+def line_of(error, path):
+    """The number of the line of a config file in which an exception began, or "?"."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == path]
+    return getattr(error, "lineno", None) or (lines or ["?"])[-1]
+
+
+def shown(value):
+    """A value for an error message: at most 100 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of 5,000 digits; lists nested 5,000 deep
+        text = f"a very large {type(value).__name__}"
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def field_comments(schema):
+    """{field: (group, text)} from the comments in the source of a dataclass.
+
+    The text is the comment lines right above the field and the comment behind it. A comment line
+    `# -- name` begins a group. Fields above the first such line are in a group with the name of the
+    file: the whole GPTConfig of model.py is the group "model".
+    """
+    group, above, found = Path(inspect.getfile(schema)).stem, [], {}
+    names = {field.name for field in fields(schema)}
+    for line in inspect.getsource(schema).splitlines():
+        field = re.match(r"    (\w+):", line)
+        if header := re.match(r"    # -- (.+)", line):
+            group, above = header[1].strip(), []
+        elif comment := re.match(r"    # (.+)", line):
+            above.append(comment[1])
+        elif field and field[1] in names:
+            behind = re.findall(r"  # (.+)", line)
+            found[field[1]] = group, " ".join(above + behind)
+            above = []
+        else:
+            above = []
+    return found
+
+
+def help_text(description, schemas, given, positional, type_name, limit_of):
+    """The text of --help: one line of usage, the description, and the settings in their groups.
+
+    given: values that replace the defaults, such as those of a config file on the command line.
+    type_name, limit_of: the functions of configurator.py.
+    """
+    words = [name.upper() for name in positional] or ["[CONFIG.py ...]"]
+    usage = " ".join(["usage:", Path(sys.argv[0]).name, *words, "[--name=value ...]"])
+    groups = {}
+    for schema in schemas:
+        comments = field_comments(schema)
+        for field in fields(schema):
+            group, text = comments[field.name]
+            value = given.get(field.name, field.default)
+            head = f"--{field.name}"
+            if field.name in positional:
+                head = field.name.upper()
+            elif value is not MISSING:
+                head += "=" + shlex.quote(str(value))
+            limit = limit_of(field)
+            kind = type_name(field.type) + (f", {limit.text}" if limit else "")
+            text = f"{text} ({kind})".strip()
+            groups.setdefault(group, []).append(two_columns(head, text))
+    parts = [usage, description.strip()]
+    if groups:
+        parts.append("Settings, and the values that are in force:")
+    parts += ["\n".join([group, *lines]) for group, lines in groups.items()]
+    return "\n\n".join(parts)
+
+
+def two_columns(head, text):
+    """One setting. A head that is too long for its column has a line of its own."""
+    indent = " " * COLUMN
+    width = max(2 * COLUMN, shutil.get_terminal_size().columns - 1)
+    lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent,
+                          break_on_hyphens=False)
+    first = f"  {head}"
+    if len(first) < COLUMN:
+        lines[0] = first.ljust(COLUMN) + lines[0].strip()
+        return "\n".join(lines)
+    return "\n".join([first, *lines])

@@ -1,0 +1,118 @@
+"""What several test files share: tiny models, how a script is run, how two runs are compared."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from internals import checkpoint
+from internals.recipes import RECIPES
+from model import GPT, GPTConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+GPT2_TINY = GPTConfig(block_size=32, vocab_size=61, n_layer=3, n_head=2, n_embd=32, bias=True)
+NANO_TINY = GPTConfig(block_size=32, vocab_size=61, n_layer=3, n_head=2, n_embd=32, act="gelu")
+# the model settings of the modern recipe
+MODERN = {field.name: RECIPES["modern"][field.name] for field in fields(GPTConfig)
+          if field.name in RECIPES["modern"]}
+MODERN_TINY = GPTConfig(block_size=32, vocab_size=61, n_layer=3, n_head=2, n_embd=32, **MODERN)
+MODELS = pytest.mark.parametrize("config", [GPT2_TINY, NANO_TINY, MODERN_TINY],
+                                 ids=["gpt2", "nano", "modern"])
+
+# a run that takes a second: dropout and accumulation are on, so that an error in either shows
+TINY_RUN = {
+    "dataset": "tiny", "device": "cpu", "dtype": "float32", "n_layer": 2, "n_head": 2, "n_embd": 16,
+    "block_size": 16, "batch_size": 4, "gradient_accumulation_steps": 2, "dropout": 0.1,
+    "learning_rate": 0.01, "max_iters": 12, "warmup_iters": 2, "eval_interval": 4, "eval_iters": 2,
+    "sample_tokens": 0,
+}
+
+
+def model_of(config, seed=0, spread=None):
+    """A GPT with seeded weights, in eval mode. spread: the standard deviation of all its weights
+    and biases, so that no part of the model is idle; None: as GPT initializes them."""
+    torch.manual_seed(seed)
+    model = GPT(config).eval()
+    if spread is not None:
+        for p in model.parameters():
+            p.data.normal_(0.0, spread)
+    return model
+
+
+def tokens(config, batch, length, seed=1):
+    """(batch, length) seeded ids of the vocabulary."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(config.vocab_size, (batch, length), generator=generator)
+
+
+def script(*command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options):
+    """Start one of the scripts as a user would; a Popen with stdout and stderr together."""
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, encoding="utf-8",
+                            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                            stdout=stdout, stderr=stderr, **options)
+
+
+def finished(*command, **options):
+    """Run one of the scripts to its end; (exit code, what it printed)."""
+    process = script(*command, **options)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def wait_for(process, text):
+    """Read what a script prints up to a line with `text`; the line."""
+    printed = []
+    while text not in (line := process.stdout.readline()):
+        printed.append(line)
+        assert line or process.poll() is None, "".join(printed)
+    return line
+
+
+def torchrun(processes, *command, extra=("--standalone",)):
+    """The command line that runs a script in this many processes."""
+    return ("-m", "torch.distributed.run", *extra, f"--nproc_per_node={processes}", *command)
+
+
+def equal(a, b):
+    """Whether two nested containers of tensors and plain values are the same to the last bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def state(out_dir, name="ckpt.pt"):
+    """A Checkpoint of the run in out_dir."""
+    return checkpoint.read(Path(out_dir, name))
+
+
+def logged(out_dir):
+    """metrics.jsonl without what depends on the clock."""
+    lines = map(json.loads, (out_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [{k: v for k, v in line.items() if k not in ("ms", "tok_per_s")} for line in lines]
+
+
+def losses(metrics):
+    """[(step, training loss), ...]"""
+    return [(m["step"], m["loss"]) for m in metrics if "loss" in m]
+
+
+def same_run(a, b):
+    """Whether two runs ended bit-identically, in all that they wrote about it."""
+    parts = ("model", "optimizer", "scaler", "step", "sequences", "best_loss", "best_step")
+    for name in ("ckpt.pt", "best.pt"):
+        one, other = state(a, name), state(b, name)
+        for part in parts:
+            assert equal(getattr(one, part), getattr(other, part)), (name, part)
+    assert logged(a) == logged(b)
+    return True

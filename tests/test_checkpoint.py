@@ -1,0 +1,499 @@
+"""pytest tests/test_checkpoint.py - checkpoints: written, read, checked, and started from"""
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
+import zipfile
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import MODELS, ROOT, TINY_RUN, equal
+
+import sample
+import train
+from configurator import UserError
+from internals import checkpoint, huggingface
+from internals.checkpoint import (
+    Checkpoint,
+    newest_complete,
+    read,
+    read_model,
+    starting_point,
+    write,
+)
+from model import GPT, GPTConfig
+
+MUON = {"optimizer": "muon", "tied": False, "pos": "rope", "muon_lr": 0.01}
+
+
+@pytest.fixture(scope="module")
+def runs(data_dir, tmp_path_factory):
+    """{optimizer: folder of a run}, each of four steps."""
+    folder, made = tmp_path_factory.mktemp("runs"), {}
+    for name, changes in ("adamw", {}), ("muon", MUON):
+        made[name] = folder / name
+        settings = TINY_RUN | {"data_dir": data_dir, "out_dir": made[name], "max_iters": 4}
+        settings |= changes
+        train.main([f"--{key}={value}" for key, value in settings.items()])
+    return made
+
+
+@pytest.fixture(params=["adamw", "muon"])
+def run(runs, request):
+    return runs[request.param]
+
+
+@pytest.fixture
+def out(runs, tmp_path):
+    """A copy of the AdamW run."""
+    return shutil.copytree(runs["adamw"], tmp_path / "out")
+
+
+def raw(path):
+    return torch.load(path, weights_only=True)
+
+
+def resume(out_dir, **settings):
+    """The settings and the checkpoint that a resumed run begins with."""
+    cfg = train.TrainConfig(out_dir=str(out_dir), init_from="resume")
+    given = {"out_dir": str(out_dir)} | settings
+    return starting_point(cfg, GPTConfig(), given, train.learning_rate)
+
+
+# ---- written and read
+
+
+def test_what_is_written_is_read(run, tmp_path):
+    before = read(run / "ckpt.pt")
+    assert before.step == 4 and before.sequences == 4 * 8 and before.best_step <= 4
+    write(before, tmp_path / "new" / "again.pt")
+    after = read(tmp_path / "new" / "again.pt")
+    assert all(equal(getattr(before, f.name), getattr(after, f.name)) for f in fields(Checkpoint))
+    assert os.listdir(tmp_path / "new") == ["again.pt"]
+
+
+def test_the_names_on_the_disk_are_the_old_ones_and_one_more(run):
+    content = raw(run / "ckpt.pt")
+    assert content.keys() == {
+        "model", "optimizer", "scaler", "model_args", "config", "meta", "iter_num", "sequences",
+        "best_val_loss", "best_step"}
+    assert not content["config"].keys() & {"init_from", "eval_only", "out_dir"}
+
+
+def test_an_older_file_has_consumed_steps_of_its_own_size(run, tmp_path):
+    content = raw(run / "ckpt.pt")
+    del content["sequences"]
+    content["config"] |= {"batch_size": 3, "gradient_accumulation_steps": 5}
+    torch.save(content, tmp_path / "old.pt")
+    assert read(tmp_path / "old.pt").sequences == 4 * 3 * 5
+
+
+def test_a_file_of_weights_alone_is_read(out):
+    content = raw(out / "ckpt.pt")
+    torch.save({key: content[key] for key in ("model", "model_args", "meta")}, out / "ckpt.pt")
+    weights = read(out / "ckpt.pt")
+    assert weights.config is None and weights.optimizer is None and weights.step == 0
+    (out / "best.pt").unlink()
+    with pytest.raises(UserError, match="has a model but no optimizer: it cannot be resumed"):
+        resume(out)
+
+
+def test_files_of_older_versions_of_pytorch_are_read(run, tmp_path):
+    torch.save(raw(run / "ckpt.pt"), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert equal(read(tmp_path / "old.pt").model, read(run / "ckpt.pt").model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_become_float32(run, tmp_path, dtype):
+    content = raw(run / "ckpt.pt")
+    content["model"] = {name: weight.to(dtype) for name, weight in content["model"].items()}
+    torch.save(content, tmp_path / "narrow.pt")
+    assert {w.dtype for w in read(tmp_path / "narrow.pt").model.values()} == {torch.float32}
+
+
+def test_weights_that_are_not_finite_are_read(run, tmp_path):
+    """A run that diverged has them; sampling says what is wrong."""
+    content = raw(run / "ckpt.pt")
+    content["model"]["transformer.wte.weight"].fill_(math.nan)
+    torch.save(content, tmp_path / "nan.pt")
+    assert read(tmp_path / "nan.pt").model["transformer.wte.weight"].isnan().all()
+
+
+@MODELS
+def test_the_table_of_shapes_is_that_of_the_model(config):
+    for bias in True, False:
+        model = GPT(replace(config, bias=bias))
+        shapes = huggingface.weight_shapes(asdict(model.config))
+        assert list(shapes.items()) == [(n, tuple(p.shape)) for n, p in model.named_parameters()]
+        assert set(model.state_dict()) - set(shapes) <= {"lm_head.weight"}
+
+
+# ---- what is refused
+
+
+def change(*keys, to):
+    """A function that changes one entry of a nested container; `to` may be a function of it."""
+    def apply(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = to(content.get(keys[-1])) if callable(to) else to
+
+    return apply
+
+
+def drop(*keys):
+    def apply(content):
+        for key in keys[:-1]:
+            content = content[key]
+        del content[keys[-1]]
+
+    return apply
+
+
+WTE, FC = "transformer.wte.weight", "transformer.h.0.mlp.c_fc.weight"
+MOMENT = ("optimizer", 0, "state", 3)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (change("model", to=3), "model must be a dict of weights"),
+    (change("model", WTE, to=[1.0]), "must be a tensor of floating-point numbers, not list"),
+    (change("model", WTE, to=lambda w: w.to(torch.int64)), "not torch.int64"),
+    (change("model", WTE, to=lambda w: w.to_sparse()), "must be a dense tensor"),
+    (change("model", WTE, to=lambda w: w.to("meta")), "must be a dense tensor"),
+    (change("model", WTE, to=lambda w: w[0]), "wte.weight has the shape (16,), not (41, 16)"),
+    (change("model", FC, to=lambda w: w.t()), "c_fc.weight has the shape (16, 64), not (64, 16)"),
+    (change("model", "lm_head.weight", to=lambda w: w + 1), "differs from the token embedding"),
+    (drop("model", FC), "h.0.mlp.c_fc.weight is missing"),
+    (change("model", "transformer.h.0.gate", to=torch.zeros(3)), "is not one of this model"),
+    (change("model", 5, to=torch.zeros(3)), "a weight has the name 5"),
+    (change("model_args", to=[1]), "model_args must be a dict"),
+    (drop("model_args", "n_head"), "model_args has no n_head"),
+    (change("model_args", "n_layer", to="two"), "n_layer must be int"),
+    (change("model_args", "n_layer", to=2.5), "n_layer"),
+    (change("model_args", "n_head", to=3), "n_embd=16 is not divisible by n_head=3"),
+    (change("model_args", "dropout", to=math.nan), "dropout=nan must be"),
+    (change("model_args", "act", to="relu"), "act"),
+    (change("model_args", "experts", to=8), "'experts' in model_args is a setting that"),
+    (change("model_args", "act", to={"deep": []}), "act={'deep': []} in model_args must be"),
+    (change("meta", to=None), "meta must be a dict"),
+    (change("meta", "chars", to="abc"), "vocab_size must be 3"),
+    (change("meta", "tokenizer", to="words"), "tokenizer must be char or gpt2"),
+    (drop("meta"), "it has no meta, which says what its tokens mean"),
+    (change("config", to="text"), "config must be a dict"),
+    (change("config", "seed", to=torch.zeros(2)), "seed=tensor([0., 0.]) in config must"),
+    (change("config", "dataset", to="a\0b"), "'dataset' in config has a character"),
+    (drop("iter_num"), "iter_num=None must be a whole number"),
+    (change("iter_num", to=True), "iter_num=True must be a whole number"),
+    (change("iter_num", to=-1), "iter_num=-1 must be a whole number"),
+    (change("iter_num", to=10**30), "must be a whole number, at least 0 and at most"),
+    (change("sequences", to="8"), "sequences='8' must be a whole number"),
+    (change("best_step", to=5), "best_step=5 must be a whole number, at least 0 and at most 4"),
+    (change("best_val_loss", to=math.nan), "best_val_loss=nan must be a number"),
+    (change("best_val_loss", to=None), "best_val_loss=None must be a number"),
+    (change("scaler", to=[1]), "scaler must be the state of a gradient scaler, not [1]"),
+    (change("scaler", to={"scale": math.nan, "growth_factor": 2.0, "backoff_factor": 0.5,
+                          "growth_interval": 2000, "_growth_tracker": 0}), "scaler has scale=nan"),
+    (change("optimizer", to=True), "optimizer must be a list of 1 state dicts (adamw)"),
+    (change("optimizer", to=[]), "optimizer must be a list of 1 state dicts (adamw)"),
+    (change("config", "optimizer", to="muon"), "optimizer must be a list of 2 state dicts (muon)"),
+    (change("optimizer", to=[7]), "optimizer has a part that is not a state dict"),
+    (change("optimizer", 0, "param_groups", to={}), "optimizer has no param_groups"),
+    (change("optimizer", 0, "param_groups", 1, "params", to=[0]), "does not have the"),
+    (change("optimizer", 0, "state", to={}), "optimizer has the state of 0 parameters"),
+    (drop(*MOMENT), "parameters or groups of them, not of"),
+    (drop(*MOMENT, "exp_avg"), "the optimizer's state of parameter 3 must have step, exp_avg, exp"),
+    (change(*MOMENT, "exp_avg", to=torch.zeros(2)), "exp_avg of parameter 3 has the shape (2,)"),
+    (change(*MOMENT, "step", to=None), "'step' must be a tensor"),
+    (change(*MOMENT, "step", to=torch.tensor(-1.0)), "step -1.0 must be 0 or more"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_a_damaged_field_is_one_line(mistake, out, damage, message):
+    (out / "best.pt").unlink()
+    content = raw(out / "ckpt.pt")
+    damage(content)
+    torch.save(content, out / "ckpt.pt")
+    line = mistake(train.main, f"--out_dir={out}", "--init_from=resume", "--max_iters=5")
+    assert message in line and "ckpt.pt is damaged or not a checkpoint: " in line
+    assert len(line) < 500
+
+
+@pytest.mark.parametrize("damage", [
+    lambda state: state[3].pop("momentum"), lambda state: state.pop(3), lambda state: state.clear(),
+    lambda state: state[3].update(momentum=torch.zeros(1, 16, 16)),
+    lambda state: state.update({0: state[3]}),
+], ids=["no momentum", "a group less", "empty", "one matrix less", "of another group"])
+def test_a_momentum_of_another_shape_is_refused(runs, tmp_path, damage):
+    content = raw(runs["muon"] / "ckpt.pt")
+    group = sorted(content["optimizer"][1]["state"])[1]
+    state = content["optimizer"][1]["state"]
+    if group != 3:
+        state[3] = state.pop(group)  # the same for any number of layers
+    damage(state)
+    torch.save(content, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="optimizer"):
+        read(tmp_path / "ckpt.pt")
+
+
+@pytest.mark.parametrize("name, value", [
+    ("n_layer", 10**9), ("vocab_size", 10**9), ("n_embd", 10**8), ("block_size", 10**9),
+    ("block_size", 10**30), ("n_head", 10**9)])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_an_absurd_size_takes_no_memory(runs, tmp_path, kind, name, value):
+    content = raw(runs[kind] / "ckpt.pt")
+    content["model_args"][name] = value
+    if name == "n_embd":  # a view that repeats one number has any shape
+        content["model"] = {k: torch.zeros(1).expand([value] * w.dim())
+                            for k, w in content["model"].items()}
+    torch.save(content, tmp_path / "ckpt.pt")
+    started = time.monotonic()
+    with pytest.raises(UserError):
+        read(tmp_path / "ckpt.pt")
+    assert time.monotonic() - started < 2
+
+
+def tensor_bytes(path):
+    """Where the bytes of the largest tensor in a checkpoint begin in the file."""
+    with zipfile.ZipFile(path) as file:
+        info = max(file.infolist(), key=lambda info: info.file_size)
+    content = path.read_bytes()
+    extra = info.header_offset + 26
+    name_length, extra_length = (int.from_bytes(content[i:i + 2], "little")
+                                 for i in (extra, extra + 2))
+    return info.header_offset + 30 + name_length + extra_length
+
+
+def test_a_flipped_bit_in_a_tensor_is_noticed_and_the_other_file_is_used(out, capsys):
+    content = bytearray((out / "ckpt.pt").read_bytes())
+    content[tensor_bytes(out / "ckpt.pt") + 40] ^= 1
+    (out / "ckpt.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"ckpt.pt is damaged.*the checksum of .* is wrong"):
+        read(out / "ckpt.pt")
+    found = newest_complete(out, "ckpt.pt", "best.pt")
+    warning, = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: ") and f"using {out / 'best.pt'} instead" in warning
+    assert equal(found.model, read(out / "best.pt").model)
+
+
+def test_a_file_that_would_grow_when_it_is_read_is_refused(out):
+    with zipfile.ZipFile(out / "ckpt.pt") as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(out / "ckpt.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+    with pytest.raises(UserError, match="is compressed"):
+        read(out / "ckpt.pt")
+
+
+# ---- a full disk
+
+
+def write_until_full(folder, limit=None):
+    """Write a checkpoint twice, the second time with less space than it needs, in a process."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from configurator import one_line_errors\n"
+        "from internals.checkpoint import read, write\n"
+        "path, limit = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        "with one_line_errors(): write(read(path), path.with_name('best.pt'))\n")
+    return subprocess.run([sys.executable, "-c", code, str(folder / "ckpt.pt"), str(limit or 0)],
+                          cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="there is no such limit here")
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.9])
+def test_a_file_that_cannot_grow_is_one_line_and_the_old_one_stays(out, share):
+    before = (out / "best.pt").read_bytes()
+    ended = write_until_full(out, int(share * (out / "ckpt.pt").stat().st_size))
+    assert ended.returncode == 2, ended.stderr
+    line, = ended.stderr.splitlines()
+    assert line.startswith("error: [Errno 27]") and "best.pt" in line
+    assert (out / "best.pt").read_bytes() == before and not list(out.glob("*.tmp"))
+
+
+def test_a_full_disk_is_one_line_and_the_old_one_stays(out, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = (out / "ckpt.pt").stat().st_size
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={5 * size // 2}", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a disk is not allowed here")
+    try:
+        for name in "ckpt.pt", "best.pt":
+            shutil.copy(out / name, disk)
+        ended = write_until_full(disk)
+        assert ended.returncode == 2, ended.stderr
+        assert ended.stderr.splitlines() == [
+            f"error: [Errno 28] No space left on device: '{disk / 'best.pt'}'"]
+        assert sorted(path.name for path in disk.iterdir()) == ["best.pt", "ckpt.pt"]
+        assert read(disk / "best.pt").step and read(disk / "ckpt.pt").step
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize("init_from", ["resume", "model"])
+def test_nothing_but_the_caller_keeps_a_checkpoint_alive(out, init_from, capsys):
+    """Without the garbage collector: a cycle, too, would keep gigabytes for a while."""
+    (out / "ckpt.pt").write_bytes(b"damaged")  # so that an exception has seen the folder
+    cfg = train.TrainConfig(out_dir=str(out), init_from="resume")
+    if init_from == "model":
+        cfg = train.TrainConfig(init_from=str(out))
+    _, _, start = starting_point(cfg, GPTConfig(), {}, train.learning_rate)
+    moments = [tensor for states in start.optimizer or [] for each in states["state"].values()
+               for tensor in each.values()]
+    alive = [weakref.ref(kept) for kept in (start, *start.model.values(), *moments)]
+    assert len(moments) == (0 if init_from == "model" else 3 * 15)
+    del start, moments
+    assert not any(reference() is not None for reference in alive)
+
+
+# ---- where a run starts
+
+
+def test_a_setting_of_the_model_that_an_older_checkpoint_lacks_has_its_default(out, mistake):
+    for name in "ckpt.pt", "best.pt":
+        content = raw(out / name)
+        del content["model_args"]["qk_norm"]
+        torch.save(content, out / name)
+    for init_from, message in ("resume", "has False: leave it out"), (out, "has False: leave it"):
+        line = mistake(train.main, f"--out_dir={out}", f"--init_from={init_from}",
+                       "--qk_norm=True", "--max_iters=5")
+        assert "qk_norm=True, but the model to start from " + message in line
+    assert resume(out, qk_norm=False)[1].qk_norm is False
+
+
+def test_a_setting_of_the_run_that_an_older_checkpoint_lacks_is_told(out, capsys):
+    content = raw(out / "ckpt.pt")
+    del content["config"]["patience"]
+    content["config"]["magic"] = 3
+    torch.save(content, out / "ckpt.pt")
+    cfg, *_ = resume(out, patience=5, dropout=0.2, log_interval=1)
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == ["patience is 5 from here on; it was 0",
+                                        "dropout is 0.2 from here on; it was 0.1"]
+    assert "does not know these settings of the checkpoint, and ignores them: magic" in printed.err
+    assert cfg.patience == 5 and cfg.learning_rate == 0.01
+
+
+def test_a_setting_of_the_wrong_type_in_a_checkpoint_is_one_line(out, mistake):
+    content = raw(out / "ckpt.pt")
+    for name, value in ("learning_rate", "fast"), ("batch_size", 0), ("max_iters", 2.5):
+        config = content["config"] | {name: value}
+        torch.save(content | {"config": config}, out / "ckpt.pt")
+        assert name in mistake(train.main, f"--out_dir={out}", "--init_from=resume")
+
+
+@pytest.mark.parametrize("settings, rises", [
+    ({"max_iters": 40}, True), ({"max_iters": 4}, False), ({}, False),
+    ({"max_iters": 40, "lr_decay_iters": 4}, False), ({"max_iters": 40, "decay_lr": False}, False),
+])
+def test_a_longer_schedule_says_that_the_learning_rate_rises_again(out, capsys, settings, rises):
+    before = train.learning_rate(4, train.TrainConfig(**read(out / "ckpt.pt").config))
+    cfg, _, start = resume(out, **settings)
+    printed = capsys.readouterr().out
+    assert ("the learning rate rises again" in printed) == rises
+    if rises:
+        assert "it decays until step 40 now, not 4" in printed
+        assert train.learning_rate(start.step, cfg) > before
+
+
+def test_a_longer_schedule_with_a_cooldown_that_has_not_begun_does_not_rise(out, capsys):
+    content = raw(out / "ckpt.pt")
+    content["config"] |= {"cooldown": 0.2, "max_iters": 100}
+    torch.save(content, out / "ckpt.pt")
+    resume(out, max_iters=1000)
+    assert "rises" not in capsys.readouterr().out
+
+
+def test_auto_resumes_from_a_lone_best(out):
+    (out / "ckpt.pt").unlink()
+    cfg = train.TrainConfig(out_dir=str(out), init_from="auto")
+    cfg, _, start = starting_point(cfg, GPTConfig(), {"out_dir": str(out)}, train.learning_rate)
+    assert cfg.init_from == "resume" and start.step == read(out / "best.pt").step > 0
+    cfg = train.TrainConfig(out_dir=str(out / "new"), init_from="auto")
+    cfg, model_cfg, start = starting_point(cfg, GPTConfig(), {}, train.learning_rate)
+    assert cfg.init_from == "scratch" and start.model is None and model_cfg == GPTConfig()
+
+
+def test_a_file_can_be_named(out, mistake, capsys):
+    ckpt = out / "ckpt.pt"
+    assert equal(read_model(ckpt).model, read(ckpt).model)
+    assert read_model(ckpt).optimizer is None and read_model(ckpt).step == 0
+    assert newest_complete(ckpt, "best.pt").step == 4
+    sample.main([f"--init_from={ckpt}", "--num_samples=1", "--max_new_tokens=3", "--device=cpu"])
+    line = mistake(train.main, f"--out_dir={ckpt}", "--init_from=resume")
+    assert f"out_dir={ckpt} is a file: give the name of a folder, such as {out}" in line
+    line = mistake(sample.main, f"--init_from={out / 'bets.pt'}")
+    assert "bets.pt: there is no such file" in line
+    (out / "model.safetensors").write_bytes(b"")
+    assert "give its folder" in mistake(sample.main, f"--init_from={out / 'model.safetensors'}")
+
+
+def test_the_callers_weights_stay_as_they_are(out):
+    start = read_model(out)
+    table = start.model["transformer.wpe.weight"]
+    cfg = train.TrainConfig(init_from=str(out))
+    given = {"block_size": 5, "dropout": 0.3}
+    _, model_cfg, short = starting_point(cfg, GPTConfig(), given, train.learning_rate)
+    assert model_cfg.block_size == 5 and short.model_args == asdict(model_cfg)
+    assert torch.equal(short.model["transformer.wpe.weight"], table[:5])
+    again = checkpoint.cropped(start, replace(model_cfg, block_size=3))
+    assert len(again.model["transformer.wpe.weight"]) == 3
+    assert start.model["transformer.wpe.weight"] is table and len(table) == 16
+
+
+def test_a_folder_whose_runs_were_put_aside_names_them(out, mistake):
+    for number in 2, 10:
+        (out / f"previous-{number}").mkdir()
+        shutil.copy(out / "best.pt", out / f"previous-{number}")
+    (out / "previous-11").mkdir()  # without a checkpoint
+    for name in "best.pt", "ckpt.pt":
+        (out / name).unlink()
+    named = f"earlier runs are kept in {out / 'previous-2'}, {out / 'previous-10'}: give one"
+    assert named in mistake(train.main, f"--out_dir={out}", "--init_from=resume")
+    assert named in mistake(sample.main, f"--out_dir={out}")
+    assert named in mistake(sample.main, f"--init_from={out}")
+
+
+def test_a_runs_own_config_is_not_taken_for_hugging_faces(out, mistake):
+    for name in "best.pt", "ckpt.pt":
+        (out / name).unlink()
+    assert (out / "config.json").exists()
+    line = mistake(sample.main, f"--init_from={out}")
+    assert f"there is no checkpoint in {out}: train first" in line
+
+
+def test_folders_that_have_a_checkpoint_are_named(out, mistake):
+    line = mistake(sample.main, f"--out_dir={out.parent / 'out-nwe'}")
+    assert line.endswith(f"; there is one in {out}")
+
+
+@pytest.mark.parametrize("name, message", [
+    ("", "init_from= is empty"), ("gpt2-md", "did you mean gpt2-medium?"),
+    ("gpt2-xxl", "did you mean gpt2-xl?"), ("distilgpt", "did you mean distilgpt2?"),
+    ("scrtach", "did you mean scratch?"), ("Resume", "did you mean resume?"),
+    ("llama", "nor one of scratch, resume, auto, gpt2, gpt2-medium"),
+])
+def test_a_name_that_is_nearly_right_is_not_asked_for(mistake, monkeypatch, name, message):
+    monkeypatch.setattr(checkpoint.huggingface, "find", lambda name: Path("/asked/for") / name)
+    assert message in mistake(train.main, f"--init_from={name}")
+
+
+def test_in_several_processes_a_line_is_said_once(out, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    resume(out, patience=5)
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,202 @@
+"""pytest tests/test_cpu.py - the fast modules for CPUs compute what the plain modules compute"""
+
+import copy
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from helpers import GPT2_TINY, MODELS, MODERN, model_of, tokens
+
+from configurator import UserError
+from internals.cpu import CPUAttend, CPUDropout, Packed, drop, quantized, speed_up
+from internals.devices import for_sampling
+from model import GPT, Attend, GPTConfig
+from sample import KVCache, Sampler, make_cache, stream
+
+WIDE_TINY = GPTConfig(block_size=32, vocab_size=61, n_layer=2, n_head=4, n_embd=256, bias=True)
+MASK = torch.ones(8, 8, dtype=torch.bool).tril()
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+needs_mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+
+
+def queries_keys_values(dtype, new=8):
+    """q (2, 2, new, 16), k and v (2, 2, 8, 16)."""
+    q, k, v = torch.randn(3, 2, 2, 8, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return q[:, :, -new:], k, v
+
+
+# ---- attention
+
+
+@DTYPES
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("new, mask", [(8, None), (8, MASK), (3, MASK[-3:]), (1, MASK[-1:])],
+                         ids=["no mask", "8 of 8 new", "3 of 8 new", "1 of 8 new"])
+def test_fast_attention_is_plain_attention(dtype, training, new, mask):
+    results = []
+    for attend in (Attend(0.0), CPUAttend(0.0), CPUAttend(1e-9)):  # no mask of 1e-9 drops anything
+        attend.train(training)
+        q, k, v = queries_keys_values(dtype, new)
+        parts = [part.detach().requires_grad_(training) for part in (q, k, v)]
+        y = attend(*parts, mask)
+        grads = torch.autograd.grad(y.float().square().sum(), parts) if training else []
+        assert y.dtype == dtype
+        results.append([y, *grads])
+    close = {"rtol": 1e-5, "atol": 2e-6} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
+    for faster in results[1:]:
+        for a, b in zip(results[0], faster, strict=True):
+            torch.testing.assert_close(a, b, **close)
+
+
+def test_attention_with_dropout_has_plain_attention_as_its_mean():
+    q, k, v = queries_keys_values(torch.float32)
+    attend = CPUAttend(0.3).train()
+    torch.manual_seed(0)
+    mean = sum(attend(q, k, v) for _ in range(2000)) / 2000
+    torch.testing.assert_close(mean, Attend(0.0)(q, k, v), rtol=0, atol=0.1)
+    attend.eval()
+    torch.testing.assert_close(attend(q, k, v), Attend(0.0)(q, k, v))
+
+
+@torch.no_grad()
+@MODELS
+@pytest.mark.parametrize("rate", [0.0, 1e-9], ids=["no dropout", "tiny dropout"])
+def test_with_a_cache_every_token_sees_all_earlier_ones_in_train_mode_too(config, rate):
+    """A dropout of 1e-9 drops nothing, but takes the path of dropout."""
+    plain = model_of(replace(config, dropout=0.0), spread=0.1)
+    faster = speed_up(model_of(replace(config, dropout=rate), spread=0.1)).train()
+    idx, cache = tokens(config, 1, 20), KVCache(1, 32)
+    for end, new in ((7, 7), (8, 1), (9, 1), (20, 11)):
+        cache.append(idx[:, end - new:end], keep=32)
+        expected, _ = plain(idx[:, :end])
+        torch.testing.assert_close(cache.next_logits(faster), expected, rtol=0, atol=1e-5)
+
+
+# ---- dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
+def test_dropout_zeroes_that_many_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    n = 1_000_003
+    y = drop(torch.ones(n, dtype=torch.float64), p)
+    kept = y != 0
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / (1 - p)))
+    for part in (kept, *(kept[i::4] for i in range(4))):  # four numbers share one int64
+        share, sigma = part.double().mean(), (p * (1 - p) / len(part)) ** 0.5
+        assert abs(share - (1 - p)) < 5 * sigma + 2**-16
+    neighbors = (kept[:-1] & kept[1:]).double().mean()
+    assert abs(neighbors - (1 - p) ** 2) < 5 / n**0.5
+
+
+def test_dropout_is_a_function_of_the_seed():
+    first, second, other = (torch.manual_seed(seed) and drop(torch.ones(99), 0.5)
+                            for seed in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_dropout_is_for_training_only():
+    x = torch.ones(1000)
+    dropout = CPUDropout(0.5)
+    assert (dropout.train()(x) == 0).any() and torch.equal(dropout.eval()(x), x)
+    assert torch.equal(CPUDropout(0.0).train()(x), x)
+
+
+# ---- speed_up
+
+
+@MODELS
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_a_fast_model_computes_what_the_plain_one_computes(config, training):
+    plain, idx = model_of(config, spread=0.1).train(training), tokens(config, 2, 32)
+    faster = speed_up(copy.deepcopy(plain))
+    losses = [model(idx, idx)[1] for model in (plain, faster)]
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    for a, b in zip(plain.parameters(), faster.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_speed_up_keeps_the_names_and_the_state_of_a_training_model():
+    plain = model_of(replace(GPT2_TINY, dropout=0.1)).train()
+    parameters = dict(plain.named_parameters())
+    state, names = plain.state_dict(), [name for name, _ in plain.named_modules()]
+    faster = speed_up(plain)
+    assert faster is plain and [name for name, _ in faster.named_modules()] == names
+    assert list(faster.state_dict()) == list(state)
+    assert all(p is parameters[name] for name, p in faster.named_parameters())
+    assert all(module.training for module in faster.modules())
+    assert faster.lm_head.weight is faster.transformer.wte.weight
+    rates = {m.p for m in faster.modules() if isinstance(m, CPUDropout)}
+    assert rates | {m.dropout for m in faster.modules() if isinstance(m, CPUAttend)} == {0.1}
+    assert not any(module.training for module in speed_up(model_of(GPT2_TINY)).modules())
+
+
+@needs_mkldnn
+def test_print_shows_which_modules_are_fast():
+    assert "CPU" not in str(model_of(WIDE_TINY))
+    trained, sampled = speed_up(model_of(WIDE_TINY)), speed_up(model_of(WIDE_TINY), inference=True)
+    for model in trained, sampled:
+        assert str(model).count("CPUAttend") == 1  # of two equal blocks, written once as (0-1)
+        assert "CPUDropout" in str(model) and "(drop): Dropout" not in str(model)
+    assert "Packed" not in str(trained)
+    assert "Packed" in str(sampled) and "Linear" not in str(sampled)
+
+
+# ---- layers for sampling alone
+
+
+@needs_mkldnn
+@pytest.mark.parametrize("recipe", [{}, MODERN], ids=["gpt2", "modern"])
+@pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)],
+                         ids=["f32", "bf16"])
+def test_packed_weights_give_the_same_logits_and_text(recipe, dtype, close):
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no bfloat16")
+    model = model_of(replace(WIDE_TINY, **recipe), spread=0.05).to(dtype)
+    faster = speed_up(copy.deepcopy(model), inference=True)
+    kinds = [type(m) for m in faster.modules()]
+    assert kinds.count(Packed) == 4 * 2 + 1 and torch.nn.Linear not in kinds
+    for batch, length in (1, 1), (1, 30), (5, 7):
+        ids = tokens(WIDE_TINY, batch, length)
+        a, b = (m(ids, ids)[0].detach().float() for m in (model, faster))
+        assert (a - b).abs().max() < close * a.abs().max()
+    if dtype == torch.float32:  # beyond block_size too
+        greedy = Sampler([0], temperature=0)
+        texts = [[ids.item() for ids, _ in islice(stream(m, tokens(WIDE_TINY, 1, 7), greedy,
+                                                         make_cache(m, 1)), 60)]
+                 for m in (model, faster)]
+        assert texts[0] == texts[1]
+
+
+def test_narrow_models_and_other_dtypes_are_not_packed():
+    narrow, half = model_of(GPT2_TINY), model_of(WIDE_TINY).half()
+    for model in narrow, half:
+        assert not any(isinstance(m, Packed) for m in speed_up(model, inference=True).modules())
+
+
+def test_int8_weights_give_nearly_the_same_logits():
+    model, ids = model_of(WIDE_TINY, spread=0.05), tokens(WIDE_TINY, 1, 16)
+    exact = model(ids)[0].detach()
+    rounded = for_sampling(copy.deepcopy(model), "int8", compile=False)
+    near = rounded(ids)[0].detach()
+    assert not torch.equal(exact, near) and (exact - near).abs().max() < 0.1 * exact.abs().max()
+    assert "CPUAttend" in str(rounded) and "DynamicQuantizedLinear" in str(rounded)
+
+
+def test_int8_is_refused_elsewhere():
+    with torch.device("meta"):
+        model = GPT(GPT2_TINY)
+    with pytest.raises(UserError, match="dtype=int8 is for CPUs, and the device is meta"):
+        quantized(model)
+
+
+@DTYPES
+def test_the_cache_of_a_fast_model_is_float32_and_of_a_plain_model_that_of_its_weights(dtype):
+    for model, expected in ((speed_up(model_of(GPT2_TINY).to(dtype)), torch.float32),
+                            (model_of(GPT2_TINY).to(dtype), dtype)):
+        cache = make_cache(model, 1)
+        next(stream(model, tokens(GPT2_TINY, 1, 3), Sampler([0]), cache))
+        assert {kv.dtype for kv in cache.layers.values()} == {expected}

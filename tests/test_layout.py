@@ -1,0 +1,100 @@
+"""pytest tests/test_layout.py - the layout: five scripts to read, internals/ to trust"""
+
+import ast
+import pickle
+import subprocess
+import sys
+
+import pytest
+from helpers import MODELS, ROOT, model_of, tokens
+
+LIMITS = {"model.py": 300, "train.py": 360, "sample.py": 300, "prepare.py": 300,
+          "configurator.py": 220}
+INTERNALS = sorted(path.name for path in (ROOT / "internals").glob("*.py"))
+
+
+def parsed(name):
+    return ast.parse((ROOT / name).read_text(encoding="utf-8"))
+
+
+def imports(node):
+    """The modules that the code of a node imports, as dotted names."""
+    found = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Import):
+            found |= {alias.name for alias in part.names}
+        elif isinstance(part, ast.ImportFrom):
+            found |= {part.module} | {f"{part.module}.{alias.name}" for alias in part.names}
+    return found
+
+
+def project_imports(name):
+    """The files of the project that a file imports when it is imported: not inside functions."""
+    top = ast.Module([part for part in parsed(name).body
+                      if not isinstance(part, (ast.FunctionDef, ast.ClassDef))], [])
+    paths = {module.replace(".", "/") + ".py" for module in imports(top)}
+    return {path for path in paths if (ROOT / path).exists()}
+
+
+def function(name, of):
+    """The lines of a function in a file, as its AST node."""
+    return next(part for part in ast.walk(parsed(of))
+                if isinstance(part, ast.FunctionDef) and part.name == name)
+
+
+def length(node):
+    return node.end_lineno - node.lineno + 1
+
+
+def test_the_root_has_the_five_scripts_and_no_other():
+    assert {path.name for path in ROOT.glob("*.py")} == set(LIMITS)
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_script_is_short_enough_to_read(name):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= LIMITS[name]
+
+
+def test_model_imports_nothing_of_the_project():
+    assert project_imports("model.py") == set()
+
+
+@pytest.mark.parametrize("name", INTERNALS)
+def test_internals_do_not_import_what_stands_on_them(name):
+    above = {"train", "sample", "tools"}
+    assert not {module.split(".")[0] for module in imports(parsed(f"internals/{name}"))} & above
+
+
+def test_there_is_no_circle_of_imports():
+    graph = {name: project_imports(name)
+             for name in [*LIMITS, *(f"internals/{name}" for name in INTERNALS)]}
+    while leaves := [name for name, needs in graph.items() if not needs & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph
+
+
+@pytest.mark.parametrize("script", ["configurator", "prepare"])
+def test_preparing_data_does_not_wait_for_torch(script):
+    code = f"import sys, {script}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@MODELS
+def test_model_has_no_workaround(config):
+    """No test of the device, no lambda stored on a module: every GPT can be pickled."""
+    source = (ROOT / "model.py").read_text(encoding="utf-8")
+    assert "device.type" not in source and "is_cuda" not in source
+    assert not any(isinstance(part, ast.Lambda) for part in ast.walk(parsed("model.py")))
+    model, idx = model_of(config), tokens(config, 2, 9)
+    copy = pickle.loads(pickle.dumps(model))
+    assert (copy(idx)[0] == model(idx)[0]).all()
+
+
+def test_the_loop_fits_on_a_screen():
+    train = function("train", of="train.py")
+    loop = next(part for part in train.body if isinstance(part, ast.While))
+    lines = (ROOT / "train.py").read_text(encoding="utf-8").splitlines()
+    fences = [i for i in range(loop.lineno, loop.end_lineno) if "# ------" in lines[i]]
+    core = fences[1] - fences[0] - 1
+    assert length(train) <= 120 and length(loop) <= 60 and core <= 30
