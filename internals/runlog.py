@@ -39,6 +39,7 @@ class RunLog:
         self.writes = world.is_master and not cfg.eval_only
         self.metrics, self.tracker, self.lock = [], None, None
         self.step_seconds = self.evaluation_seconds = 0.0  # of the last one
+        self.plotted_step = None
 
     def __enter__(self):
         return self
@@ -167,13 +168,20 @@ class RunLog:
             self.say("    " + line)
 
     def after_evaluation(self, step):
-        """The evaluation and all that belongs to it is done: the clock of the steps goes on."""
-        if self.writes and step > 0:
-            draw_losses(self.metrics, self.out_dir / "loss.png")
+        """The evaluation is over, with its checkpoints and its sample: plot the losses, and time
+        the steps that follow."""
+        if step > 0:
+            self.plot(step)
         now = time.perf_counter()
-        steps_seconds = (step - self.line_step) * self.step_seconds  # not logged yet
+        steps_seconds = (step - self.line_step) * self.step_seconds  # of steps not yet logged
         self.evaluation_seconds = max(0.0, now - self.line_time - steps_seconds)
         self.line_step, self.line_time = step, now
+
+    def plot(self, step):
+        """Write loss.png, unless it shows this step already."""
+        if self.writes and self.plotted_step != step:
+            draw_losses(self.metrics, self.out_dir / "loss.png")
+            self.plotted_step = step
 
     def step(self, step, lr, loss, norm, n_skipped):
         """Log a training step: its learning rate, loss and gradient norm, and how many updates in a
@@ -209,7 +217,7 @@ class RunLog:
             self.say(f"the last {self.cfg.patience} evaluations were not better")
         if not self.writes or not step:
             return
-        draw_losses(self.metrics, self.out_dir / "loss.png")
+        self.plot(step)
         checkpoints = [name for name in ("best.pt", "ckpt.pt") if (self.out_dir / name).exists()]
         self.say("  checkpoints  " + ", ".join(str(self.out_dir / name) for name in checkpoints))
         self.say(f"  metrics      {self.out_dir / 'metrics.jsonl'}")
