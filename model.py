@@ -76,8 +76,7 @@ class Attend(nn.Module):
         # Causality is enforced here: is_causal masks every key after the query's own position, so
         # that no token sees what it must predict. Scores are divided by sqrt(hs) because a sum of
         # hs products grows like that; softmax of large scores would look at one key alone.
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
 
 
 class CausalSelfAttention(nn.Module):
@@ -230,11 +229,12 @@ class GPT(nn.Module):
         """
         if idx.dim() != 2 or not 1 <= idx.shape[1] <= self.block_size:
             raise ValueError(f"idx {tuple(idx.shape)} must be (B, T), 1 <= T <= {self.block_size}")
+        if idx.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"idx must be torch.int64, not {idx.dtype}")
         positions = torch.arange(idx.shape[1], device=idx.device)
         if cache is not None:
             positions = cache.positions
-        x = self.transformer.wte(idx)  # (B, T, C)
-        rope = None
+        x, rope = self.transformer.wte(idx), None  # (B, T, C)
         if self.config.pos == "learned":
             x = x + self.transformer.wpe(positions)  # attention alone could not tell the order
         else:
@@ -261,15 +261,15 @@ class GPT(nn.Module):
         or dropout is on. This is the definition of sampling, and slow: every token recomputes the
         whole window. sample.py does the same with a KV cache. A full window drops its older half.
         """
-        _, T = idx.shape
-        start = max(0, T - self.block_size)
+        start = max(0, idx.shape[-1] - self.block_size)
         for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, start:])
-            logits = logits[:, -1] / max(temperature, 1e-8)  # below 1: likely tokens gain
+            logits = self(idx[..., start:])[0][:, -1]  # (B, V)
+            next_ids = logits.argmax(dim=-1, keepdim=True)  # (B, 1): at temperature 0
             if top_k is not None:
                 kept = logits.topk(min(top_k, logits.shape[1])).values
                 logits = logits.masked_fill(logits < kept[:, -1:], -math.inf)
-            next_ids = torch.multinomial(logits.softmax(dim=-1), num_samples=1)  # (B, 1)
+            if temperature > 1e-5:  # below 1, likely tokens become more likely
+                next_ids = torch.multinomial((logits / temperature).softmax(dim=-1), num_samples=1)
             idx = torch.cat((idx, next_ids), dim=1)
             if idx.shape[1] - start > self.block_size:
                 start = idx.shape[1] - max(1, self.block_size // 2)

@@ -89,19 +89,21 @@ class KVCache:
         self.ids, self.length, self.layers = None, 0, {}
 
     def append(self, ids, keep):
-        """Add ids (B, T). If the window is full, its last `keep` tokens stay. Their keys and values
-        are recomputed, because they depend on positions, which begin at 0 again."""
+        """Add ids (B, T). If they are too many for the window, its last `keep` tokens stay."""
         if self.ids is not None:
-            ids = torch.cat((self.ids.expand(len(ids), -1), ids), dim=1)
-        if ids.shape[1] > self.block_size:
-            ids, self.length = ids[:, -keep:], 0
+            rows = max(len(self.ids), len(ids))
+            ids = torch.cat((self.ids.expand(rows, -1), ids.expand(rows, -1)), dim=1)
+        if ids.shape[-1] > self.block_size:
+            ids, self.length = ids[:, -keep:], 0  # all get new positions: nothing stored is right
         self.ids = ids
 
     def next_logits(self, model):
         """The logits (B, 1, V) of the token that follows. Computes the tokens not yet stored."""
         if not self.keep:
             return model(self.ids)[0]
-        new, n = self.ids[:, self.length:], self.ids.shape[1]
+        # contiguous: torch.compile would compile again for the stride of a slice
+        new = self.ids[..., self.length:].clone(memory_format=torch.contiguous_format)
+        n = self.ids.shape[-1]
         self.positions = torch.arange(self.length, n, device=new.device)
         places = torch.arange(self.block_size if self.static else n, device=new.device)
         self.mask = self.positions[:, None] >= places
@@ -173,8 +175,7 @@ def draw(logits, uniform, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
     probs = logits.softmax(dim=-1)  # the most likely first
     kept = probs >= min_p * probs[:, :1]
     if top_p < 1:
-        before = probs.cumsum(dim=-1) - probs
-        kept &= before < top_p
+        kept &= probs.cumsum(dim=-1) - probs < top_p
     cumulative = (probs * kept).cumsum(dim=-1)
     choice = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
     return ids.gather(1, choice.clamp(max=ids.shape[1] - 1))  # NaN is found nowhere
@@ -193,32 +194,31 @@ def stream(model, idx, sampler, cache):
         yield ids, logits
 
 
-def complete(model, tokenizer, prompt, max_new_tokens=200, temperature=0.8, top_k=200, seed=1337):
-    """The prompt and its continuation, as text, up to the end of text. Dropout is off meanwhile.
-    Raises UserError for a character that the tokenizer does not know."""
+def complete(model, tokenizer, prompt, max_new_tokens=200, temperature=0.8, top_k=200, seed=1337,
+             stop=None, **filters):
+    """The prompt and its continuation, as text, up to `stop` or the end of text. filters: others of
+    Sampler, such as top_p. Dropout is off meanwhile. Raises UserError for an unknown character."""
     idx = torch.tensor(tokenizer.encode(prompt, special=True))[None]  # (1, T)
     idx = idx.to(model.transformer.wte.weight.device)
-    sampler = Sampler([seed], tokenizer.n_vocab, temperature, top_k)
-    was_training, tokens = model.training, []
+    sampler = Sampler([seed], tokenizer.n_vocab, temperature, top_k, **filters)
+    sample, was_training = Sample(prompt, tokenizer, stop), model.training
     model.eval()
     try:
         new = stream(model, idx, sampler, make_cache(model, 1))
         for ids, _ in itertools.islice(new, max_new_tokens):
-            if ids.item() == tokenizer.end_of_text:
+            sample.add(ids.item(), logprob=0.0)  # not asked for
+            if sample.done:
                 break
-            tokens.append(ids.item())
     finally:
         model.train(was_training)
-    return prompt + tokenizer.decode(tokens)
+    sample.end()
+    return sample.text
 
 
 def load_model(init_from="resume", out_dir="out", device="cpu"):
     """(model, tokenizer), in eval mode on `device`: the best model of the run in out_dir, or the
     one that init_from names. Raises UserError if there is no such model, or it is damaged."""
-    if init_from == "resume":
-        start = checkpoint.newest_complete(Path(out_dir), "best.pt", "ckpt.pt")
-    else:
-        start = checkpoint.read_model(init_from)
+    start = checkpoint.to_sample_from(init_from, out_dir)
     model = GPT.from_weights(build(GPTConfig, start.model_args), start.model)
     return model.to(device).eval(), tokenizer_from_meta(start.meta)
 
@@ -241,8 +241,7 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
             logprobs = logits.float().log_softmax(dim=-1).gather(1, ids)
             new = zip(samples, ids[:, 0].tolist(), logprobs[:, 0].tolist(), strict=True)
             for sample, token, logprob in new:
-                if not sample.done:
-                    sample.add(token, logprob)
+                sample.add(token, logprob)
             waiting = show(waiting, separator)
             if all(sample.done for sample in samples):
                 break
@@ -255,14 +254,13 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
     return samples
 
 
-def interact(model, tokenizer, cfg):
+def interact(model, tokenizer, cfg, loaded):
     """Continue from each line that is typed, until Ctrl-D. What was said before stays in view."""
     with suppress(ImportError):
         import readline  # noqa: F401  # arrow keys and history in input(); not on Windows
     on_terminal = sys.stdin.isatty()
     if on_terminal:
-        print("type a line, and the model continues it; Ctrl-C ends an answer, Ctrl-D the session",
-              file=sys.stderr)
+        print(f"{loaded}\nCtrl-C ends an answer, Ctrl-D the conversation", file=sys.stderr)
     cache = make_cache(model, 1, static=cfg.compile)
     for turn in itertools.count():
         try:
@@ -279,18 +277,19 @@ def interact(model, tokenizer, cfg):
 def main(argv=None):
     _, cfg = configure(__doc__, SampleConfig, argv=argv)
     model, tokenizer = load_model(cfg.init_from, cfg.out_dir, find_device(cfg.device))
+    source = cfg.out_dir if cfg.init_from == "resume" else cfg.init_from
+    loaded = f"{source} ({num_params(model) / 1e6:.2f}M parameters)"
     model = for_sampling(model, cfg.dtype, cfg.compile)
     if cfg.interactive:
-        return interact(model, tokenizer, cfg)
+        return interact(model, tokenizer, cfg, loaded)
     prompt = read_prompt(cfg.start, tokenizer)
     seeds = range(cfg.seed, cfg.seed + cfg.num_samples)
     cache = make_cache(model, cfg.num_samples, keep=cfg.cache, static=cfg.compile)
     started = time.perf_counter()
     samples = continue_text(model, tokenizer, cfg, prompt, seeds, cache)
     seconds, count = time.perf_counter() - started, sum(len(s.tokens) for s in samples)
-    source = cfg.out_dir if cfg.init_from == "resume" else cfg.init_from
-    print(f"{source} ({num_params(model) / 1e6:.2f}M parameters): {count:,} tokens in "
-          f"{seconds:.2f} s, {count / seconds:.0f} tok/s", file=sys.stderr)
+    print(f"{loaded}: {count:,} tokens in {seconds:.2f} s, {count / seconds:,.0f} tok/s",
+          file=sys.stderr)
     if cfg.out:
         write_samples(Path(cfg.out), prompt, samples)
 

@@ -444,6 +444,14 @@ def nanogpt_meta(folder, config, vocab_size):
 # The weights of a model, from wherever they are
 
 
+def to_sample_from(init_from, out_dir):
+    """The Checkpoint that sample.py and the tools load: the best one of the run in out_dir if
+    init_from is "resume", else the model that init_from names."""
+    if init_from == "resume":
+        return newest_complete(out_dir, "best.pt", "ckpt.pt")
+    return read_model(init_from)
+
+
 def read_model(name):
     """The weights of a model, as a Checkpoint without config and optimizer.
 

@@ -76,6 +76,8 @@ class CPUAttend(Attend):
     def with_dropout(self, q, k, v, mask):
         if mask is None:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+        else:
+            k, v = k.to(q.dtype), v.to(q.dtype)  # those of a cache are float32
         scores = q @ k.mT / math.sqrt(q.shape[3])  # (B, nh, T, n)
         probs = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)
         return drop(probs.to(v.dtype), self.dropout) @ v

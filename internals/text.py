@@ -23,10 +23,13 @@ class Sample:
         self.tokens, self.logprobs, self.done = [], [], False
 
     def add(self, token, logprob):
-        """Add a sampled id. Raises UserError if its log-probability is NaN."""
+        """Add a sampled id; after the end of the text, nothing happens. Raises UserError if its
+        log-probability is NaN."""
         if math.isnan(logprob):
             raise UserError("the model's logits are not numbers (NaN): its weights are damaged, or "
                             "the dtype is too narrow for them")
+        if self.done:
+            return
         self.tokens.append(token)
         self.logprobs.append(logprob)
         if token == self.tokenizer.end_of_text:

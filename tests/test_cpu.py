@@ -73,6 +73,15 @@ def test_with_a_cache_every_token_sees_all_earlier_ones_in_train_mode_too(config
         torch.testing.assert_close(cache.next_logits(faster), expected, rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_with_a_cache_dropout_and_bfloat16_weights_dtypes_are_not_mixed():
+    model = speed_up(model_of(replace(GPT2_TINY, dropout=0.1)).bfloat16()).train()
+    cache = make_cache(model, 1)
+    for _ in islice(stream(model, tokens(GPT2_TINY, 1, 3), Sampler([0]), cache), 3):
+        pass
+    assert cache.layers[0].dtype == torch.float32
+
+
 # ---- dropout
 
 

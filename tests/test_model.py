@@ -163,8 +163,17 @@ def test_idx_must_be_a_batch_of_sequences_that_fit(shape):
 
 @pytest.mark.parametrize("shape", [(5,), (1, 0)])
 def test_generate_needs_a_batch_of_sequences_too(shape):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"idx \(.*\) must be \(B, T\), 1 <= T <= 32$"):
         GPT(GPT2_TINY).generate(torch.zeros(shape, dtype=torch.long), 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int16, torch.float32])
+def test_idx_of_another_dtype_is_named(dtype):
+    """As from np.uint16, the dtype of a .bin file."""
+    idx = torch.zeros(1, 3).to(dtype)
+    for compute in GPT(GPT2_TINY), lambda idx: GPT(GPT2_TINY).generate(idx, 1):
+        with pytest.raises(ValueError, match=f"idx must be torch.int64, not {dtype}$"):
+            compute(idx)
 
 
 @pytest.mark.parametrize("shape, message", [
@@ -269,6 +278,19 @@ def test_a_prompt_longer_than_the_context_is_continued_from_its_end():
     ids = model.generate(idx, 3, temperature=0)
     assert torch.equal(ids[:, :50], idx)
     assert torch.equal(ids[:, 50:], model.generate(idx[:, -32:], 3, temperature=0)[:, 32:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_at_temperature_zero_nothing_is_random(dtype):
+    """Logits that are equal or large: divided by a small number, they would be tied or infinite."""
+    model, idx = model_of(GPT2_TINY, spread=0.1).to(dtype), tokens(GPT2_TINY, 1, 5)
+    model.transformer.ln_f.weight.data[:] = 0
+    model.transformer.ln_f.bias.data[:] = 1
+    model.lm_head.weight.data[:] = 1.0
+    model.lm_head.weight.data[[7, 30]] = 2.0
+    before = torch.get_rng_state()
+    assert model.generate(idx, 20, temperature=0)[0, 5:].tolist() == [7] * 20
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_generated_frequencies_are_the_probabilities_of_the_top_k():

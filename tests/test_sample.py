@@ -253,6 +253,24 @@ def test_complete_returns_what_the_command_prints(trained, capsys):
         assert text + "\n" == printed and text.startswith("Line 4") and len(text) == 46
 
 
+def test_complete_takes_a_stop_string_and_the_filters(trained):
+    model, tokenizer = load_model("resume", trained)
+    prompt = "Line 7: "
+    assert complete(model, tokenizer, prompt, temperature=0, stop="brown") == prompt + "the quick "
+    assert (complete(model, tokenizer, prompt, 30, temperature=1.5, min_p=1.0)
+            == complete(model, tokenizer, prompt, 30, temperature=0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_all_parameters_are_counted_in_packed_and_quantized_layers_too(tmp_path, capsys, dtype):
+    config = GPTConfig(block_size=16, vocab_size=3, n_layer=2, n_head=2, n_embd=256)
+    meta = {"tokenizer": "char", "chars": "\nab", "vocab_size": 3}
+    weights = checkpoint.Checkpoint(model_of(config).state_dict(), asdict(config), meta)
+    checkpoint.write(weights, tmp_path / "best.pt")
+    main([f"--out_dir={tmp_path}", "--num_samples=1", "--max_new_tokens=2", f"--dtype={dtype}"])
+    assert " (1.57M parameters): 2 tokens" in capsys.readouterr().err  # 2 x 12 x 256^2
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_complete_turns_dropout_off_and_then_restores_the_mode(trained, training):
     model, tokenizer = load_model("resume", trained)
@@ -554,6 +572,49 @@ def test_stream_gives_the_tokens_of_generate(config, options, length):
     model, idx = model_of(config, spread=0.2), tokens(config, 2, length)
     ids = sampled(model, idx, 80, cache=make_cache(model, 2, **options), **GREEDY)
     assert torch.equal(ids, model.generate(idx, 80, temperature=0)[:, length:])
+
+
+@MODELS
+def test_with_the_same_random_numbers_stream_gives_the_tokens_of_generate(config):
+    """Only the cache differs: the rule by which generate chooses is used in both."""
+    class Multinomial:
+        n_vocab = None
+
+        def __call__(self, logits, ids):
+            return torch.multinomial((logits / 0.8).softmax(dim=-1), num_samples=1)
+
+    model, idx = model_of(config, spread=0.1), tokens(config, 2, 5)
+    torch.manual_seed(0)
+    expected = model.generate(idx, 60, temperature=0.8)[:, 5:]
+    torch.manual_seed(0)
+    new = [ids for ids, _ in islice(stream(model, idx, Multinomial(), make_cache(model, 2)), 60)]
+    assert torch.equal(torch.cat(new, dim=1), expected)
+    assert len(expected.unique()) > 20
+
+
+@MODELS
+def test_a_compiled_step_is_compiled_once_for_all_tokens(config):
+    """Prompts are never compiled; and neither positions nor strides make a step a new one."""
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    model, idx = model_of(config, spread=0.1), tokens(config, 1, 4)
+    expected = sampled(model, idx, 70, seeds=range(3))  # beyond block_size
+    compiled = CompileCounter()
+    model.compile(backend=compiled)
+    cache = make_cache(model, 3, static=True)
+    assert torch.equal(sampled(model, idx, 70, seeds=range(3), cache=cache), expected)
+    assert compiled.frame_count == 1
+
+
+def test_one_prompt_continues_a_cache_of_several_samples():
+    model, idx, more = model_of(GPT2_TINY, spread=0.1), tokens(GPT2_TINY, 1, 4), tokens(
+        GPT2_TINY, 1, 3, seed=2)
+    cache = make_cache(model, 3)
+    first = sampled(model, idx, 5, seeds=range(3), cache=cache)
+    second = sampled(model, more, 5, seeds=range(3), cache=cache, **GREEDY)
+    whole = torch.cat((idx.expand(3, -1), first, more.expand(3, -1)), dim=1)
+    assert torch.equal(second, model.generate(whole, 5, temperature=0)[:, -5:])
 
 
 def test_a_context_of_one_token_is_enough():
