@@ -109,7 +109,7 @@ def test_a_prompt_can_come_from_a_file(trained, capsys, tmp_path):
 
 
 def test_a_long_prompt_is_cropped_with_a_warning(trained, capsys):
-    main([f"--out_dir={trained}", "--start=" + "Line " * 10, "--num_samples=1"])
+    main([f"--out_dir={trained}", "--start=" + "Line " * 10, "--max_new_tokens=1"])
     err = capsys.readouterr().err
     assert "warning: of the 50 tokens of the prompt the model sees the last 16" in err
 
@@ -117,12 +117,13 @@ def test_a_long_prompt_is_cropped_with_a_warning(trained, capsys):
 def test_the_best_checkpoint_is_read_first(trained, tmp_path, capsys):
     start = state(trained)
     checkpoint.write(start, tmp_path / "best.pt")
-    good = texts(capsys, f"--out_dir={tmp_path}", "--num_samples=1")
+    argv = [f"--out_dir={tmp_path}", "--num_samples=1", "--max_new_tokens=20"]
+    good = texts(capsys, *argv)
     zeros = {name: p * 0 for name, p in start.model.items()}
     checkpoint.write(replace(start, model=zeros), tmp_path / "ckpt.pt")
-    assert texts(capsys, f"--out_dir={tmp_path}", "--num_samples=1") == good
+    assert texts(capsys, *argv) == good
     (tmp_path / "best.pt").unlink()
-    assert texts(capsys, f"--out_dir={tmp_path}", "--num_samples=1") != good
+    assert texts(capsys, *argv) != good
 
 
 def test_a_checkpoint_file_is_read_as_it_is(trained, capsys):
@@ -135,13 +136,12 @@ def test_a_checkpoint_file_is_read_as_it_is(trained, capsys):
 def test_the_checkpoint_is_all_that_is_needed(trained, capsys, monkeypatch):
     monkeypatch.setattr(dataset, "load", None)
     monkeypatch.setattr(files, "DATA", None)
-    assert len(texts(capsys, f"--out_dir={trained}", "--num_samples=1")) == 1
+    assert len(texts(capsys, f"--out_dir={trained}", "--max_new_tokens=5")) == 10
 
 
 @pytest.mark.parametrize("line", [
-    "吾輩は猫である。名前はまだ無い。", "كان يا ما كان في قديم الزمان\n", "👍🏽 ok 🇺🇳\n",
-    "एक समय की बात है\n",
-], ids=["japanese", "arabic", "emoji", "devanagari"])
+    "كان يا ما كان في قديم الزمان\n", "👍🏽 ok 🇺🇳\n", "एक समय की बात है\n",
+], ids=["arabic", "emoji", "devanagari"])
 def test_text_in_any_script_is_prepared_trained_and_sampled(tmp_path, capsys, line):
     (tmp_path / "text.txt").write_text(line * 60, encoding="utf-8")
     prepare.main([str(tmp_path / "text.txt"), f"--data_dir={tmp_path}"])
@@ -153,7 +153,7 @@ def test_text_in_any_script_is_prepared_trained_and_sampled(tmp_path, capsys, li
     text, = texts(capsys, out, f"--start={line[:5]}", "--temperature=0", "--num_samples=1",
                   f"--max_new_tokens={len(line)}")
     assert text.startswith(line[:-1]), text
-    assert len(texts(capsys, out, "--num_samples=1")) == 1  # with no prompt at all
+    assert len(texts(capsys, out, "--max_new_tokens=5")) == 10  # with no prompt at all
 
 
 def bpe_checkpoint(tmp_path, favorites):
@@ -236,7 +236,9 @@ def test_samples_go_to_a_file_with_their_log_probabilities(trained, tmp_path, ca
 
 
 def test_stdout_is_the_text_alone_and_stderr_has_one_line(trained, capsys, recwarn):
+    torch.set_warn_always(True)
     main([f"--out_dir={trained}", "--num_samples=2", "--max_new_tokens=5", "--start=Line"])
+    torch.set_warn_always(False)
     out, err = capsys.readouterr()
     assert out.replace(SEPARATOR, "").count("Line") == 2 and "tok/s" not in out
     expected = re.escape(f"{trained} (0.03M parameters): ")
@@ -509,6 +511,18 @@ def test_a_conversation_continues_until_the_end_of_the_input(trained, conversati
     assert first == "the quick br" and second.startswith(" quick brow")
 
 
+def test_each_turn_of_a_conversation_has_its_own_seed(trained, conversation, monkeypatch):
+    seeds = []
+
+    def recorded(*args):
+        seeds.append(args[0])
+        return Sampler(*args)
+
+    monkeypatch.setattr(sample, "Sampler", recorded)
+    conversation(trained, "Line", "Line", "Line", options=["--seed=5"])
+    assert seeds == [[5], [6], [7]]
+
+
 class Interrupt:
     """A forward hook that raises KeyboardInterrupt once, at its n-th call."""
 
@@ -566,12 +580,12 @@ def test_ctrl_c_ends_an_answer_and_the_conversation_continues(trained, conversat
 @MODELS
 @pytest.mark.parametrize("options", [{}, {"static": True}, {"keep": False}],
                          ids=["cache", "static", "no cache"])
-@pytest.mark.parametrize("length", [1, 5, 31, 32, 50])
+@pytest.mark.parametrize("length", [1, 32, 50])
 def test_stream_gives_the_tokens_of_generate(config, options, length):
     """Greedy, and far beyond block_size = 32."""
-    model, idx = model_of(config, spread=0.2), tokens(config, 2, length)
-    ids = sampled(model, idx, 80, cache=make_cache(model, 2, **options), **GREEDY)
-    assert torch.equal(ids, model.generate(idx, 80, temperature=0)[:, length:])
+    model, idx = model_of(config, spread=0.2).double(), tokens(config, 2, length)  # no near ties
+    ids = sampled(model, idx, 60, cache=make_cache(model, 2, **options), **GREEDY)
+    assert torch.equal(ids, model.generate(idx, 60, temperature=0)[:, length:])
 
 
 @MODELS
@@ -642,12 +656,12 @@ def test_cached_and_uncached_logits_agree(config, static, dtype, atol):
 
 
 @MODELS
-@pytest.mark.parametrize("prompt", [1, 5, 32, 50])
+@pytest.mark.parametrize("prompt", [5, 50])
 def test_cached_and_uncached_logits_agree_beyond_the_context(config, prompt):
     model, idx = model_of(config, spread=0.1), tokens(config, 2, prompt)
     pairs = zip(*(stream(model, idx, Sampler([0, 1], **GREEDY), make_cache(model, 2, keep=keep))
                   for keep in (True, False)), strict=True)
-    for (a, a_logits), (b, b_logits) in islice(pairs, 80):
+    for (a, a_logits), (b, b_logits) in islice(pairs, 60):
         assert torch.equal(a, b)
         torch.testing.assert_close(a_logits, b_logits, rtol=0, atol=1e-5)
 
@@ -667,9 +681,9 @@ def test_samples_share_the_computation_of_their_prompt(config):
 @MODELS
 def test_a_sample_does_not_depend_on_how_many_are_sampled(config):
     model, idx = model_of(config, spread=0.1), tokens(config, 1, 3)
-    many = sampled(model, idx, 50, seeds=range(5), top_p=0.9)
-    for seed in range(5):
-        assert torch.equal(sampled(model, idx, 50, seeds=[seed], top_p=0.9)[0], many[seed])
+    many = sampled(model, idx, 40, seeds=range(3), top_p=0.9)
+    for seed in range(3):
+        assert torch.equal(sampled(model, idx, 40, seeds=[seed], top_p=0.9)[0], many[seed])
 
 
 @MODELS
