@@ -269,11 +269,13 @@ def draw_losses(metrics, path):
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
+    drawn = []
     for key, label, style in (
             ("loss", "batch of one step", {"color": "tab:blue", "alpha": 0.3, "linewidth": 0.8}),
             ("train_loss", "training text", {"color": "tab:blue", "marker": "."}),
             ("val_loss", "validation text", {"color": "tab:orange", "marker": "."})):
         points = [(m["step"], m[key]) for m in metrics if m.get(key) is not None]
+        drawn += points
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
         if points and key == "val_loss":
@@ -282,10 +284,33 @@ def draw_losses(metrics, path):
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.set_title(path.parent.name, parse_math=False)  # a folder's name may have a $
     axes.grid(alpha=0.3)
-    axes.legend()
+    cut_beginning(axes, [drawn])
+    if drawn:
+        axes.legend()
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the font has no CJK characters
         figure.savefig(temporary, format="png", dpi=150)
+
+
+def cut_beginning(axes, runs):
+    """End the y axis at the highest loss after the first tenth of each run. The loss of a new model
+    is so high that the rest of the curve would look flat. A note says what is cut.
+
+    runs: a list of (step, loss) for each run in `axes`."""
+    points = [point for run in runs for point in run]
+    later = []
+    for run in runs:
+        last_step = max((step for step, _ in run), default=0)
+        later += [loss for step, loss in run if 10 * step > last_step]
+    if not later:
+        return
+    step, highest = max(points, key=lambda point: point[1])
+    top, bottom = max(later), min(loss for _, loss in points)
+    if highest - bottom <= 1.5 * (top - bottom):
+        return  # the curve is readable as it is
+    margin = 0.05 * (top - bottom) or 0.05 * abs(top) or 1.0
+    axes.set_ylim(bottom - margin, top + margin)
+    axes.set_title(f"↑ {highest:.2f} at step {step:,}", loc="left", fontsize="medium")
 
 
 def start_tracker(cfg, settings):
