@@ -28,7 +28,8 @@ def configure(description, *schemas, argv=None, expand=None, positional=()):
     description: the text of --help.
     schemas: dataclass types; together they make one flat set of settings.
     argv: the command line without the program's name; None: that of this process.
-    expand: a function of the settings of one source; it may add others which they stand for.
+    expand: a function that is called with the settings of each source and returns them, with those
+        that a bundle among them stands for: recipe=modern becomes pos=rope and so on.
     positional: names of the settings that take the words without --, in this order; a tuple takes
         all that remain. Without any, these words are config files.
     Returns (given, one instance per schema): `given` holds only what was set, by name.
@@ -94,8 +95,8 @@ def run_config(path, types):
     try:
         names = runpy.run_path(path)
     except (Exception, SystemExit) as error:
-        place = f"{path}, line {usage.line_of(error, path)}"
-        raise UserError(f"{place}: {type(error).__name__}: {reason(error)}") from None
+        where = f"{path}, line {usage.line_of(error, path)}"
+        raise UserError(f"{where}: {type(error).__name__}: {reason(error)}") from None
     values = {}
     for name, value in names.items():
         is_helper = name.startswith("_") or isinstance(value, ModuleType) or callable(value)
@@ -157,7 +158,7 @@ def alternatives(kind):
 
 def convert(name, value, kind, source="in the settings"):
     """`value` as the type `kind`: text is parsed, other values are checked. Raises UserError."""
-    # str comes last, because every word is a text: "None" is None for a str | None
+    # str comes last, because it accepts every word: for a str | None, "None" must become None
     for option in sorted(alternatives(kind), key=lambda option: option is str):
         with suppress(ValueError, OverflowError, RecursionError):
             return parse(value, option)

@@ -42,7 +42,7 @@ class GPTConfig:
     norm_eps: float = 1e-5  # added to the variance, so that a norm never divides by zero
     act: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"  # GPT-2's GELU, exact GELU, ReLU^2
     qk_norm: bool = False  # normalize queries and keys, which bounds the attention scores
-    zero_init: bool = False  # the output projections of attention and MLP start at zero
+    zero_init: bool = False  # c_proj of attention and MLP, and an untied LM head, start at zero
     tied: bool = True  # the LM head shares its weights with the token embedding
     softcap: float = 0.0  # logits become softcap * tanh(logits / softcap); 0: off
 
@@ -56,7 +56,7 @@ class GPTConfig:
         if self.pos == "rope" and self.n_embd // self.n_head % 2:
             raise ValueError("pos=rope rotates pairs of channels: n_embd / n_head must be even")
         for field in fields(self):
-            choices = get_args(field.type)  # those of a Literal
+            choices = get_args(field.type)  # of a Literal; int, float and bool have none
             if choices and getattr(self, field.name) not in choices:
                 raise ValueError(f"{field.name} must be one of {', '.join(choices)}")
 
@@ -64,8 +64,8 @@ class GPTConfig:
 class Attend(nn.Module):
     """softmax(q k^T / sqrt(hs)) v: each token's output is a weighted mean of the values.
 
-    q (B, nh, T, hs), k and v (B, nh, n, hs) -> (B, nh, T, hs). mask (T, n) is True where a token
-    may look; None: causal."""
+    q (B, nh, T, hs), k and v of n tokens (B, nh, n, hs) -> (B, nh, T, hs). mask (T, n): True where
+    a token may look; None: causal. It is a module so that internals/cpu.py can replace it."""
 
     def __init__(self, dropout):
         super().__init__()
@@ -73,17 +73,17 @@ class Attend(nn.Module):
 
     def forward(self, q, k, v, mask=None):
         dropout = self.dropout if self.training else 0.0
-        # Causality is enforced here: is_causal masks every key after the query's own position, so
-        # that no token sees what it must predict. Scores are divided by sqrt(hs) because a sum of
-        # hs products grows like that; softmax of large scores would look at one key alone.
+        # Causality: is_causal masks every key after the query's own position, so that no token sees
+        # what it must predict; with a KV cache, KVCache.mask does it. PyTorch divides the scores by
+        # sqrt(hs), as a sum of hs products grows like that and large scores make softmax one-hot.
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
 
 
 class CausalSelfAttention(nn.Module):
     """Each token collects information from itself and the tokens before it. (B, T, C) -> (B, T, C)
 
-    A query says what a token looks for, a key what a token can be found by, a value what it then
-    passes on. Every head does this in its own hs channels."""
+    A token's query says what it looks for, its key says what it offers, and its value is what it
+    passes on to the tokens that attend to it. Every head does this in its own hs channels."""
 
     def __init__(self, config, layer):
         super().__init__()
@@ -92,7 +92,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.attend = Attend(config.dropout)
         self.drop = nn.Dropout(config.dropout)
-        self.qk_norm = nn.Identity()
+        self.qk_norm = nn.Identity()  # else LayerNorm: on a CPU twice as fast as nn.RMSNorm
         if config.qk_norm:
             self.qk_norm = nn.LayerNorm(config.n_embd // config.n_head, elementwise_affine=False)
 
@@ -119,8 +119,8 @@ class CausalSelfAttention(nn.Module):
 def rope_angles(positions, head_size):
     """cos and sin (T, 1, hs) of the angles by which RoPE rotates at positions (T,).
 
-    Channel i is paired with channel i + hs/2. The pairs turn by 1 down to 1/10000 radians per
-    token: some tell neighbors apart, others paragraphs."""
+    Channel i is paired with channel i + hs/2. The first pair turns by 1 radian per token and tells
+    neighbors apart; the last turns by about 1/10000 and tells distant positions apart."""
     channels = torch.arange(0, head_size, 2, device=positions.device)
     inv_freq = 10000.0 ** -(channels / head_size)  # (hs / 2,)
     angles = torch.outer(positions, inv_freq)  # (T, hs / 2)
@@ -129,9 +129,9 @@ def rope_angles(positions, head_size):
 
 
 def rotate(x, cos, sin):
-    """Rotate the pairs (a, b) of x (B, T, nh, hs) to (a cos - b sin, b cos + a sin). The product of
-    a rotated query and key depends only on their distance: RoPE (Su et al. 2021)."""
-    partner = x.roll(x.shape[-1] // 2, dims=-1)
+    """Rotate the pairs (a, b) of x (B, T, nh, hs) to (a cos - b sin, b cos + a sin). Positions then
+    enter the product of a query and a key only by their distance: RoPE (Su et al. 2021)."""
+    partner = x.roll(x.shape[-1] // 2, dims=-1)  # (b, a); rope_angles has put the minus into sin
     return x * cos.to(x.dtype) + partner * sin.to(x.dtype)
 
 
@@ -205,9 +205,9 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self):
-        """GPT-2's initialization: matrices from N(0, 0.02), biases 0."""
-        # 2 n_layer projections add to the residual stream: smaller by 1/sqrt(2 n_layer), their sum
-        # has the same scale at any depth. At zero, every block starts as the identity.
+        """GPT-2's initialization: matrices normal with a standard deviation of 0.02, biases 0."""
+        # 2 n_layer projections add to the residual stream. Their std is divided by sqrt(2 n_layer),
+        # so that the sum has one scale at any depth. With std 0, each block starts as the identity.
         zero = self.config.zero_init
         residual_std = 0.0 if zero else 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, p in self.named_parameters():
@@ -225,7 +225,7 @@ class GPT(nn.Module):
 
         With targets (B, T): returns logits (B, T, V) and the mean cross-entropy in nats over the
         targets that are not -1. Without: the logits of the last position (B, 1, V), and None.
-        cache: a KVCache of sample.py, whose tokens come before idx.
+        cache: a KVCache (sample.py); it has the positions of idx, and earlier keys and values.
         """
         if idx.dim() != 2 or not 1 <= idx.shape[1] <= self.block_size:
             raise ValueError(f"idx {tuple(idx.shape)} must be (B, T), 1 <= T <= {self.block_size}")
@@ -250,18 +250,18 @@ class GPT(nn.Module):
             logits = self.config.softcap * torch.tanh(logits / self.config.softcap)
         if targets is None:
             return logits, None
-        # A new model gives every token about the same probability, 1 / V, so its loss is about
-        # ln(V). Check this first: a higher loss means wrong data, targets or initialization.
+        # Small initial weights give small logits, so all V tokens are about equally likely and the
+        # first loss is about ln(V). Check this first: much more means that something is wrong.
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits, loss
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
         """idx (B, T) -> idx and its continuation (B, T + max_new_tokens). Call model.eval() first,
-        or dropout is on. This is the definition of sampling, and slow: every token recomputes the
-        whole window. sample.py does the same with a KV cache. A full window drops its older half.
+        or dropout is on. This is the simple, slow way: every token recomputes the whole window;
+        sample.py does the same with a KV cache. A full window drops its older half.
         """
-        start = max(0, idx.shape[-1] - self.block_size)
+        start = max(0, idx.shape[-1] - self.block_size)  # the window is idx[:, start:]
         for _ in range(max_new_tokens):
             logits = self(idx[..., start:])[0][:, -1]  # (B, V)
             next_ids = logits.argmax(dim=-1, keepdim=True)  # (B, 1): at temperature 0
@@ -277,12 +277,12 @@ class GPT(nn.Module):
 
     @classmethod
     def from_weights(cls, config, weights):
-        """A model that holds the tensors of a state_dict themselves; nothing random is sampled."""
+        """A model whose weights are the tensors of a state_dict: no copies, no random numbers."""
         with torch.device("meta"):  # takes no memory
             model = cls(config)
         model.load_state_dict(weights, assign=True)
         if config.tied:
-            model.lm_head.weight = model.transformer.wte.weight
+            model.lm_head.weight = model.transformer.wte.weight  # assign=True made them two again
         return model
 
     @classmethod

@@ -40,12 +40,12 @@ class PrepareConfig:
     # a built-in dataset: plays_char, plays, shakespeare_char, shakespeare, addition, openwebtext,
     # fineweb; or text files (UTF-8)
     texts: tuple[str, ...]
-    name: str | None = None  # for files: folder of the dataset in data_dir; None: as the first file
-    # for files: char, one id per character; gpt2, its BPE, for megabytes of text and more; or the
-    # name of another dataset, for the tokenizer of that one
+    name: str | None = None  # for files: the dataset's folder in data_dir; None: by the first file
+    # for files: char (one id per character), gpt2 (GPT-2's BPE, for megabytes of text or more), or
+    # the name of another dataset, whose tokenizer is then used
     tokenizer: str = "char"
     data_dir: str | None = None  # folder of the datasets; None: data/ next to prepare.py
-    # for addition: of each of the two numbers
+    # for addition: how many digits each of the two numbers has
     digits: Annotated[int, Limit("1, 2 or 3", least=1, most=3)] = 3
     reverse: bool = True  # for addition: the last digit of the sum comes first
 
@@ -77,8 +77,8 @@ class CharTokenizer:
         self.id_of = {char: i for i, char in enumerate(chars)}
 
     def encode(self, text, special=False, threads=1):
-        """Raises UserError that names a character which is not in the vocabulary. The options are
-        those of GPT2Tokenizer; characters need none."""
+        """Raises UserError for a character that is not in the vocabulary. `special` and `threads`
+        are only for GPT2Tokenizer; here they do nothing."""
         try:
             ids = [self.id_of[char] for char in text]
         except KeyError as error:
@@ -189,6 +189,7 @@ def write_bins(folder, tokenizer, chunks, source, command):
                         "here and is not overwritten: move it away, or choose another --name")
     meta = {**tokenizer.meta, "vocab_size": tokenizer.n_vocab, "source": printable(source),
             "command": printable(command)}
+    # the new files get their names when this block ends: val.bin first, then train.bin
     with replacing(folder / "train.bin") as train, replacing(folder / "val.bin") as val:
         with open(train, "wb") as train_file, open(val, "wb") as val_file:
             files = {"train": train_file, "val": val_file}
@@ -228,7 +229,7 @@ def prepare_texts(texts, folder, tokenizer, source, command):
 
 
 def prepare_corpus(folder, command=None, **options):
-    """Prepare the built-in dataset that has the name of `folder`. options: those of its text."""
+    """Prepare the built-in dataset named like `folder`. options: digits and reverse (addition)."""
     command = command or dataset.prepare_command(DATA / folder.name)
     if folder.name in HUGE:
         batches = stream_documents(folder.name, folder)

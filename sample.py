@@ -37,7 +37,7 @@ SEPARATOR = "---------------"
 
 @dataclass
 class SampleConfig:
-    """The settings of sampling. Names and defaults are nanoGPT's."""
+    """The settings of sampling. nanoGPT's settings keep their names."""
 
     # -- model
     init_from: str = "resume"  # resume: the checkpoint in out_dir; gpt2, ...; a folder or .pt file
@@ -60,7 +60,7 @@ class SampleConfig:
     cache: bool = True  # keep keys and values of past tokens; False: the same text, slower
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the weights
-    compile: bool = False  # torch.compile: takes a minute, and pays for many tokens only
+    compile: bool = False  # torch.compile: takes a minute, so it pays off only for many tokens
 
     def __post_init__(self):
         if self.stop == "":
@@ -74,11 +74,11 @@ class SampleConfig:
 class KVCache:
     """The tokens in view, and their keys and values, so that those are computed only once.
 
-    ids: the tokens (batch_size, n), n <= block_size; one row while all share their prompt.
+    ids: the tokens (batch_size, n), n <= block_size; one row while all samples share a prompt.
     length: the number of tokens whose keys and values are stored, 2 x n_layer x C numbers each.
-    positions (T,), mask (T, n): of the tokens that are computed now, and which tokens they see.
-    static: attention always runs over block_size places, future ones masked. So no shape changes
-    from token to token, as torch.compile and CUDA graphs need.
+    positions (T,): where the T tokens computed now are. mask (T, n): True where they may look.
+    static: n is block_size in the mask and in attention, with future places masked. So no shape
+    changes from token to token, as torch.compile and CUDA graphs need.
     """
 
     def __init__(self, batch_size, block_size, dtype=None, static=False, keep=True):
@@ -88,13 +88,13 @@ class KVCache:
         self.dtype, self.static, self.keep = dtype, static, keep
         self.ids, self.length, self.layers = None, 0, {}
 
-    def append(self, ids, keep):
-        """Add ids (B, T). If they are too many for the window, its last `keep` tokens stay."""
+    def append(self, ids, n_kept):
+        """Add ids (B, T). If they do not fit, only the last n_kept tokens stay."""
         if self.ids is not None:
             rows = max(len(self.ids), len(ids))
             ids = torch.cat((self.ids.expand(rows, -1), ids.expand(rows, -1)), dim=1)
         if ids.shape[-1] > self.block_size:
-            ids, self.length = ids[:, -keep:], 0  # all get new positions: nothing stored is right
+            ids, self.length = ids[:, -n_kept:], 0  # new positions: keys, values are recomputed
         self.ids = ids
 
     def next_logits(self, model):
@@ -106,8 +106,8 @@ class KVCache:
         n = self.ids.shape[-1]
         self.positions = torch.arange(self.length, n, device=new.device)
         places = torch.arange(self.block_size if self.static else n, device=new.device)
-        self.mask = self.positions[:, None] >= places
-        # only steps of one token have one shape: model.forward, unlike model, is never compiled
+        self.mask = self.positions[:, None] >= places  # causal: no key after the query
+        # prompts differ in length: model.forward bypasses torch.compile, which would compile each
         forward = model if self.length and new.shape[1] == 1 else model.forward
         logits, _ = forward(new, cache=self)
         self.length = n  # at the end: a Ctrl-C in the line before leaves the cache as it was
@@ -151,8 +151,8 @@ class Sampler:
 
 
 def penalize(logits, ids, penalty):
-    """Logits (B, V), those of the tokens in ids (B, n) divided by `penalty`, or multiplied if they
-    are negative: above 1 they become less likely (Keskar et al. 2019, CTRL)."""
+    """Returns logits (B, V) in which the tokens of ids (B, n) are less likely if penalty > 1: their
+    logits are divided by it, or multiplied if negative (Keskar et al. 2019, CTRL)."""
     if penalty == 1.0:
         return logits
     seen = logits.gather(1, ids)
@@ -173,12 +173,12 @@ def draw(logits, uniform, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
     V = logits.shape[1]
     logits, ids = (logits.float() / temperature).topk(min(top_k or V, V))
     probs = logits.softmax(dim=-1)  # the most likely first
-    kept = probs >= min_p * probs[:, :1]
+    kept = probs >= min_p * probs[:, :1]  # a ratio: top_p below would not change it
     if top_p < 1:
         kept &= probs.cumsum(dim=-1) - probs < top_p
-    cumulative = (probs * kept).cumsum(dim=-1)
+    cumulative = (probs * kept).cumsum(dim=-1)  # inverse-CDF sampling: where uniform falls in it
     choice = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
-    return ids.gather(1, choice.clamp(max=ids.shape[1] - 1))  # NaN is found nowhere
+    return ids.gather(1, choice.clamp(max=ids.shape[1] - 1))  # with NaN, choice is past the end
 
 
 @torch.no_grad()
@@ -186,11 +186,11 @@ def stream(model, idx, sampler, cache):
     """Continue idx (B, T), T >= 1, token by token, without end; the tokens in `cache` come before.
     One row of idx may serve a larger batch: it is computed once. Call model.eval() first.
     Yields ids (B, 1) and the logits (B, n_vocab) from which they were chosen."""
-    cache.append(idx, keep=model.block_size)
+    cache.append(idx, n_kept=model.block_size)
     while True:
         logits = cache.next_logits(model)[:, -1, :sampler.n_vocab].expand(cache.batch_size, -1)
         ids = sampler(logits, cache.ids.expand(cache.batch_size, -1))
-        cache.append(ids, keep=max(1, model.block_size // 2))
+        cache.append(ids, n_kept=max(1, model.block_size // 2))
         yield ids, logits
 
 
@@ -206,7 +206,7 @@ def complete(model, tokenizer, prompt, max_new_tokens=200, temperature=0.8, top_
     try:
         new = stream(model, idx, sampler, make_cache(model, 1))
         for ids, _ in itertools.islice(new, max_new_tokens):
-            sample.add(ids.item(), logprob=0.0)  # not asked for
+            sample.add(ids.item(), logprob=0.0)  # complete returns no log-probabilities
             if sample.done:
                 break
     finally:
@@ -246,7 +246,7 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
             if all(sample.done for sample in samples):
                 break
     except KeyboardInterrupt:
-        if not cfg.interactive:  # there Ctrl-C ends the answer alone
+        if not cfg.interactive:  # in interactive mode, Ctrl-C ends only the answer
             raise
     for sample in samples:
         sample.end()
@@ -267,7 +267,7 @@ def interact(model, tokenizer, cfg, loaded):
             line = input("> " if on_terminal else "")
         except EOFError:
             return print()
-        before = tokenizer.default_start if turn or not line else ""
+        before = tokenizer.default_start if turn or not line else ""  # a new line
         try:
             continue_text(model, tokenizer, cfg, before + line, [cfg.seed + turn], cache)
         except UserError as error:  # a character that the tokenizer does not know

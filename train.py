@@ -5,9 +5,9 @@
     python train.py --init_from=resume --out_dir=out-quickstart --max_iters=4000
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 
-One rule makes a run exact: what is random in step t on rank r is a function of (seed, t, r), and
-the i-th training sequence of the run is a function of (seed, i). So no generator has a state that
-must be saved, an interrupted run ends like an undisturbed one, and evaluation cannot change it.
+One rule makes a run reproducible: all randomness in step t on rank r is a function of (seed, t, r),
+and the i-th training sequence is a function of (seed, i). So there is no generator state to save, a
+resumed run ends exactly like an uninterrupted one, and evaluation does not affect training.
 
 Left out: models that do not fit on one device, and searches over settings.
 """
@@ -43,7 +43,7 @@ NOT_FINITE = (f"loss or gradients were not finite in {MAX_SKIPPED} steps in a ro
 
 @dataclass
 class TrainConfig:
-    """The settings of a run; GPTConfig has those of the model. Names and defaults are nanoGPT's."""
+    """The settings of a run; GPTConfig has those of the model. nanoGPT's names are kept."""
 
     # -- output
     out_dir: str = "out"  # folder for checkpoints, metrics and the loss curve
@@ -63,18 +63,18 @@ class TrainConfig:
     data_dir: str | None = None  # folder of the datasets; None: data/ next to train.py
     gradient_accumulation_steps: Count = 40  # micro-batches per step, over all processes
     batch_size: Count = 12  # sequences per micro-batch
-    align: Count = 1  # sequences begin at multiples of it: the length of lines if all are equal
+    align: Count = 1  # sequences begin at multiples of it; if all lines have one length, give that
     # -- model
     init_from: str = "scratch"  # or resume, auto (resume if possible), a folder, gpt2, ...
     # a bundle of settings for model, optimizer and schedule; each can still be set by itself
     recipe: Literal[*RECIPES] | None = None
     size: Literal[*SIZES] | None = None  # n_layer, n_head and n_embd by a name
     # -- optimizer
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices in the blocks
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: only for the matrices in the blocks
     learning_rate: Positive = 6e-4  # peak learning rate (AdamW)
     muon_lr: Positive = 0.02  # peak learning rate (Muon)
     embedding_lr: Positive | None = None  # of the token embedding; None: learning_rate
-    weight_decay: NonNegative = 1e-1  # of matrices and embeddings
+    weight_decay: NonNegative = 1e-1  # of matrices and embeddings, not of biases and norm scales
     beta1: Probability = 0.9  # AdamW: decay of the mean of gradients
     beta2: Probability = 0.95  # AdamW: decay of the mean of squared gradients
     momentum: Probability = 0.95  # Muon momentum
@@ -82,10 +82,10 @@ class TrainConfig:
     # -- schedule
     max_iters: Natural = 600000  # steps
     decay_lr: bool = True  # False: constant learning rates without warmup
-    cooldown: Fraction = 0.0  # last part of the steps, with a linear decay; 0: cosine decay
+    cooldown: Fraction = 0.0  # linear decay over this last fraction of the steps; 0: cosine decay
     warmup_iters: Natural | None = None  # linear warmup; None: 2000, or a tenth of a short run
     lr_decay_iters: Count | None = None  # the step at which the decay ends; None: max_iters
-    min_lr: NonNegative | None = None  # the learning rate after the decay; None: a tenth
+    min_lr: NonNegative | None = None  # learning rate after the decay; None: a tenth of the peak
     # -- system
     backend: str = "auto"  # of torch.distributed; auto: nccl for GPUs, gloo for CPUs
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
@@ -108,7 +108,7 @@ class TrainConfig:
 
     @property
     def warmup_steps(self):
-        """A warmup that the run would not leave is shortened to a tenth of the run."""
+        """The steps of warmup. One that would fill the whole run is cut to a tenth of the run."""
         steps = self.warmup_iters
         if steps is None:
             steps = min(2000, self.decay_steps // 10)
@@ -121,8 +121,8 @@ class TrainConfig:
 
 def learning_rate(step, cfg):
     """The learning rate of step 0, 1, ...: linear warmup, then cosine decay from learning_rate to
-    min_lr (Loshchilov & Hutter 2017), or with a cooldown first learning_rate and then a linear
-    decay in the last part of the steps (Hägele et al. 2024); after that min_lr."""
+    min_lr (Loshchilov & Hutter 2017). With a cooldown it stays at learning_rate instead, and decays
+    linearly in the last part of the steps (Hägele et al. 2024). After the decay it is min_lr."""
     if not cfg.decay_lr:
         return cfg.learning_rate
     if step < cfg.warmup_steps:
@@ -130,14 +130,14 @@ def learning_rate(step, cfg):
     highest = cfg.learning_rate
     lowest = highest / 10 if cfg.min_lr is None else cfg.min_lr
     if cfg.cooldown:
-        left = (1 - step / cfg.decay_steps) / cfg.cooldown
+        left = (1 - step / cfg.decay_steps) / cfg.cooldown  # above 1 until the cooldown begins
         return lowest + (highest - lowest) * min(1.0, max(0.0, left))
     progress = min(1.0, (step - cfg.warmup_steps) / (cfg.decay_steps - cfg.warmup_steps))
     return lowest + (highest - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def sequences_per_epoch(n_tokens, block_size):
-    return max(1, (n_tokens - block_size) // block_size)
+    return max(1, (n_tokens - block_size) // block_size)  # one less: room for a random offset
 
 
 @functools.lru_cache(maxsize=2)
@@ -187,7 +187,7 @@ def training_batches(ids, cfg, block_size, consumed, world):
 
 
 def seed_step(seed, step, rank):
-    """Make what torch samples from here on, dropout, a function of (seed, step, rank)."""
+    """Seed torch, so that the dropout of this step is a function of (seed, step, rank)."""
     mixed = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(mixed[0]))
 
@@ -226,24 +226,24 @@ def train(cfg, model_cfg, data, start, world, log, signals):
     """Run the training that the settings describe. Returns the metrics: a dict for each logged step
     and each evaluation.
 
-    data: a Dataset. start: the Checkpoint to start or resume from; its model is None for a new one.
+    data: a Dataset. start: the Checkpoint to start or resume from; start.model is None if scratch.
     world, log, signals: the processes, the RunLog and the StopSignals of this run.
     """
     device, T = world.device, model_cfg.block_size
     accumulation = world.share(cfg.gradient_accumulation_steps, "gradient_accumulation_steps")
     step_sequences = cfg.gradient_accumulation_steps * cfg.batch_size
 
-    # ---- the model: raw_model is saved, evaluated and sampled; `model` may be wrapped
+    # ---- raw_model is saved, evaluated and sampled; `model` may add torch.compile and DDP
     torch.manual_seed(cfg.seed)
     pretrained = start.model is not None
     raw_model = GPT.from_weights(model_cfg, start.model) if pretrained else GPT(model_cfg)
-    raw_model = cpu.speed_up(raw_model.to(device))
+    raw_model = cpu.speed_up(raw_model.to(device))  # on a CPU: faster Attend and Dropout modules
     dtype = devices.find_dtype(cfg.dtype, device, model_cfg.n_embd)
     autocast = devices.autocast_to(dtype, device)
     # float16 has too few exponent bits for small gradients: the scaler multiplies the loss, and
     # unscale_ divides the gradients again. With other dtypes it does nothing.
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
-    optimizer = make_optimizer(raw_model, cfg, dtype)
+    optimizer = make_optimizer(raw_model, cfg, dtype)  # which also says why biases do not decay
     if start.optimizer is not None:  # the run resumes
         optimizer.load_state_dict(start.optimizer)
     if start.scaler:
@@ -271,7 +271,7 @@ def train(cfg, model_cfg, data, start, world, log, signals):
 
     # ---- the loop
     first_step = saved_step = step
-    skipped = longest = torch.zeros((), device=device)  # updates in a row that were not finite
+    skipped = longest = torch.zeros((), device=device)  # non-finite steps in a row: now, at most
     signals.catch()
     while True:
         due = step % cfg.eval_interval == 0 or step == cfg.max_iters or cfg.eval_only
@@ -303,7 +303,7 @@ def train(cfg, model_cfg, data, start, world, log, signals):
         seed_step(cfg.seed, step, world.rank)
         lr = learning_rate(step, cfg)
         for group in optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
+            group["lr"] = lr * group["scale"]  # as embedding_lr or muon_lr is to learning_rate
         loss = torch.zeros((), device=device)
         for micro in range(accumulation):
             if world.size > 1:  # average gradients over the processes only in the last backward
@@ -314,7 +314,7 @@ def train(cfg, model_cfg, data, start, world, log, signals):
             x, y = next(batches)  # the CPU prepares it while the GPU computes
             scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
-        loss = world.mean(loss)
+        loss = world.mean(loss)  # like the gradients: a NaN in one process is now in all of them
         scaler.unscale_(optimizer)
         # one step along a huge gradient could undo all learning: its norm is limited
         norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), cfg.grad_clip or math.inf)
@@ -322,12 +322,12 @@ def train(cfg, model_cfg, data, start, world, log, signals):
         optimizer.step(skip=~finite)  # decided on the device: the CPU does not wait for it
         scaler.update()
         raw_model.zero_grad(set_to_none=True)
-        step, consumed = step + 1, consumed + step_sequences
-        # everything below is diagnostics
+        step, consumed = step + 1, consumed + step_sequences  # even if the update was skipped
+        # end of the core. Below: logging, and ending a run that skips every update
         # ------------------------------------------------------------------------------------------
 
         skipped = (skipped + 1) * ~finite
-        longest = torch.maximum(longest, skipped)
+        longest = torch.maximum(longest, skipped)  # rarely read, because that waits for the GPU
         if step % cfg.log_interval == 0:
             logged = torch.stack((loss, norm, skipped)).tolist()  # waits for the GPU
             log.step(step, lr, *logged)

@@ -1,4 +1,4 @@
-# A small GPT by nanoGPT's recipe on the characters of all of Shakespeare's plays: two minutes on
+# A small GPT by GPT-2's recipe on the characters of all of Shakespeare's plays: two minutes on
 # two CPU cores. The plain relative of quickstart.py, and the base in docs/finetune.md.
 
 out_dir = "out-plays"

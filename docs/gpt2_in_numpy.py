@@ -6,7 +6,7 @@ It builds a small GPT with random weights from model.py, computes its logits wit
 PyTorch, prints the largest difference, and generates tokens. Left out: training, batches, dropout,
 the KV cache, and the modern options of model.py.
 
-weights: a dict of arrays by GPT-2's parameter names, as in model.state_dict(). Shapes: T tokens,
+weights: a dict from GPT-2's parameter names to arrays, as in model.state_dict(). Shapes: T tokens,
 C channels, n_head heads of hs = C / n_head channels (the head size), V tokens in the vocabulary.
 """
 
@@ -23,7 +23,7 @@ def softmax(x):
 
 
 def gelu(x):
-    # A smooth ReLU. GPT-2 uses this approximation of x * P(X <= x) for a normal variable X.
+    # A smooth ReLU. GPT-2 uses this approximation of x * P(X <= x), X standard normal.
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
@@ -102,8 +102,8 @@ def main():
     # Small random weights give small logits: all tokens are about equally likely, loss ln(V).
     print(f"loss of the random model: {loss:.2f}; ln(vocab_size): {np.log(config.vocab_size):.2f}")
 
-    # Greedy decoding: append the most likely next token, and start over. An untrained model repeats
-    # the last token: its embedding is also a row of the LM head, and most similar to itself.
+    # Greedy decoding: append the most likely next token, and run the model on the longer text. An
+    # untrained model usually repeats the last token: the LM head has the same embedding as a row.
     for _ in range(8):
         logits = gpt2(ids, weights, config.n_layer, config.n_head)
         ids = np.append(ids, logits[-1].argmax())

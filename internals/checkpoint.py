@@ -19,7 +19,7 @@ sizes against the weights in the same file. So a damaged or malicious file ends 
 absurd size never takes memory. The functions differ in what they accept:
 
     read             one file, complete with the optimizer
-    newest_complete  the first undamaged file of a run's folder
+    first_undamaged  the first undamaged file of a run's folder
     read_model       weights alone: a folder, a file, a Hugging Face folder, a name on its hub
     starting_point   what `train.py --init_from=...` starts from, and the settings that follow
 
@@ -103,7 +103,7 @@ def write(checkpoint, path):
 # Reading
 
 
-def newest_complete(out_dir, *names):
+def first_undamaged(out_dir, *names):
     """The first of the files `names` in out_dir that exists and is undamaged, as a Checkpoint; each
     damaged one is reported on stderr. out_dir may also be a checkpoint file itself. Raises
     UserError if there is none."""
@@ -448,7 +448,7 @@ def to_sample_from(init_from, out_dir):
     """The Checkpoint that sample.py and the tools load: the best one of the run in out_dir if
     init_from is "resume", else the model that init_from names."""
     if init_from == "resume":
-        return newest_complete(out_dir, "best.pt", "ckpt.pt")
+        return first_undamaged(out_dir, "best.pt", "ckpt.pt")
     return read_model(init_from)
 
 
@@ -471,7 +471,7 @@ def read_model(name):
             raise UserError(f"init_from={name} is a file of weights alone: give its folder, which "
                             "has the config.json too")
     if folder.is_file() or any((folder / file).exists() for file in names):
-        found = newest_complete(folder, *names)
+        found = first_undamaged(folder, *names)
         return Checkpoint(found.model, found.model_args, found.meta)
     if (folder / "metrics.jsonl").exists() or previous_runs(folder):
         raise UserError(no_checkpoint(folder))  # a run's config.json is not one of Hugging Face's
@@ -561,7 +561,7 @@ def starting_point(cfg, model_cfg, given, schedule):
     if init_from == "scratch":
         return replace(cfg, init_from=init_from), model_cfg, Checkpoint(None, {}, {})
     if init_from == "resume":
-        start = newest_complete(out_dir, "ckpt.pt", "best.pt")
+        start = first_undamaged(out_dir, "ckpt.pt", "best.pt")
         return resumed(cfg, given, start, schedule), started(start, given), start
     start = read_model(init_from)
     model_cfg = started(start, given)

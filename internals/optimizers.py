@@ -37,8 +37,8 @@ def make_optimizer(model, cfg, dtype):
     """The optimizer that the settings name.
 
     model: a GPT. cfg: a TrainConfig. dtype: "bfloat16" or another name, of Muon's products.
-    Matrices and embeddings decay. Biases and norm scales do not: shrinking them toward zero removes
-    no capacity, it only moves what they shift or scale (GPT-2 and GPT-3 do the same).
+    Matrices and embeddings decay. Biases and norm scales do not: they are few and only shift or
+    scale activations, so decay would distort the activations without regularizing the model.
     """
     named = dict(model.named_parameters())
     muon = {name: p for name, p in named.items()

@@ -22,7 +22,7 @@ from configurator import UserError
 from internals import checkpoint, huggingface
 from internals.checkpoint import (
     Checkpoint,
-    newest_complete,
+    first_undamaged,
     read,
     read_model,
     starting_point,
@@ -274,7 +274,7 @@ def test_a_flipped_bit_in_a_tensor_is_noticed_and_the_other_file_is_used(out, ca
     (out / "ckpt.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"ckpt.pt is damaged.*the checksum of .* is wrong"):
         read(out / "ckpt.pt")
-    found = newest_complete(out, "ckpt.pt", "best.pt")
+    found = first_undamaged(out, "ckpt.pt", "best.pt")
     warning, = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: ") and f"using {out / 'best.pt'} instead" in warning
     assert equal(found.model, read(out / "best.pt").model)
@@ -433,7 +433,7 @@ def test_a_file_can_be_named(out, mistake, capsys):
     ckpt = out / "ckpt.pt"
     assert equal(read_model(ckpt).model, read(ckpt).model)
     assert read_model(ckpt).optimizer is None and read_model(ckpt).step == 0
-    assert newest_complete(ckpt, "best.pt").step == 4
+    assert first_undamaged(ckpt, "best.pt").step == 4
     sample.main([f"--init_from={ckpt}", "--num_samples=1", "--max_new_tokens=3", "--device=cpu"])
     line = mistake(train.main, f"--out_dir={ckpt}", "--init_from=resume")
     assert f"out_dir={ckpt} is a file: give the name of a folder, such as {out}" in line

@@ -68,7 +68,7 @@ def test_with_a_cache_every_token_sees_all_earlier_ones_in_train_mode_too(config
     faster = speed_up(model_of(replace(config, dropout=rate), spread=0.1)).train()
     idx, cache = tokens(config, 1, 20), KVCache(1, 32)
     for end, new in ((7, 7), (8, 1), (9, 1), (20, 11)):
-        cache.append(idx[:, end - new:end], keep=32)
+        cache.append(idx[:, end - new:end], n_kept=32)
         expected, _ = plain(idx[:, :end])
         torch.testing.assert_close(cache.next_logits(faster), expected, rtol=0, atol=1e-5)
 

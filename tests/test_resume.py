@@ -309,7 +309,7 @@ def test_a_pickle_is_never_run(malicious, mistake):
 
 
 @pytest.mark.parametrize("damage", ["malicious", "truncated", "emptied"])
-def test_the_newest_complete_checkpoint_is_taken(malicious, capsys, damage):
+def test_the_first_undamaged_checkpoint_is_taken(malicious, capsys, damage):
     out, trap = malicious
     if damage != "malicious":
         os.truncate(out / "ckpt.pt", 1000 if damage == "truncated" else 0)

@@ -649,7 +649,7 @@ def test_cached_and_uncached_logits_agree(config, static, dtype, atol):
         idx, cache = tokens(config, batch, 32), KVCache(batch, 32, static=static)
         all_logits, _ = model(idx, idx)
         for end, new in zip(np.cumsum(cuts), idx.split(cuts, dim=1), strict=True):
-            cache.append(new, keep=32)
+            cache.append(new, n_kept=32)
             logits = cache.next_logits(model)
             torch.testing.assert_close(logits[:, 0], all_logits[:, end - 1], rtol=0, atol=atol)
         assert cache.length == 32

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configurator import UserError, configure, one_line_errors
 from internals import dataset
-from internals.checkpoint import newest_complete
+from internals.checkpoint import first_undamaged
 from internals.devices import find_device
 from internals.files import DATA
 from sample import Sampler, load_model, make_cache, stream
@@ -39,7 +39,7 @@ class AddConfig:
 def held_out(out_dir):
     """The validation ids of the run in out_dir. Raises UserError unless both bins are those of the
     training run: others may hold out sums that this model was trained on."""
-    checkpoint = newest_complete(out_dir, "best.pt", "ckpt.pt")
+    checkpoint = first_undamaged(out_dir, "best.pt", "ckpt.pt")
     config = checkpoint.config or {}
     folder = Path(config.get("data_dir") or DATA) / config.get("dataset", "addition")
     data = dataset.load(folder)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configurator import UserError, configure, one_line_errors
 from internals import huggingface
-from internals.checkpoint import newest_complete
+from internals.checkpoint import first_undamaged
 from internals.corpora import gpt2_tables
 from prepare import END_OF_TEXT, CharTokenizer, tokenizer_from_meta
 
@@ -112,7 +112,7 @@ def export(out_dir, folder):
     folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is there already, and not empty: give the name of a new folder")
-    checkpoint = newest_complete(out_dir, "best.pt", "ckpt.pt")
+    checkpoint = first_undamaged(out_dir, "best.pt", "ckpt.pt")
     tokenizer = tokenizer_from_meta(checkpoint.meta)
     end = tokenizer.end_of_text
     files = tokenizer_files(tokenizer, checkpoint.model_args["block_size"]) | {
