@@ -205,7 +205,9 @@ class RunLog:
     def end(self, step, best_loss, best_step, stopped, out_of_patience):
         """Print how the run ended, what it left, and the command that comes next."""
         folder = shlex.quote(str(self.out_dir))
-        if stopped and self.writes:
+        if stopped and not step:  # step 0 is not saved
+            self.say("stopped by a signal before the first step")
+        elif stopped and self.writes:
             self.say(f"stopped by a signal, step {step:,} is saved; to resume: "
                      f"python train.py --init_from=resume --out_dir={folder}")
         elif stopped:

@@ -57,6 +57,19 @@ def test_a_resumed_run_remembers_its_best_loss(tiny, tmp_path):
     assert state(tmp_path / "out").best_loss == best.best_loss
 
 
+def test_a_run_that_is_resumed_after_its_best_step_remembers_both(tiny, tmp_path):
+    """At step 12, where it is resumed, the loss is worse than at step 8."""
+    settings = {"eval_interval": 4, "decay_lr": False}
+    main(tiny(max_iters=8, **settings))
+    best = state(tmp_path / "out", "best.pt")
+    assert best.step == best.best_step == 8
+    for steps in (12, 16):
+        main(tiny(max_iters=steps, init_from="resume", learning_rate=5.0, **settings))
+        last = state(tmp_path / "out")
+        assert (last.step, last.best_step, last.best_loss) == (steps, 8, best.best_loss)
+    assert equal(state(tmp_path / "out", "best.pt").model, best.model)
+
+
 # ---- the order of the data
 
 

@@ -152,6 +152,91 @@ def test_accumulated_steps_have_the_losses_of_one_big_batch(tiny):
     np.testing.assert_allclose([x for _, x in one], [x for _, x in four], atol=1e-5)
 
 
+# ---- what is passed on to the step
+
+
+def test_each_process_samples_dropout_of_its_own(tiny, monkeypatch):
+    seeded, original, seed_step = [], train.World.__init__, train.seed_step
+
+    def third(self, *arguments):
+        original(self, *arguments)
+        self.rank = 2
+
+    monkeypatch.setattr(train.World, "__init__", third)
+    monkeypatch.setattr(train, "seed_step", lambda *a: (seeded.append(a), seed_step(*a)))
+    main(tiny(max_iters=2))
+    assert seeded == [(1337, 0, 2), (1337, 1, 2)]
+    numbers = []
+    for arguments in ((1, 2, 3), (1, 2, 4), (1, 3, 3), (2, 2, 3), (1, 2, 3)):
+        seed_step(*arguments)
+        numbers.append(torch.rand(1).item())
+    assert len(set(numbers)) == 4 and numbers[0] == numbers[4]
+
+
+def test_dropout_is_on_in_every_step_and_off_in_every_evaluation_and_sample(tiny, monkeypatch):
+    modes, forward = [], GPT.forward
+
+    def spy(self, idx, targets=None, **options):
+        modes.append("sample" if targets is None else "step" if self.training else "evaluation")
+        assert self.training == (modes[-1] == "step")
+        return forward(self, idx, targets, **options)
+
+    monkeypatch.setattr(GPT, "forward", spy)
+    main(tiny(max_iters=4, eval_interval=2, eval_iters=1, sample_tokens=3))
+    around = ["evaluation"] * 2 + ["sample"] * 3
+    assert modes == around + ["step"] * 4 + around + ["step"] * 4 + around
+
+
+def test_each_group_of_parameters_has_its_multiple_of_the_learning_rate(tiny, tmp_path):
+    metrics = main(tiny(max_iters=3, optimizer="muon", embedding_lr=0.05, muon_lr=0.04))
+    lr = [m["lr"] for m in metrics if "lr" in m][-1]
+    rates = [[group["lr"] / lr for group in states["param_groups"]]
+             for states in state(tmp_path / "out").optimizer]
+    assert rates[0] == pytest.approx([5, 1, 1]) and rates[1] == pytest.approx([4] * len(rates[1]))
+
+
+def test_the_norm_that_is_clipped_and_logged_is_that_of_unscaled_gradients(tiny):
+    """In float16 the loss, and with it the gradients, are first multiplied by 65536."""
+    norms = [main(tiny(dtype=dtype, max_iters=1, dropout=0))[1]["norm"]
+             for dtype in ("float32", "float16")]
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
+
+
+def test_a_grad_clip_of_zero_is_no_clipping(tiny):
+    plain = losses(main(tiny(max_iters=4, grad_clip=0)))
+    assert plain == losses(main(tiny(max_iters=4, grad_clip=1e9)))
+    assert plain != losses(main(tiny(max_iters=4, grad_clip=1e-9)))
+
+
+def test_the_dtype_is_that_of_training_and_of_evaluation(tiny):
+    (wide, wide_step, _), (narrow, narrow_step, _) = (
+        main(tiny(dtype=dtype, max_iters=1)) for dtype in ("float32", "bfloat16"))
+    assert narrow["val_loss"] != wide["val_loss"] and narrow_step["loss"] != wide_step["loss"]
+    assert narrow["val_loss"] == pytest.approx(wide["val_loss"], abs=0.02)
+    assert narrow_step["loss"] == pytest.approx(wide_step["loss"], abs=0.02)
+
+
+def test_the_sample_at_an_evaluation_uses_the_seed_of_the_run(tiny, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(train, "complete", lambda *_, seed: seeds.append(seed) or "text")
+    main(tiny(max_iters=0, sample_tokens=5, seed=3))
+    assert seeds == [3]
+
+
+def test_a_run_uses_the_alignment_of_its_settings(tiny, monkeypatch):
+    seen, original = [], train.batch
+
+    def spy(ids, starts, *others):
+        if isinstance(starts, list):  # of training
+            seen.extend(starts)
+        return original(ids, starts, *others)
+
+    monkeypatch.setattr(train, "batch", spy)
+    for seed in range(3):
+        main(tiny(max_iters=2, align=8, seed=seed))
+    assert len(seen) >= 3 * 16 and all(start % 8 == 0 for start in seen)
+
+
 # ---- what a run leaves
 
 
@@ -199,6 +284,28 @@ def test_patience_ends_a_run_that_gets_no_better(tiny, capsys):
     assert "the last 3 evaluations were not better" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("patience, expected", [(1, 4), (2, 7), (3, 11), (0, 21)])
+def test_patience_counts_the_evaluations_since_the_best_one(tiny, monkeypatch, patience, expected):
+    """The validation losses are given. `expected`: how many evaluations the run makes."""
+    val = iter([5.0, 4.0, 3.0, 3.1, 2.9, 3.0, 3.0, 2.8] + [3.0] * 13)
+    monkeypatch.setattr(train, "evaluate", lambda *_: {"train": 3.0, "val": next(val)})
+    monkeypatch.setattr(runlog, "draw_losses", lambda *_: None)  # it would take most of the time
+    metrics = main(tiny(max_iters=40, eval_interval=2, patience=patience))
+    assert len([m for m in metrics if "val_loss" in m]) == expected
+
+
+def test_a_checkpoint_is_written_once_at_the_last_evaluation(tiny, monkeypatch):
+    saved, write = [], checkpoint.write
+
+    def spy(state, path):
+        saved.append((path.name, state.step))
+        write(state, path)
+
+    monkeypatch.setattr(checkpoint, "write", spy)
+    main(tiny(max_iters=8))
+    assert [step for name, step in saved if name == "ckpt.pt"] == [4, 8]
+
+
 def test_only_better_ones_are_saved_on_request(tiny, monkeypatch):
     saved, write = [], checkpoint.write
 
@@ -231,16 +338,18 @@ def test_eval_only_writes_nothing(tiny, tmp_path, capsys):
     assert [m["step"] for m in metrics if "val_loss" in m] == [12]
 
 
-def test_eval_only_can_take_the_whole_split(tiny, data_dir):
+def test_eval_only_can_evaluate_both_splits_completely(tiny, data_dir):
     metrics = main(tiny(eval_only=True, eval_iters=10**6, batch_size=3))
     model_cfg = train.configure("", train.GPTConfig, TrainConfig, argv=tiny())[1]
     torch.manual_seed(1337)
     model = GPT(replace(model_cfg, vocab_size=json.loads(
         (data_dir / "tiny" / "meta.json").read_text())["vocab_size"])).eval()
-    ids = torch.from_numpy(np.fromfile(data_dir / "tiny" / "val.bin", dtype="<u2").astype(np.int64))
-    n = (len(ids) - 1) // 16 * 16
-    expected = model(ids[:n].view(-1, 16), ids[1:n + 1].view(-1, 16))[1].item()
-    assert metrics[0]["val_loss"] == pytest.approx(expected, abs=1e-6)
+    for split in ("train", "val"):
+        ids = np.fromfile(data_dir / "tiny" / f"{split}.bin", dtype="<u2").astype(np.int64)
+        ids = torch.from_numpy(ids)
+        n = (len(ids) - 1) // 16 * 16
+        expected = model(ids[:n].view(-1, 16), ids[1:n + 1].view(-1, 16))[1].item()
+        assert metrics[0][f"{split}_loss"] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
@@ -271,6 +380,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny, tmp_path, monkeypatch, 
     metrics = main(tiny(init_from="resume", max_iters=9, sample_tokens=0))
     after = state(tmp_path / "out")
     assert after.step == 9 and equal(before.model, after.model)
+    assert after.sequences == 9 * 8  # a skipped step has used its sequences
     assert len(after.optimizer) == 1 + (optimizer == "muon")
     for was, now in zip(before.optimizer, after.optimizer, strict=True):
         assert equal(was["state"], now["state"])
@@ -449,6 +559,22 @@ def test_signal_handlers_are_as_before_when_a_run_is_over(tiny):
     main(tiny(max_iters=2))
     after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert before == after
+
+
+def test_a_run_stopped_before_its_first_step_does_not_say_that_it_is_saved(
+        tiny, tmp_path, monkeypatch, capsys):
+    original = train.batch
+
+    def signal_in_the_first_evaluation(ids, starts, *others):
+        if not isinstance(starts, list):
+            signal.raise_signal(signal.SIGTERM)
+        return original(ids, starts, *others)
+
+    monkeypatch.setattr(train, "batch", signal_in_the_first_evaluation)
+    assert main(tiny()) == []
+    printed = capsys.readouterr().out
+    assert "stopped by a signal before the first step" in printed and "saved" not in printed
+    assert not list((tmp_path / "out").glob("*.pt"))
 
 
 def test_the_eta_includes_the_evaluations_to_come(tmp_path, capsys, monkeypatch):
