@@ -96,9 +96,17 @@ def test_the_same_seed_gives_the_same_text(trained, capsys):
     assert texts(capsys, *argv, "--num_samples=2", "--seed=6") == [b, c]
 
 
-def test_top_k_one_is_greedy(trained, capsys):
-    argv = [f"--out_dir={trained}", "--num_samples=1", "--max_new_tokens=40"]
-    assert texts(capsys, *argv, "--top_k=1") == texts(capsys, *argv, "--temperature=0")
+@pytest.mark.parametrize("narrowest", ["--top_k=1", "--top_p=1e-9", "--min_p=1"])
+def test_the_narrowest_filter_of_each_kind_is_greedy(trained, capsys, narrowest):
+    argv = [f"--out_dir={trained}", "--num_samples=1", "--max_new_tokens=40", "--temperature=2"]
+    assert texts(capsys, *argv, narrowest) == texts(capsys, *argv, "--temperature=0")
+    assert texts(capsys, *argv) != texts(capsys, *argv, "--temperature=0")
+
+
+def test_a_repetition_penalty_on_the_command_line_changes_a_greedy_text(trained, capsys):
+    argv = [f"--out_dir={trained}", "--num_samples=1", "--max_new_tokens=8", "--temperature=0"]
+    text, = texts(capsys, *argv, "--repetition_penalty=1e9", "--start=Line")
+    assert len(set(text[:-1])) == len(text[:-1]) == 12  # no character comes twice
 
 
 def test_a_prompt_can_come_from_a_file(trained, capsys, tmp_path):
@@ -112,6 +120,11 @@ def test_a_long_prompt_is_cropped_with_a_warning(trained, capsys):
     main([f"--out_dir={trained}", "--start=" + "Line " * 10, "--max_new_tokens=1"])
     err = capsys.readouterr().err
     assert "warning: of the 50 tokens of the prompt the model sees the last 16" in err
+
+
+def test_a_model_is_loaded_in_eval_mode(trained):
+    model, _ = load_model("resume", trained)
+    assert not any(module.training for module in model.modules())
 
 
 def test_the_best_checkpoint_is_read_first(trained, tmp_path, capsys):
@@ -184,6 +197,15 @@ def test_it_ends_at_the_end_of_text(tmp_path, capsys):
     assert line["text"] == "Hello world!" and line["tokens"] == [15496, 995, 0, 50256]
     assert len(line["logprobs"]) == 4  # the end of the text was sampled too
     assert complete(*load_model("resume", out), "\n", temperature=0) == "\nHello world!"
+
+
+def test_padded_ids_are_never_sampled_from_a_checkpoint(tmp_path, capsys):
+    """The most likely id is 50300; GPT-2's tokenizer ends at 50256 and cannot decode it."""
+    out = bpe_checkpoint(tmp_path, [50300, 64])
+    text, = texts(capsys, f"--out_dir={out}", "--num_samples=1", "--temperature=0", "--start=\n",
+                  "--max_new_tokens=2")
+    assert text.endswith("a\n")
+    assert complete(*load_model("resume", out), "\n", 2, temperature=0) + "\n" == text
 
 
 def test_a_character_split_over_tokens_is_printed_whole(tmp_path, capsys):
@@ -377,6 +399,22 @@ def test_a_stop_string_ends_the_text_before_it(trained, capsys):
     assert len(text) > 20
 
 
+def test_samples_that_end_at_different_times_end_independently(trained, capsys, tmp_path,
+                                                               monkeypatch):
+    """Each ends at its own stop string, and sampling ends with the last of them."""
+    argv = [f"--out_dir={trained}", "--start=Line 1", "--num_samples=4", "--max_new_tokens=100",
+            "--temperature=1.5", "--dtype=float32"]
+    whole = [text[:-1] for text in texts(capsys, *argv)]
+    steps, path, draw = [], tmp_path / "samples.jsonl", sample.draw
+    monkeypatch.setattr(sample, "draw", lambda *a: (steps.append(1), draw(*a))[1])
+    stopped = [text[:-1] for text in texts(capsys, *argv, "--stop=q", f"--out={path}")]
+    assert stopped == [text.split("q")[0] for text in whole]
+    lengths = [len(text.split("q")[0]) - len("Line 1") + 1 for text in whole]
+    assert len(set(lengths)) > 1 and max(lengths) < 100
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [len(line["tokens"]) for line in lines] == lengths and len(steps) == max(lengths)
+
+
 @pytest.mark.parametrize("prompt", ["The ", "\n"])
 def test_a_stop_string_longer_than_the_text_prints_every_part_once(trained, capsys, prompt):
     argv = [f"--out_dir={trained}", f"--start={prompt.replace('T', 't')}", "--num_samples=2",
@@ -511,16 +549,13 @@ def test_a_conversation_continues_until_the_end_of_the_input(trained, conversati
     assert first == "the quick br" and second.startswith(" quick brow")
 
 
-def test_each_turn_of_a_conversation_has_its_own_seed(trained, conversation, monkeypatch):
-    seeds = []
-
-    def recorded(*args):
-        seeds.append(args[0])
-        return Sampler(*args)
-
-    monkeypatch.setattr(sample, "Sampler", recorded)
-    conversation(trained, "Line", "Line", "Line", options=["--seed=5"])
-    assert seeds == [[5], [6], [7]]
+def test_each_turn_of_a_conversation_has_its_own_seed_and_begins_on_a_new_line(
+        trained, conversation, monkeypatch):
+    turns = []
+    monkeypatch.setattr(sample, "continue_text", lambda model, tokenizer, cfg, prompt, seeds, _: (
+        turns.append((prompt, seeds))))
+    conversation(trained, "Line", "Line", "", options=["--seed=5"])
+    assert turns == [("Line", [5]), ("\nLine", [6]), ("\n", [7])]
 
 
 class Interrupt:
@@ -681,9 +716,10 @@ def test_samples_share_the_computation_of_their_prompt(config):
 @MODELS
 def test_a_sample_does_not_depend_on_how_many_are_sampled(config):
     model, idx = model_of(config, spread=0.1), tokens(config, 1, 3)
-    many = sampled(model, idx, 40, seeds=range(3), top_p=0.9)
+    filters = {"top_p": 0.9, "repetition_penalty": 1.5}
+    many = sampled(model, idx, 40, seeds=range(3), **filters)
     for seed in range(3):
-        assert torch.equal(sampled(model, idx, 40, seeds=[seed], top_p=0.9)[0], many[seed])
+        assert torch.equal(sampled(model, idx, 40, seeds=[seed], **filters)[0], many[seed])
 
 
 @MODELS
