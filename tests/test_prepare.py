@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, SHARED, script
 
+import prepare
 from internals import dataset, files
 from internals.corpora import play_text
 from internals.dataset import load
@@ -152,6 +153,26 @@ def test_an_interrupted_prepare_leaves_the_old_dataset(tmp_path):
     with pytest.raises(OSError, match="No space"):
         write_bins(tmp_path, tokenizer, chunks(), "s", "c")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("n", range(3))
+def test_a_disk_that_fails_between_two_files_leaves_no_mixture(tmp_path, monkeypatch, n):
+    """There are three files; the n-th does not get its name. The old train.bin is gone then."""
+    write_bins(tmp_path, CharTokenizer("ab"), [("train", [0] * 50), ("val", [1] * 9)], "s", "c")
+    replaced, replace = [], os.replace
+
+    def fail(source, target):
+        if len(replaced) == n:
+            raise OSError(5, "Input/output error")
+        replaced.append(target.name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        write_bins(tmp_path, CharTokenizer("cd"), [("train", [1] * 50), ("val", [0] * 9)], "s", "c")
+    assert replaced == ["meta.json", "val.bin", "train.bin"][:n]
+    with pytest.raises(UserError, match=r"there is no .*train\.bin"):
+        load(tmp_path)
 
 
 def test_a_killed_prepare_leaves_a_dataset_or_plainly_none(tmp_path):
@@ -390,6 +411,26 @@ def test_processes_that_lock_a_folder_take_turns(tmp_path, capsys):
     assert most == [1] * 4
     assert "is preparing" in capsys.readouterr().err
     assert list((tmp_path / "d").iterdir()) == []  # the lock is not a file
+
+
+@pytest.mark.parametrize("name", ["own", "plays_char"])
+def test_a_folder_is_locked_while_its_dataset_is_prepared(tmp_path, monkeypatch, name):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "own.txt").write_text("abc " * 100)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "input.txt").write_text("abc " * 100)
+    tried = []
+
+    def watched(folder, *others):
+        descriptor = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+        tried.append(folder.name)
+
+    monkeypatch.setattr(prepare, "write_bins", watched)
+    main([name if name in prepare.CORPORA else str(tmp_path / "own.txt"), f"--data_dir={tmp_path}"])
+    assert tried == [name]
 
 
 def test_without_locks_a_dataset_is_prepared_all_the_same(tmp_path, monkeypatch):
