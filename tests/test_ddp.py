@@ -28,6 +28,7 @@ from helpers import (
 from torch.nn.parallel import DistributedDataParallel
 
 from configurator import UserError
+from internals import parallel
 from internals.parallel import World
 from model import GPT, GPTConfig
 from train import main
@@ -131,6 +132,87 @@ def test_an_accumulation_that_does_not_divide_is_refused():
     assert world.share(6, "gradient_accumulation_steps") == 2
     with pytest.raises(UserError, match="gradient_accumulation_steps=4 is divided among 3 proc"):
         world.share(4, "gradient_accumulation_steps")
+
+
+# ---- World by itself: the process group is replaced, so these take no time
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """A function: the World of one of two processes; `tensor` is what the other one reduces."""
+    def world(tensor):
+        def all_reduce(mine, op=dist.ReduceOp.SUM):
+            combine = {"SUM": torch.add, "MAX": torch.maximum, "MIN": torch.minimum}
+            mine.copy_(combine[op.name](mine, tensor))
+
+        monkeypatch.setattr(dist, "all_reduce", all_reduce)
+        made = World("cpu")
+        made.size, made.is_distributed = 2, True
+        return made
+
+    return world
+
+
+def test_a_signal_to_one_process_is_seen_by_all(two):
+    for theirs in (False, True):
+        for mine in (False, True):
+            assert two(torch.tensor(float(theirs))).any(mine) == (mine or theirs)
+
+
+def test_sums_and_means_are_those_of_all_processes(two):
+    assert two(torch.tensor(3.0)).sum(torch.tensor(1.0)) == 4
+    assert two(torch.tensor(3.0)).mean(torch.tensor(1.0)) == 2
+
+
+def test_processes_that_found_different_checkpoints_end_the_run(two):
+    two(torch.tensor([5, -5])).must_agree(5, "different")
+    for step in (4, 6):
+        with pytest.raises(UserError, match="different"):
+            two(torch.tensor([5, -5])).must_agree(step, "different")
+
+
+def test_a_run_asks_whether_the_processes_found_the_same_checkpoint(tiny, monkeypatch, mistake):
+    """This process finds none and begins at step 0, the other one resumes at step 8."""
+    def other_found(world, step, message):
+        if step != 8:
+            raise UserError(message)
+
+    monkeypatch.setattr(World, "must_agree", other_found)
+    assert "the processes found different checkpoints" in mistake(main, *tiny(max_iters=2))
+
+
+@pytest.mark.parametrize("is_master", [True, False])
+def test_the_master_goes_first(two, monkeypatch, is_master):
+    events, world = [], two(None)
+    world.is_master = is_master
+    monkeypatch.setattr(dist, "barrier", lambda: events.append("barrier"))
+    with world.master_first():
+        events.append("body")
+    assert events == (["body", "barrier"] if is_master else ["barrier", "body"])
+
+
+def test_each_process_takes_the_gpu_of_its_rank_on_its_machine(monkeypatch):
+    for name, value in (("RANK", "13"), ("WORLD_SIZE", "16"), ("LOCAL_RANK", "5")):
+        monkeypatch.setenv(name, value)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(parallel, "find_device", lambda name: asked.append(name) or (
+        torch.device("cpu")))
+    world = World("auto")
+    assert asked == ["cuda:5"] and (world.rank, world.size, world.is_master) == (13, 16, False)
+
+
+def test_deterministic_algorithms_are_used_on_request():
+    try:
+        World("cpu", deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        World("cpu")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+# ---- accidents
 
 
 @pytest.mark.parametrize("number", [
