@@ -73,6 +73,7 @@ def resume(out_dir, **settings):
 def test_what_is_written_is_read(run, tmp_path):
     before = read(run / "ckpt.pt")
     assert before.step == 4 and before.sequences == 4 * 8 and before.best_step <= 4
+    before = replace(before, best_step=3, best_loss=1.5)  # not those of its last step
     write(before, tmp_path / "new" / "again.pt")
     after = read(tmp_path / "new" / "again.pt")
     assert all(equal(getattr(before, f.name), getattr(after, f.name)) for f in fields(Checkpoint))
@@ -184,6 +185,8 @@ MOMENT = ("optimizer", 0, "state", 3)
     (change("model_args", "act", to={"deep": []}), "act={'deep': []} in model_args must be"),
     (change("meta", to=None), "meta must be a dict"),
     (change("meta", "chars", to="abc"), "vocab_size must be 3"),
+    (change("meta", to=lambda meta: meta | {"chars": meta["chars"] + "Ω", "vocab_size": 42}),
+     "its tokenizer has 42 tokens, its model 41"),
     (change("meta", "tokenizer", to="words"), "tokenizer must be char or gpt2"),
     (drop("meta"), "it has no meta, which says what its tokens mean"),
     (change("config", to="text"), "config must be a dict"),
@@ -397,6 +400,12 @@ def test_a_setting_of_the_wrong_type_in_a_checkpoint_is_one_line(out, mistake):
         assert name in mistake(train.main, f"--out_dir={out}", "--init_from=resume")
 
 
+def test_another_optimizer_does_not_resume(out):
+    with pytest.raises(UserError, match="optimizer=muon, but the checkpoint to resume has adamw"):
+        resume(out, optimizer="muon")
+    assert resume(out, optimizer="adamw")[0].optimizer == "adamw"
+
+
 @pytest.mark.parametrize("settings, rises", [
     ({"max_iters": 40}, True), ({"max_iters": 4}, False), ({}, False),
     ({"max_iters": 40, "lr_decay_iters": 4}, False), ({"max_iters": 40, "decay_lr": False}, False),
@@ -450,7 +459,9 @@ def test_the_callers_weights_stay_as_they_are(out):
     given = {"block_size": 5, "dropout": 0.3}
     _, model_cfg, short = starting_point(cfg, GPTConfig(), given, train.learning_rate)
     assert model_cfg.block_size == 5 and short.model_args == asdict(model_cfg)
-    assert torch.equal(short.model["transformer.wpe.weight"], table[:5])
+    cropped = short.model["transformer.wpe.weight"]
+    assert torch.equal(cropped, table[:5])
+    assert cropped.untyped_storage().nbytes() == 5 * 16 * 4  # the rest can be freed
     again = checkpoint.cropped(start, replace(model_cfg, block_size=3))
     assert len(again.model["transformer.wpe.weight"]) == 3
     assert start.model["transformer.wpe.weight"] is table and len(table) == 16

@@ -13,6 +13,7 @@ from helpers import GPT2_TINY, NANO_TINY, TINY_RUN, equal
 import sample
 import train
 from internals import dataset
+from internals.checkpoint import read
 from internals.dataset import read_meta
 from internals.recipes import SIZES
 from model import GPT, GPTConfig
@@ -270,6 +271,21 @@ def test_nanogpts_run_goes_on_with_its_optimizer(nano, tmp_path, capsys, prefix)
     optimizer.step()
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(after["model"][name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+def test_nanogpts_best_loss_counts_as_that_of_its_last_step(nano, tmp_path):
+    """It does not store the step. Patience would otherwise count from step 0, and end the run."""
+    nano()
+    start = read(tmp_path / "out-nano" / "ckpt.pt")
+    assert start.best_step == start.step == 10
+    assert start.best_loss == checkpoint(tmp_path / "out-nano")["best_val_loss"].item()
+
+
+def test_nanogpts_settings_of_its_gpu_are_not_taken_over(nano, tmp_path):
+    nano()
+    kept = read(tmp_path / "out-nano" / "ckpt.pt").config
+    assert not kept.keys() & {"device", "dtype", "compile", "backend", "out_dir", "init_from"}
+    assert kept["learning_rate"] == 1e-3
 
 
 def test_nanogpts_checkpoint_is_the_start_of_a_run(nano, start, tmp_path):
