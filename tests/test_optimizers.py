@@ -98,6 +98,17 @@ def test_each_parameter_is_in_one_group_of_one_optimizer(config):
         assert scales[id(p)] == pytest.approx(expected), name
 
 
+@pytest.mark.parametrize("dtype, products", [
+    ("bfloat16", torch.bfloat16), ("float16", torch.float32), ("float32", torch.float32)])
+def test_muon_has_the_settings_of_the_run(dtype, products):
+    cfg = TrainConfig(optimizer="muon", muon_lr=0.03, momentum=0.8, weight_decay=0.3)
+    adamw, muon = make_optimizer(model_of(GPT2_TINY), cfg, dtype).optimizers
+    for group in muon.param_groups:
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.03, 0.8, 0.3)
+    assert muon.dtype == products
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.3, 0.3, 0.0]
+
+
 @MODELS
 def test_muon_memorizes_one_batch_in_fewer_steps(config):
     def loss_after(cfg, steps=25):

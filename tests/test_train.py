@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -253,6 +254,11 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path, capsys):
     assert sorted(p.name for p in out.iterdir()) == [
         ".lock", "best.pt", "ckpt.pt", "config.json", "loss.png", "metrics.jsonl"]
     assert f"python sample.py --out_dir={out}" in printed
+    assert f"| perplexity {math.exp(evaluations[-1]):.2f} |" in printed
+    assert f"of {2 * 4 * 16} tokens: {40 * 2 * 4 * 16 / 3600:.2f} epochs" in printed
+    for m in metrics:
+        if "loss" in m:
+            assert m["tok_per_s"] * m["ms"] / 1e3 == pytest.approx(2 * 4 * 16)
     line = next(line for line in printed.splitlines() if line.startswith("step 20/40 | loss"))
     assert re.fullmatch(r"step 20/40 \| loss \d\.\d{4} \| lr \d\.\de-\d\d \| norm \d+\.\d\d \| "
                         r"\d+ ms \| [\d.]+[kM]? tok/s \| eta \d+m \d\ds", line)
@@ -266,7 +272,7 @@ def test_a_checkpoint_is_plain_and_complete(tiny, tmp_path, data_dir):
     assert not any(name.startswith(("_orig_mod", "module")) for name in checkpoint.model)
 
 
-def test_best_is_kept_when_it_gets_worse(tiny, tmp_path):
+def test_best_is_kept_when_it_gets_worse(tiny, tmp_path, capsys):
     settings = {"max_iters": 30, "eval_interval": 5, "decay_lr": False}
     main(tiny(**settings, learning_rate=0.02))
     metrics = main(tiny(init_from="resume", max_iters=60, eval_interval=5, learning_rate=3.0))
@@ -275,6 +281,7 @@ def test_best_is_kept_when_it_gets_worse(tiny, tmp_path):
     best, last = (state(tmp_path / "out", name) for name in ("best.pt", "ckpt.pt"))
     assert best.step == best_step < 60 == last.step
     assert evaluations[60] > evaluations[best_step] == last.best_loss
+    assert f"loss is {last.best_loss:.4f}, at step {best_step}\n" in capsys.readouterr().out
 
 
 def test_patience_ends_a_run_that_gets_no_better(tiny, capsys):
@@ -516,6 +523,22 @@ def test_fine_tuning_that_only_gets_worse_keeps_the_model_it_began_with(tiny, tm
     assert best.step == 0 and equal(best.model, state(base, "best.pt").model)
 
 
+def test_the_picture_has_a_curve_for_each_kind_of_loss(tmp_path, monkeypatch):
+    curves = {}
+
+    def savefig(figure, path, **_):
+        curves.update({line.get_label(): line.get_xydata().tolist()
+                       for line in figure.axes[0].lines})
+        path.write_bytes(b"picture")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    runlog.draw_losses([{"step": 0, "train_loss": 5, "val_loss": 6}, {"step": 1, "loss": 4.5},
+                        {"step": 2, "loss": None}, {"step": 2, "train_loss": 3, "val_loss": 4},
+                        {"step": 4, "train_loss": 2, "val_loss": 4.5}], tmp_path / "loss.png")
+    assert curves == {"batch of one step": [[1, 4.5]], "training text": [[0, 5], [2, 3], [4, 2]],
+                      "validation text": [[0, 6], [2, 4], [4, 4.5]], "best: 4.0000": [[2, 4]]}
+
+
 @pytest.mark.parametrize("name", ["lr_$1e-3_$x", r"a $\foo$ b", "出力"])
 def test_any_folder_name_gets_its_picture(tiny, tmp_path, recwarn, name):
     main(tiny(out_dir=tmp_path / name, max_iters=4))
@@ -533,6 +556,32 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny, tmp_path, mistake):
     assert f"another run (process {process}) is writing to {out}" in line
     assert (out / "ckpt.pt").read_bytes() == before and not (out / "previous-1").exists()
     main(tiny(max_iters=4))  # the lock file of a run that is over does not matter
+
+
+@pytest.mark.parametrize("end", ["done", "error"])
+def test_the_lock_is_released_at_the_end_of_a_run(tiny, monkeypatch, end):
+    """Not only when its object is collected: a traceback can keep that alive for long."""
+    locks = []
+    monkeypatch.setattr(runlog, "FileLock", lambda path: locks.append(FileLock(path)) or locks[-1])
+    if end == "error":
+        monkeypatch.setattr(train, "learning_rate", lambda step, cfg: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(tiny(max_iters=1))
+    else:
+        main(tiny(max_iters=1))
+    assert len(locks) == 1 and not locks[0].is_locked
+
+
+def test_the_checkpoint_is_moved_aside_last(tmp_path, monkeypatch):
+    """If that is interrupted, init_from=auto still finds the run."""
+    moved, rename = [], Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, to: (moved.append(path.name),
+                                                          rename(path, to)))
+    for name in runlog.FILES:
+        (tmp_path / name).touch()
+    runlog.keep_previous(tmp_path, print)
+    assert moved[-1] == "ckpt.pt" and sorted(moved) == sorted(runlog.FILES)
+    assert sorted(path.name for path in tmp_path.glob("previous-1/*")) == sorted(runlog.FILES)
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(tiny, tmp_path):
@@ -589,6 +638,23 @@ def test_the_eta_includes_the_evaluations_to_come(tmp_path, capsys, monkeypatch)
     log.step(1, 1e-3, 4.0, 1.0, 0)
     # 99 steps of a second, and evaluations at 20, 40, 60, 80 and 100
     assert "eta 4m 09s" in capsys.readouterr().out
+
+
+def test_the_time_of_a_step_is_the_mean_since_the_last_line_without_evaluations(
+        tmp_path, capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(runlog.time, "perf_counter", lambda: clock[0])
+    cfg = TrainConfig(max_iters=100, log_interval=10, out_dir=str(tmp_path), eval_only=True)
+    log = RunLog(cfg, SimpleNamespace(is_master=True, size=1))
+    log.step_tokens, log.peak, log.line_step, log.line_time = 10, None, 0, 0.0
+    clock[0] = 20.0
+    log.step(10, 1e-3, 4.0, 1.0, 0)  # 10 steps of two seconds
+    clock[0] = 60.0
+    log.after_evaluation(15)  # 5 steps of two seconds, and an evaluation of thirty
+    assert log.evaluation_seconds == 30
+    clock[0] = 70.0
+    log.step(20, 1e-3, 4.0, 1.0, 0)
+    assert [(m["ms"], m["tok_per_s"]) for m in log.metrics] == [(2000, 5), (2000, 5)]
 
 
 def test_a_model_that_cannot_fit_is_refused_before_memory_is_taken(tiny, mistake):
