@@ -275,6 +275,7 @@ def test_a_checkpoint_is_plain_and_complete(tiny, tmp_path, data_dir):
 def test_best_is_kept_when_it_gets_worse(tiny, tmp_path, capsys):
     settings = {"max_iters": 30, "eval_interval": 5, "decay_lr": False}
     main(tiny(**settings, learning_rate=0.02))
+    capsys.readouterr()
     metrics = main(tiny(init_from="resume", max_iters=60, eval_interval=5, learning_rate=3.0))
     evaluations = {m["step"]: m["val_loss"] for m in metrics if "val_loss" in m}
     best_step = min(evaluations, key=evaluations.get)
@@ -299,6 +300,7 @@ def test_patience_counts_the_evaluations_since_the_best_one(tiny, monkeypatch, p
     monkeypatch.setattr(runlog, "draw_losses", lambda *_: None)  # it would take most of the time
     metrics = main(tiny(max_iters=40, eval_interval=2, patience=patience))
     assert len([m for m in metrics if "val_loss" in m]) == expected
+    assert len(losses(metrics)) == 2 * (expected - 1)  # it ends at an evaluation
 
 
 def test_a_checkpoint_is_written_once_at_the_last_evaluation(tiny, monkeypatch):
