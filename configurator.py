@@ -3,10 +3,14 @@
     python train.py config/quickstart.py --max_iters=500 --dropout 0.1
     python train.py --help
 
-The settings of a script are the fields of its dataclasses (TrainConfig, GPTConfig, ...): each has a
-type, a limit and a default. The comment behind a field, or the lines above it, is its help text.
-A config file is a Python file of assignments, run in a namespace of its own. Its modules,
-functions, classes and names that begin with _ are private; any other name must be a setting.
+The settings of a script are the fields of its dataclasses (TrainConfig, GPTConfig, ...). Each field
+has a type, a default, and possibly a limit. Its help text is the comment in the lines above it or
+at the end of its line.
+
+A config file is a Python file of assignments. Its imports, functions, classes and names that begin
+with _ are private; every other name must be a setting. Config files override defaults, and later
+config files override earlier ones. The command line overrides all config files, wherever they are
+on it. (In nanoGPT, the order of the arguments decides.)
 """
 
 import runpy
@@ -26,13 +30,14 @@ def configure(description, *schemas, argv=None, expand=None, positional=()):
     """Read config files and --key=value pairs into dataclasses.
 
     description: the text of --help.
-    schemas: dataclass types; together they make one flat set of settings.
-    argv: the command line without the program's name; None: that of this process.
-    expand: a function that is called with the settings of each source and returns them, with those
-        that a bundle among them stands for: recipe=modern becomes pos=rope and so on.
-    positional: names of the settings that take the words without --, in this order; a tuple takes
-        all that remain. Without any, these words are config files.
-    Returns (given, one instance per schema): `given` holds only what was set, by name.
+    schemas: dataclass types; their fields together are the settings.
+    argv: the command line without the program's name; None: sys.argv[1:].
+    expand: a function that gets the settings of one source, as {name: value}, and returns them with
+        shorthands expanded (for example, size=gpt2 adds n_layer, n_head and n_embd).
+    positional: names of the settings that are given as words without --, in this order; a tuple
+        takes all remaining words. If empty, words without -- are config files.
+    Returns (given, one instance per schema). given: {name: value} of the settings that are not
+    defaults, because a config file or the command line sets them.
     Raises UserError for an unknown setting, a value of the wrong type, or a bad config file.
     """
     types = {field.name: field.type for schema in schemas for field in fields(schema)}
@@ -56,7 +61,7 @@ def configure(description, *schemas, argv=None, expand=None, positional=()):
 
 
 def split(argv, types):
-    """A command line as ({name: value} of --name=value and --name value, the other words)."""
+    """Split a command line into ({name: value} of --name=value and --name value, other words)."""
     options, others = {}, []
     words = iter(argv)
     for word in words:
@@ -76,7 +81,7 @@ def split(argv, types):
 
 
 def place(words, positional, types):
-    """{name: value} of the words without --, by the settings that take them."""
+    """Assign the words without -- to the positional settings; returns {name: value}."""
     values = {}
     for name in positional:
         if words and get_origin(types[name]) is tuple:
@@ -84,12 +89,13 @@ def place(words, positional, types):
         elif words:
             values[name], words = words[0], words[1:]
     if words:
-        raise UserError(f"{words[0]!r} is one word too many (see --help)")
+        raise UserError(f"unexpected argument {words[0]!r}: only {', '.join(positional)} can be "
+                        "given without -- (see --help)")
     return values
 
 
 def run_config(path, types):
-    """Run a config file; return its settings. What it raises is reported in one line."""
+    """Run a config file and return its settings. Exceptions in it become a UserError."""
     if not Path(path).is_file() or not path.endswith(".py"):
         raise UserError(usage.no_config_file(path, types))
     try:
@@ -101,7 +107,7 @@ def run_config(path, types):
     for name, value in names.items():
         is_helper = name.startswith("_") or isinstance(value, ModuleType) or callable(value)
         if name in types or not is_helper:
-            refuse_unknown(name, types, f"in {path}", " (a helper's name begins with _)")
+            refuse_unknown(name, types, f"in {path}", " (a helper variable must begin with _)")
             values[name] = value
     return values
 
@@ -113,8 +119,9 @@ def refuse_unknown(name, types, source, advice=""):
 
 
 def build(schema, values):
-    """An instance of the dataclass from those `values` that are its fields. Raises UserError for a
-    wrong type, a value outside its limit, and the ValueError of a __post_init__."""
+    """An instance of a dataclass from a dict of values; names that are not its fields are ignored.
+    Raises UserError for a wrong type, a value outside its limit, or a ValueError in
+    __post_init__."""
     arguments = {}
     for field in fields(schema):
         if field.name in values:
@@ -142,7 +149,8 @@ def check_limit(field, value):
 
 
 def limit_of(field):
-    """The Limit in the type of a dataclass field, such as Count or Count | None; or None."""
+    """The Limit in the type of a dataclass field, such as Count or Count | None; None if the type
+    has no limit."""
     kind = OF_MODEL.get(field.name, field.type)
     for part in (kind, *get_args(kind)):
         if get_origin(part) is Annotated:
@@ -151,14 +159,15 @@ def limit_of(field):
 
 
 def alternatives(kind):
-    """The plain types in a type: [int, NoneType] for Count | None."""
+    """The plain types in a type, for example [int, NoneType] for Count | None."""
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]
     return [part.__origin__ if get_origin(part) is Annotated else part for part in parts]
 
 
 def convert(name, value, kind, source="in the settings"):
-    """`value` as the type `kind`: text is parsed, other values are checked. Raises UserError."""
-    # str comes last, because it accepts every word: for a str | None, "None" must become None
+    """Convert `value` to the type `kind`: text is parsed, other values are checked. Raises
+    UserError."""
+    # str comes last, because every text is a valid str: for str | None, "None" must become None
     for option in sorted(alternatives(kind), key=lambda option: option is str):
         with suppress(ValueError, OverflowError, RecursionError):
             return parse(value, option)
@@ -166,8 +175,8 @@ def convert(name, value, kind, source="in the settings"):
 
 
 def parse(value, kind):
-    """`value` as a plain type. An int may stand for a float, and 1e3 for an int; a bool may not
-    stand for a number. Raises ValueError, or OverflowError for a number that is too large."""
+    """Convert `value` to a plain type. An int can be used as a float, and 1e3 as an int; a bool
+    cannot be used as a number. Raises ValueError, or OverflowError if a number is too large."""
     text = str(value)
     if kind is NoneType and text == "None":
         return None
@@ -189,7 +198,7 @@ def parse(value, kind):
 
 
 def type_name(kind):
-    """A type by the values it has: int, auto|True|False, str|None."""
+    """A type as text, for messages: int, auto|True|False, str|None."""
     names = []
     for option in alternatives(kind):
         if get_origin(option) is Literal:

@@ -1,13 +1,13 @@
-"""Turn text into token files: train.bin, val.bin and meta.json. The tokenizers are here, too.
+"""Turn text into token files: train.bin, val.bin and meta.json. This file defines the tokenizers.
 
     python prepare.py plays_char                                 a built-in dataset
     python prepare.py a.txt b.txt --name=mine --tokenizer=char   your own text files
     python train.py --dataset=mine
 
-A bin is a file of token ids: raw little-endian uint16, no header. meta.json says what they mean:
-the tokenizer, the counts, a checksum of each bin, and the command that made them. The first 90% of
-the characters are for training, the rest for validation. Huge datasets are streamed, and every
-2,000th document is for validation.
+A bin is a file of token ids: raw little-endian uint16, no header. meta.json says what the ids mean
+(tokenizer and vocabulary), and has the number of tokens and a checksum of each bin, and the command
+that wrote them. The first 90% of the characters are for training, the rest for validation. Huge
+datasets are streamed, and every 2,000th document is for validation.
 """
 
 import hashlib
@@ -37,36 +37,37 @@ END_OF_TEXT = "<|endoftext|>"
 class PrepareConfig:
     """The settings of prepare.py."""
 
-    # a built-in dataset: plays_char, plays, shakespeare_char, shakespeare, addition, openwebtext,
-    # fineweb; or text files (UTF-8)
+    # a built-in dataset (plays_char, plays, shakespeare_char, shakespeare, addition, openwebtext,
+    # fineweb), or text files in UTF-8
     texts: tuple[str, ...]
-    name: str | None = None  # for files: the dataset's folder in data_dir; None: by the first file
-    # for files: char (one id per character), gpt2 (GPT-2's BPE, for megabytes of text or more), or
-    # the name of another dataset, whose tokenizer is then used
+    # for text files: name of the dataset, and of its folder in data_dir; None: from the first file
+    name: str | None = None
+    # for text files: char (one token per character), gpt2 (GPT-2's BPE, for a megabyte of text or
+    # more), or the name of a prepared dataset, whose tokenizer is used
     tokenizer: str = "char"
     data_dir: str | None = None  # folder of the datasets; None: data/ next to prepare.py
-    # for addition: how many digits each of the two numbers has
+    # for addition: number of digits of the two numbers that are added
     digits: Annotated[int, Limit("1, 2 or 3", least=1, most=3)] = 3
-    reverse: bool = True  # for addition: the last digit of the sum comes first
+    reverse: bool = True  # for addition: write the sum with its last digit first
 
 
 # --------------------------------------------------------------------------------------------------
-# Tokenizers. Both have
-#   n_vocab        the number of ids
-#   encode(text)   str -> ids, int64 (n,), as torch.tensor takes them
+# Tokenizers. Both classes have
+#   n_vocab        the vocabulary size
+#   encode(text)   str -> int64 array (n,) of ids
 #   decode(ids)    ids -> str; decode_bytes(ids) -> bytes
 #   end_of_text    the id of <|endoftext|>, or None
-#   default_start  the shortest prompt that makes sense
-#   meta           what tokenizer_from_meta needs to make the same tokenizer again
+#   default_start  the prompt of sample.py if --start is not given
+#   meta           the fields of meta.json from which tokenizer_from_meta restores the tokenizer
 
 
 class CharTokenizer:
-    """One id for each character that occurs in the text, in code point order; for any script."""
+    """One token for each character that occurs in the text; ids are in the order of code points."""
 
     end_of_text = None
 
     def __init__(self, chars):
-        """chars: a str of different characters. Raises UserError if it has too many."""
+        """chars: a str of distinct characters. Raises UserError if there are too many."""
         if not 1 <= len(chars) <= MAX_VOCAB:
             raise UserError(f"{len(chars):,} different characters do not fit into uint16 ids "
                             f"(at most {MAX_VOCAB:,}): use --tokenizer=gpt2")
@@ -77,26 +78,27 @@ class CharTokenizer:
         self.id_of = {char: i for i, char in enumerate(chars)}
 
     def encode(self, text, special=False, threads=1):
-        """Raises UserError for a character that is not in the vocabulary. `special` and `threads`
-        are only for GPT2Tokenizer; here they do nothing."""
+        """Raises UserError if a character is not in the vocabulary; the message names it. special,
+        threads: for the interface of GPT2Tokenizer; they have no effect here."""
         try:
             ids = [self.id_of[char] for char in text]
         except KeyError as error:
             char = error.args[0]
             raise UserError(f"the character {char!r} (U+{ord(char):04X}) is not among the "
-                            f"{self.n_vocab} that this char tokenizer knows from its "
-                            "text") from None
+                            f"{self.n_vocab} characters of the vocabulary, which come from the "
+                            "training text: remove it, or use --tokenizer=gpt2") from None
         return np.array(ids, dtype=np.int64)
 
     def decode(self, ids):
         return "".join(self.chars[i] for i in ids)
 
     def decode_bytes(self, ids):
+        # "surrogatepass": nanoGPT's meta.pkl can have lone surrogates in its vocabulary
         return self.decode(ids).encode("utf-8", "surrogatepass")
 
 
 class GPT2Tokenizer:
-    """GPT-2's byte-pair encoding (Radford et al. 2019, section 2.2), by tiktoken."""
+    """GPT-2's byte-pair encoding (Radford et al. 2019, section 2.2), computed by tiktoken."""
 
     n_vocab = 50257
     end_of_text = 50256
@@ -107,7 +109,8 @@ class GPT2Tokenizer:
         self.meta = {"tokenizer": "gpt2"}
 
     def encode(self, text, special=False, threads=1):
-        """special: encode "<|endoftext|>" as the special token, not as text."""
+        """special: encode "<|endoftext|>" as the special token, not as text. threads: how many
+        threads share the work."""
         if special:
             ids = self.bpe.encode(text, allowed_special={END_OF_TEXT})
         else:
@@ -116,7 +119,7 @@ class GPT2Tokenizer:
         return np.array(ids, dtype=np.int64)
 
     def decode_bytes(self, ids):
-        """One token may end in the middle of a UTF-8 character."""
+        """A token can end in the middle of a UTF-8 character."""
         return self.bpe.decode_bytes([int(i) for i in ids])
 
     def decode(self, ids):
@@ -125,20 +128,20 @@ class GPT2Tokenizer:
 
 
 def tokenizer_from_meta(meta):
-    """The tokenizer that a meta.json, or the copy of it in a checkpoint, describes."""
+    """The tokenizer that a meta.json describes; checkpoints contain a copy of that file."""
     if meta["tokenizer"] == "char":
         return CharTokenizer(meta["chars"])
     return GPT2Tokenizer()
 
 
 def pieces(text, size):
-    """Cut `text` into pieces of about `size` characters, so that the BPE ids of the pieces, put
-    together, are those of the whole. In GPT-2's pattern no token spans the place where white space
-    begins, so the cuts are there."""
-    begin_of_space = re.compile(r"(?<=\S)(?=\s)")
+    """Split `text` into pieces of about `size` characters such that encoding the pieces and
+    concatenating gives the same BPE ids as encoding the whole text. GPT-2's pattern always splits
+    before the first white space after a word, so `text` is split only there."""
+    before_space = re.compile(r"(?<=\S)(?=\s)")
     start = 0
     while start < len(text):
-        match = begin_of_space.search(text, start + size)
+        match = before_space.search(text, start + size)
         end = match.start() if match else len(text)
         yield text[start:end]
         start = end
@@ -149,11 +152,11 @@ def pieces(text, size):
 
 
 def text_chunks(texts, tokenizer, size=1 << 22):
-    """Yields (split, ids): the first 90% of all characters are for training. With BPE, several
-    texts are documents, and each ends with <|endoftext|>."""
+    """Yields (split, ids): the first 90% of all characters are for training. If there are several
+    texts and the tokenizer is BPE, <|endoftext|> follows each text."""
     total = sum(map(len, texts))
     cut = int(total * 0.9)
-    position = 0  # where the text begins, in characters
+    position = 0  # of the current text: the number of characters before it
     with tqdm(total=total, unit=" characters", unit_scale=True, disable=None, leave=False) as bar:
         for text in texts:
             before_cut = min(max(cut - position, 0), len(text))
@@ -167,7 +170,8 @@ def text_chunks(texts, tokenizer, size=1 << 22):
 
 
 def document_chunks(batches, tokenizer):
-    """Yields (split, ids) of documents, which come in lists: every 2,000th is for validation."""
+    """Yields (split, ids) of each document. batches: lists of documents. Every 2,000th document is
+    for validation."""
     number = 0
     for texts in tqdm(batches, unit=" batches of documents", disable=None):
         for ids in tokenizer.bpe.encode_ordinary_batch(texts):
@@ -178,15 +182,16 @@ def document_chunks(batches, tokenizer):
 def write_bins(folder, tokenizer, chunks, source, command):
     """Write train.bin, val.bin and meta.json.
 
-    folder: data/<name>; chunks: an iterator of ("train" or "val", ids).
-    source, command: where the text is from, and what made the dataset; both for meta.json.
-    train.bin is removed first and comes last, so that an interrupted run leaves either the old
-    dataset or one without train.bin, never parts of both.
+    folder: data/<name>. chunks: an iterator of ("train" or "val", ids).
+    source, command: the origin of the text, and the command that prepares it, for meta.json.
+    The old train.bin is removed before the other files are replaced, and the new one is written
+    last. So an interrupted run leaves the old dataset, or a dataset without train.bin, but never a
+    mixture of both.
     """
     replaces = (folder / "train.bin").exists()
     if replaces and not (folder / "meta.json").exists():
-        raise UserError(f"{folder / 'train.bin'} has no meta.json next to it, so it was not made "
-                        "here and is not overwritten: move it away, or choose another --name")
+        raise UserError(f"{folder / 'train.bin'} has no meta.json next to it, so prepare.py did "
+                        "not write it: move it away, or choose another --name")
     meta = {**tokenizer.meta, "vocab_size": tokenizer.n_vocab, "source": printable(source),
             "command": printable(command)}
     # the new files get their names when this block ends: val.bin first, then train.bin
@@ -202,7 +207,7 @@ def write_bins(folder, tokenizer, chunks, source, command):
                 meta[f"{split}_tokens"] = file.tell() // 2
                 meta[f"{split}_sha256"] = hashes[split].hexdigest()
                 if file.tell() == 0:
-                    raise UserError(f"the text is too short: nothing of it is left for {split}.bin")
+                    raise UserError(f"the text is too short: {split}.bin would be empty")
         (folder / "train.bin").unlink(missing_ok=True)
         with replacing(folder / "meta.json") as temporary:
             text = json.dumps(meta, indent=1, ensure_ascii=False)
@@ -213,8 +218,8 @@ def write_bins(folder, tokenizer, chunks, source, command):
 
 
 def prepare_texts(texts, folder, tokenizer, source, command):
-    """Tokenize texts into `folder`. tokenizer: "char", "gpt2", or the name of a dataset next to
-    it, for the tokenizer of that one."""
+    """Tokenize texts and write the bins to `folder`. tokenizer: "char", "gpt2", or the name of a
+    dataset in the same data folder, whose tokenizer is used."""
     if tokenizer == "char":
         tokenizer = CharTokenizer("".join(sorted(set().union(*texts))))
     elif tokenizer == "gpt2":
@@ -229,7 +234,8 @@ def prepare_texts(texts, folder, tokenizer, source, command):
 
 
 def prepare_corpus(folder, command=None, **options):
-    """Prepare the built-in dataset named like `folder`. options: digits and reverse (addition)."""
+    """Prepare the built-in dataset that has the name of `folder`. options: digits and reverse, for
+    addition."""
     command = command or dataset.prepare_command(DATA / folder.name)
     if folder.name in HUGE:
         batches = stream_documents(folder.name, folder)
@@ -242,12 +248,12 @@ def prepare_corpus(folder, command=None, **options):
 
 
 def open_dataset(name, data_dir=None):
-    """Open a dataset in data_dir; None: data/. A built-in one that is missing is prepared first,
-    by one process if several ask for it at once. Returns an internals.dataset.Dataset."""
+    """Open a dataset; returns an internals.dataset.Dataset. data_dir: None is data/. If a built-in
+    dataset is missing, one process prepares it, and the others wait."""
     folder = Path(data_dir or DATA) / name
     if name in CORPORA and not (folder / "train.bin").exists():
         with locked(folder):
-            if not (folder / "train.bin").exists():  # else another process has prepared it
+            if not (folder / "train.bin").exists():  # otherwise another process prepared it
                 print(f"{folder} is missing: preparing it")
                 prepare_corpus(folder)
     return dataset.load(folder)
@@ -269,7 +275,8 @@ def main(argv=None):
 
     if first in builtin:
         if len(cfg.texts) > 1 or "name" in given or "tokenizer" in given:
-            raise UserError(f"{first} has its own name and tokenizer: give it alone")
+            raise UserError(f"{first} is a built-in dataset with a fixed name and tokenizer: "
+                            "give it alone, without --name and --tokenizer")
         with locked(data_dir / first):
             prepare_corpus(data_dir / first, command if options else None, **options)
         return
@@ -282,8 +289,8 @@ def main(argv=None):
     if name is None:  # "my novel.txt" becomes my-novel
         name = re.sub(r"[^\w.-]+", "-", Path(first).stem).strip("-.")
     if name in builtin or not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-        raise UserError(f"a dataset of your own cannot be called {name!r}: choose another --name, "
-                        "of letters, digits, '.', '_' and '-', and not that of a built-in dataset")
+        raise UserError(f"your dataset cannot be called {name!r}: choose a --name of letters, "
+                        "digits, '.', '_' and '-' that is not the name of a built-in dataset")
     texts = [read_text(path) for path in cfg.texts]
     with locked(data_dir / name):
         prepare_texts(texts, data_dir / name, cfg.tokenizer, ", ".join(cfg.texts), command)

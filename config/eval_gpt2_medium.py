@@ -1,8 +1,8 @@
-# The loss of OpenAI's gpt2-medium (355M parameters) on OpenWebText. It needs
-# `pip install huggingface_hub datasets` and `python prepare.py openwebtext`. Nothing is written.
+# Measure the loss of OpenAI's gpt2-medium (355M parameters) on OpenWebText. This needs
+# `pip install huggingface_hub datasets` and `python prepare.py openwebtext`. It writes no files.
 
 init_from = "gpt2-medium"
 dataset = "openwebtext"
 eval_only = True
-eval_iters = 500  # of batch_size windows, of each split
+eval_iters = 500  # batches per split
 batch_size = 8

@@ -1,21 +1,21 @@
-# GPT-2's weights fine-tuned on Tiny Shakespeare, in its own BPE. "gpt2" has 124M parameters, and
-# gpt2-medium, gpt2-large and gpt2-xl, the one nanoGPT takes here, write better where memory allows:
+# Fine-tune GPT-2 on Tiny Shakespeare, with GPT-2's BPE. "gpt2" has 124M parameters. If memory
+# allows, gpt2-medium, gpt2-large and gpt2-xl (nanoGPT's choice) write better text:
 #   python train.py config/finetune_shakespeare.py --init_from=gpt2-xl
-# A folder in Hugging Face's layout, or one of a run, does too: --init_from=FOLDER.
+# --init_from=FOLDER uses the weights in a folder in Hugging Face's format, or those of a run.
 
 out_dir = "out-shakespeare"
 dataset = "shakespeare"
 
 init_from = "gpt2"
-always_save_checkpoint = False  # the files are large: write at an evaluation only the best
+always_save_checkpoint = False  # the files are large: save only if the validation loss improves
 
-# 1 window x 32 micro-batches x 1024 tokens = 32,768 tokens a step; the text has about 300,000, so
-# that an epoch is some 9 steps
+# 1 sequence x 32 micro-batches x 1024 tokens = 32,768 tokens per step. The text has about 300,000
+# tokens, so an epoch has about 9 steps.
 batch_size = 1
 gradient_accumulation_steps = 32
 max_iters = 20
 
-learning_rate = 3e-5  # a twentieth of GPT-2's in config/train_gpt2.py: what it knows shall stay
+learning_rate = 3e-5  # 5% of config/train_gpt2.py's, so that GPT-2 does not forget what it learned
 decay_lr = False
 
 eval_interval = 5

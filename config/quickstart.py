@@ -1,6 +1,6 @@
-# The first run: the characters of all of Shakespeare's plays by the modern recipe (docs/modern.md).
-# It takes about a minute on two CPU cores. On a CUDA GPU the model has 10.7M parameters instead of
-# 0.6M, and twice the context.
+# A first run: train on the characters of all of Shakespeare's plays with the modern recipe
+# (docs/modern.md). It takes about a minute on two CPU cores. On a CUDA GPU, the model has 10.7M
+# parameters instead of 0.6M, and twice the context.
 
 import os
 
@@ -14,16 +14,17 @@ n_head = 4
 n_embd = 128
 block_size = 128
 
-_processes = int(os.environ.get("WORLD_SIZE", 1))  # under torchrun they share the 16 sequences
+# under torchrun, the processes share the 16 sequences of a step
+_processes = int(os.environ.get("WORLD_SIZE", 1))
 gradient_accumulation_steps = _processes
 batch_size = 16 // _processes
 max_iters = 900
 
 recipe = "modern"
-softcap = 0.0  # at this size it only costs time
-learning_rate = 1.6e-2  # of the LM head (AdamW)
-embedding_lr = 0.04
-muon_lr = 0.02  # of the matrices in the blocks
+softcap = 0.0  # in a model of this size, it costs time and does not lower the loss
+learning_rate = 1.6e-2  # peak learning rate of the LM head (AdamW)
+embedding_lr = 0.04  # peak learning rate of the token embedding (AdamW)
+muon_lr = 0.02  # peak learning rate of the matrices in the blocks (Muon)
 beta1 = 0.8
 beta2 = 0.95
 

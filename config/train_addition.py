@@ -1,13 +1,13 @@
-# Sums of two numbers of three digits, about a minute on one CPU core. How many of the 100,000 sums
-# that it never saw are exact, all digits of them:
+# Learn the addition of two 3-digit numbers, in about a minute on one CPU core. tools/add.py then
+# measures how many of the 100,000 held-out sums the model computes exactly:
 #   python train.py config/train_addition.py && python tools/add.py --out_dir=out-addition
 
 out_dir = "out-addition"
 dataset = "addition"
 
-# A window is one line, 012+345=7530: so a column of the sum is always at the same position. With
-# windows that begin anywhere in a line this model learns next to nothing in the same time.
-align = block_size = 13  # of two digits, after `python prepare.py addition --digits=2`: 10
+# A sequence is one line, 012+345=7530, so each digit is always at the same position. If sequences
+# begin anywhere in a line, this model learns almost nothing in the same time.
+align = block_size = 13  # 10 for 2-digit numbers (`python prepare.py addition --digits=2`)
 
 n_layer = 2
 n_head = 4
@@ -20,9 +20,9 @@ learning_rate = 4e-3
 min_lr = 0.0
 max_iters = 3000
 warmup_iters = 100
-beta2 = 0.99  # a longer average, because a step has few tokens
+beta2 = 0.99  # average over more steps, because a step has few tokens
 
 eval_interval = 500
 eval_iters = 20
 log_interval = 100
-sample_tokens = 0  # after its own line a model of one line has nothing to say
+sample_tokens = 0  # no samples: the model can only complete single lines

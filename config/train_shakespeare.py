@@ -1,5 +1,5 @@
-# GPT-2's BPE on Tiny Shakespeare, from scratch: 300,000 tokens are few for 50,257 symbols, so the
-# model is small, and soon learns the text by heart; best.pt is from before it does.
+# Train from scratch on Tiny Shakespeare with GPT-2's BPE. The text has only 300,000 tokens, few for
+# a vocabulary of 50,257, so the model is small and soon overfits. best.pt is from before that.
 
 out_dir = "out-shakespeare"
 dataset = "shakespeare"

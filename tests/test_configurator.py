@@ -169,9 +169,9 @@ def test_helpers_of_a_config_file_are_its_own(config):
 
 
 @pytest.mark.parametrize("line, message", [
-    ("tokens_per_iter = 99", "'tokens_per_iter' in .*config.py.*a helper's name begins with _"),
-    ("lr = 1e-3", "'lr' in .*config.py.*a helper's name begins with _"),
-    ("stepz = 3", r"did you mean steps\? \(a helper's name begins with _\)"),
+    ("tokens_per_iter = 99", "'tokens_per_iter' in .*config.py.*helper variable must begin with _"),
+    ("lr = 1e-3", "'lr' in .*config.py.*a helper variable must begin with _"),
+    ("stepz = 3", r"did you mean steps\? \(a helper variable must begin with _\)"),
 ])
 def test_a_variable_that_is_not_a_setting_is_an_error_that_says_how_helpers_are_named(
         config, line, message):
@@ -279,7 +279,7 @@ def test_words_without_dashes_can_be_settings():
     cfg = configure("", Files, positional=["what"], argv=["a", "--name", "y", "b", "c.py"])[1]
     assert cfg == Files(("a", "b", "c.py"), "y")
     for words, message in (([], "out_dir must be given"), (["a"], "folder must be given"),
-                           (["a", "b", "c"], "'c' is one word too many")):
+                           (["a", "b", "c"], "unexpected argument 'c': only out_dir, folder")):
         with pytest.raises(UserError, match=message):
             configure("", Export, positional=["out_dir", "folder"], argv=words)
     with pytest.raises(UserError, match="what must be given"):
