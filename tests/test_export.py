@@ -169,7 +169,7 @@ def test_nothing_is_overwritten(mistake, runs, tmp_path):
     (tmp_path / "hf" / "mine").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for folder in tmp_path / "hf", tmp_path / "file":
-        assert "is there already" in mistake(export.main, runs["chars"][0], folder)
+        assert "already exists" in mistake(export.main, runs["chars"][0], folder)
     assert [path.name for path in (tmp_path / "hf").iterdir()] == ["mine"]
     (tmp_path / "hf" / "mine").unlink()
     export.main([str(runs["chars"][0]), str(tmp_path / "hf")])  # an empty one is as good as none
@@ -199,7 +199,7 @@ def test_the_current_folder_can_be_written_to(runs, mistake, tmp_path, monkeypat
     monkeypatch.chdir(here)
     export.main([str(runs["chars"][0]), "."])
     assert (here / "model.safetensors").exists() and (here / "tokenizer.json").exists()
-    assert "is there already" in mistake(export.main, runs["chars"][0], ".")
+    assert "already exists" in mistake(export.main, runs["chars"][0], ".")
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
@@ -214,7 +214,8 @@ def test_the_model_card_says_what_was_trained(runs):
     card = (runs["chars"][1] / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and "# chars-hf" in card
     assert "2 layers, 2 heads and 16 channels" in card and "- dataset: chars" in card
-    assert "- training: 10 steps, 80 sequences" in card and "- validation loss: " in card
+    assert "- training: 10 steps, 80 sequences" in card
+    assert "- lowest validation loss: " in card
     defaults = json.loads((runs["bpe"][1] / "generation_config.json").read_text())
     assert defaults["eos_token_id"] == 50256 and defaults["top_k"] == 200
 

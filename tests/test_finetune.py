@@ -1,4 +1,4 @@
-"""pytest tests/test_finetune.py - what is shown of fine-tuning is fair, and it helps"""
+"""pytest tests/test_finetune.py - the comparison of fine-tuning is fair, and fine-tuning helps"""
 
 import re
 import shlex
@@ -52,7 +52,7 @@ def test_a_play_that_shares_lines_is_left_out_and_one_that_shares_stock_phrases_
     plays = {"reprint": REPRINT, "stock": stock, "a part": REPRINT + stock[:900]}
     kept, counts = finetune.without_overlap(plays, TEXT)
     assert kept == {"stock": stock} and counts["stock"][0] > 0
-    assert counts["reprint"][0] > 0.7 * counts["reprint"][1]  # but for the runs with "summer"
+    assert counts["reprint"][0] > 0.7 * counts["reprint"][1]  # not all: "summer" is new
     assert counts["a part"][0] < 0.3 * counts["a part"][1]
 
 
@@ -65,7 +65,7 @@ def test_the_base_has_the_vocabulary_of_what_follows(data, capsys):
     assert "1 of 2 plays are kept" in capsys.readouterr().out
 
 
-def test_the_best_rate_lies_between_two_worse_ones():
+def test_the_best_learning_rate_has_a_worse_one_on_both_sides():
     for best in (0.0005, 0.001, 0.004, 0.016):
         tried = []
 
@@ -73,22 +73,23 @@ def test_the_best_rate_lies_between_two_worse_ones():
             tried.append(rate)
             return abs(np.log(rate / best))
 
-        assert finetune.best_rate(loss) == best
+        assert finetune.best_learning_rate(loss) == best
         assert min(tried) < best < max(tried) and len(tried) == len(set(tried))
 
 
-def test_a_search_that_finds_no_end_is_ended():
-    assert finetune.best_rate(lambda rate: rate) == 2e-3 / 2**(finetune.MAX_TRIALS - 3)
+def test_the_search_for_a_learning_rate_ends_after_max_trials():
+    best = finetune.best_learning_rate(lambda rate: rate)
+    assert best == 2e-3 / 2**(finetune.MAX_TRIALS - 3)
 
 
-def test_the_evaluation_takes_the_whole_validation_split():
+def test_the_evaluation_covers_the_whole_validation_split():
     _, cfg, model = configure("", train.TrainConfig, GPTConfig, argv=finetune.SETTINGS)
     tokens = 1_115_394 - int(1_115_394 * 0.9)  # Tiny Shakespeare's
     assert cfg.eval_iters * cfg.batch_size >= (tokens - 1) // model.block_size
 
 
 def test_a_fine_tuned_start_begins_lower_and_ends_lower(data, tmp_path, monkeypatch, capsys):
-    for name, value in {"BASE_STEPS": 60, "STEPS": 12, "EVERY": 6, "SEEDS": (1, 2),
+    for name, value in {"BASE_STEPS": 60, "STEPS": 12, "EVAL_INTERVAL": 6, "SEEDS": (1, 2),
                         "MAX_TRIALS": 3, "SETTINGS": finetune.SETTINGS + SIZES}.items():
         monkeypatch.setattr(finetune, name, value)
     other = corpus("the", "cat", "ran", "upon", "a", "hill", "and", "quickly", "sat",
@@ -105,7 +106,7 @@ def test_a_fine_tuned_start_begins_lower_and_ends_lower(data, tmp_path, monkeypa
 
 
 def test_commands_in_the_docs_are_those_of_the_tool(monkeypatch):
-    """But for the last three, which are for a text of one's own."""
+    """Except for the last ones, which are for the reader's own text."""
     ran = []
     monkeypatch.setattr(finetune.train, "main", lambda argv: ran.append(argv) or [
         {"step": step, "val_loss": 1.0} for step in (0, finetune.STEPS, finetune.BASE_STEPS)])

@@ -4,13 +4,16 @@ import contextlib
 import re
 import runpy
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
 from helpers import GPT2_TINY, MODERN, ROOT
+from matplotlib.text import Text
 
 import train
 from configurator import configure
+from internals import plots
 from model import GPT, GPTConfig
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -23,7 +26,7 @@ def numbers(line):
     return [float(word.replace(",", "")) for word in re.findall(r"\d[\d,]*\.?\d*", line)]
 
 
-def test_the_loop_is_measured_beside_the_bare_one(tiny, monkeypatch, capsys):
+def test_the_loop_is_compared_with_a_bare_one(tiny, monkeypatch, capsys):
     monkeypatch.setattr(bench, "ROUNDS", 2)
     monkeypatch.setattr(bench, "STEPS", 8)
     bench.bench_loop([word for word in tiny() if "out_dir" not in word])
@@ -34,13 +37,13 @@ def test_the_loop_is_measured_beside_the_bare_one(tiny, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("recipe", [{}, MODERN | {"optimizer": "muon"}], ids=["gpt2", "modern"])
-def test_a_step_of_training_is_measured_beside_transformers(tiny, monkeypatch, capsys, recipe):
+def test_a_training_step_is_compared_with_transformers(tiny, monkeypatch, capsys, recipe):
     monkeypatch.setattr(bench, "ROUNDS", 2)
     bench.bench_train(tiny(**recipe))
     head, ours, *rest = capsys.readouterr().out.splitlines()
     assert "128 tokens per step, float32 on cpu" in head
     assert "glassGPT" in ours and "1.000 (1.000 to 1.000)" in ours
-    assert "ms per step; MFU" in rest[-1] and 0 < numbers(rest[-1])[1] < 100
+    assert "ms per step; share of the matmul peak" in rest[-1] and 0 < numbers(rest[-1])[1] < 100
 
 
 def test_sampling_is_measured_and_the_cache_is_what_its_formula_says(capsys):
@@ -48,20 +51,21 @@ def test_sampling_is_measured_and_the_cache_is_what_its_formula_says(capsys):
                         "--new_tokens=8", "--prompt=4", "--rounds=1", "--device=cpu",
                         "--dtypes=float32,bfloat16,int8"])
     out = capsys.readouterr().out
-    assert out.count("glassGPT float32") == 2 and out.count("linear layers of torch alone") == 2
+    assert out.count("glassGPT float32") == 2 and out.count("linear layers alone allow") == 2
     held, formula = numbers(out.splitlines()[-1])[1:3]
     assert held == formula == 2 * 3 * 3 * 64 * 48
 
 
-def test_turns_are_taken_in_turn_and_ratios_are_those_of_neighbours(capsys):
+def test_candidates_alternate_and_ratios_compare_the_same_round(capsys):
     order, times = [], {"a": iter((1.0, 10.0, 4.0)), "b": iter((2.0, 30.0, 4.0))}
-    sides = {name: lambda name=name: order.append(name) or next(times[name]) for name in times}
-    rates = bench.in_turns(sides, 3, "tok/s", 120)
-    assert order == ["a", "b"] * 3 and rates == {"a": 30.0, "b": 30.0}
+    candidates = {name: lambda name=name: order.append(name) or next(times[name])
+                  for name in times}
+    throughput = bench.in_alternation(candidates, 3, "tok/s", 120)
+    assert order == ["a", "b"] * 3 and throughput == {"a": 30.0, "b": 30.0}
     assert "2.000 (1.000 to 3.000)" in capsys.readouterr().out.splitlines()[1]
 
 
-def test_the_floor_runs_every_linear_layer_and_nothing_else():
+def test_the_lower_bound_runs_every_linear_layer_and_nothing_else():
     model = GPT(GPT2_TINY)
     shapes = []
     for module in model.modules():
@@ -72,24 +76,23 @@ def test_the_floor_runs_every_linear_layer_and_nothing_else():
     assert shapes == layer * 3 + [(2, 32, 61)]
 
 
-def test_the_ladder_adds_one_idea_a_rung_and_counts_what_it_bought(data_dir, tmp_path, capsys,
-                                                                   monkeypatch):
-    monkeypatch.setattr(ablate, "SAME", ablate.SAME | {"n_layer": 1, "n_embd": 16, "block_size": 16,
-                                                       "batch_size": 2})
-    monkeypatch.setattr(ablate, "LADDER", ablate.LADDER[:2])
+def test_the_ablation_adds_one_change_at_a_time_and_prints_its_improvement(data_dir, tmp_path,
+                                                                           capsys, monkeypatch):
+    small = {"n_layer": 1, "n_embd": 16, "block_size": 16, "batch_size": 2}
+    monkeypatch.setattr(ablate, "SHARED", ablate.SHARED | small)
+    monkeypatch.setattr(ablate, "CHANGES", ablate.CHANGES[:2])
     ablate.main(["--steps=8", "--seeds=1,2", "--dataset=tiny", f"--data_dir={data_dir}",
-                 "--eval_iters=2", f"--picture={tmp_path / 'ladder.png'}"])
-    head, line, *rungs = capsys.readouterr().out.splitlines()
-    assert head.count("|") == line.count("|") == 6 and len(rungs) == len(ablate.LADDER)
-    mean, low, high = numbers(rungs[0])[1:4]  # after the 2 of GPT-2
+                 "--eval_iters=2", f"--picture={tmp_path / 'ablation.png'}"])
+    head, line, *rows = capsys.readouterr().out.splitlines()
+    assert head.count("|") == line.count("|") == 6 and len(rows) == len(ablate.CHANGES)
+    mean, low, high = numbers(rows[0])[1:4]  # after the 2 of GPT-2
     assert low <= mean <= high
-    assert (tmp_path / "ladder.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "ablation.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize("leave_out", [False, True])
-def test_every_rung_is_a_run_that_train_accepts_with_its_own_data_folder(monkeypatch, leave_out,
-                                                                         tmp_path):
-    """Without data_dir, the datasets are those of train.py: not a folder called None."""
+def test_train_accepts_the_settings_of_every_variant(monkeypatch, leave_out, tmp_path):
+    """Without data_dir, train.py uses its default folder, not a folder called None."""
     ran = []
 
     def fake_train(argv):
@@ -107,11 +110,11 @@ def test_every_rung_is_a_run_that_train_accepts_with_its_own_data_folder(monkeyp
 
 @pytest.mark.parametrize("tool, argv, message", [
     (ablate.main, ["--steps=7"], "steps=7 must be 8 or more"),
-    (ablate.main, ["--seeds=1,x"], "seeds=1,x must be numbers with commas between them"),
+    (ablate.main, ["--seeds=1,x"], "seeds=1,x must be whole numbers with commas between them"),
     (ablate.main, ["--eval_iters=0"], "eval_iters=0 must be 1 or more"),
     (bench.bench_sample, ["--batch=0"], "batch=0 must be 1 or more"),
     (bench.bench_sample, ["--rounds=0"], "rounds=0 must be 1 or more"),
-    (bench.bench_sample, ["--dtypes=float8"], "dtypes=float8 must be names out of float32,"),
+    (bench.bench_sample, ["--dtypes=float8"], "dtypes=float8 must be a comma-separated list of"),
 ])
 def test_tools_refuse_what_is_outside_a_limit(mistake, tool, argv, message):
     assert message in mistake(tool, *argv)
@@ -126,17 +129,40 @@ def test_every_tool_has_a_help(tool, capsys, monkeypatch):
     assert f"python tools/{tool}.py" in printed.out and printed.err == ""
 
 
-def test_every_rung_of_the_ladder_is_one_idea_and_all_of_them_are_the_modern_recipe():
-    up, down = (list(ablate.rungs(leave_out).values()) for leave_out in (False, True))
-    assert up[0] == ablate.SAME and up[-1] == down[0]
-    assert down[0].items() >= MODERN.items()
+def test_variants_differ_by_one_change_and_all_changes_are_the_modern_recipe():
+    up, down = (list(ablate.variants(leave_out).values()) for leave_out in (False, True))
+    assert up[0] == ablate.SHARED and up[-1] == down[0]
+    full = down[0].items()
+    assert full >= MODERN.items()
     for before, after, without in zip(up, up[1:], down[1:], strict=False):
-        idea = after.items() - before.items()
-        assert idea and not idea & without.items()
-        assert without.items() >= {k: v for k, v in down[0].items() if k not in dict(idea)}.items()
+        change = after.items() - before.items()
+        assert change and not change & without.items()
+        assert without.items() >= {k: v for k, v in full if k not in dict(change)}.items()
 
 
-def test_the_time_to_a_loss_lies_between_the_points_of_the_curve():
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_the_tables_in_the_docs_have_the_columns_and_rows_of_the_tool(leave_out):
+    curves = {name: [[(0, 0.0, 4.0), (10, 1.0, 3.0)]] for name in ablate.variants(leave_out)}
+    docs = (ROOT / "docs" / "modern.md").read_text(encoding="utf-8").splitlines()
+    head, line, *rows = ablate.table(curves, leave_out)
+    at = docs.index(head)
+    assert docs[at + 1] == line
+    for row, written in zip(rows, docs[at + 2:], strict=False):
+        assert row.split("|")[1] == written.split("|")[1]
+
+
+def test_labels_at_the_ends_of_lines_do_not_overlap(tmp_path):
+    with plots.picture(tmp_path / "x.png", 8, 4) as figure:
+        axes = figure.subplots()
+        ends = [(1.0, y, name, "black") for y, name in ((2.0, "a"), (2.001, "b"), (3.0, "c"))]
+        for x, y, _, _ in ends:
+            axes.plot([0.0, x], [4.0, y])
+        plots.label_ends(axes, ends)
+    boxes = sorted((Text.get_window_extent(label) for label in axes.texts), key=lambda box: box.y0)
+    assert len(boxes) == 3 and all(low.y1 <= high.y0 for low, high in pairwise(boxes))
+
+
+def test_the_time_to_a_loss_is_interpolated_between_the_points_of_the_curve():
     curve = [(0, 0.0, 4.0), (10, 1.0, 3.0), (20, 2.0, 2.0)]
     assert ablate.time_to(curve, 2.5) == 1.5
     assert ablate.time_to(curve, 2.0) == 2.0 and ablate.time_to(curve, 1.9) is None

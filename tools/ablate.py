@@ -1,12 +1,12 @@
-"""What each idea of the modern recipe buys: a ladder from GPT-2's, one idea added at a time.
+"""What each change of the modern recipe is worth: an ablation study.
 
-    python tools/ablate.py                                     about 12 minutes on two cores
-    python tools/ablate.py --leave_out=True                    the other way: all but one of them
+    python tools/ablate.py                     add one change at a time; 12 minutes on two cores
+    python tools/ablate.py --leave_out=True    remove one change at a time from the full recipe
 
-Every rung trains on the same windows of text, in the same order for one seed, for as many steps.
-Printed is a table in markdown; the curves, loss against tokens and against time, go to
-docs/ablation.png. Seeds take turns outside and rungs inside, so that a slow hour of the machine
-slows all rungs alike.
+All variants train for the same number of steps; for one seed, they see the same sequences in the
+same order. The output is a table in Markdown. The curves of the loss, against tokens and against
+time, are plotted to docs/ablation.png. All variants train with one seed before the next seed
+begins, so that a slow hour of the machine slows all of them. docs/modern.md discusses the results.
 """
 
 import contextlib
@@ -23,48 +23,49 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
 from configurator import UserError, configure, one_line_errors
-from internals.files import replacing
 from internals.limits import Count, Limit
+from internals.plots import label_ends, picture
 from internals.recipes import RECIPES
 
 ROOT = Path(train.__file__).parent
 
-# what all rungs share; for the first one half and twice its rate are worse, as for Muon in the last
-SAME = {"dataset": "plays_char", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64,
-        "batch_size": 16, "gradient_accumulation_steps": 1, "learning_rate": 4e-3, "min_lr": 0.0,
-        "beta2": 0.95, "weight_decay": 0.0, "sample_tokens": 0, "log_interval": 1}
+# The settings that all variants share. Half and twice the learning rate were worse for the
+# baseline, and half and twice muon_lr were worse for the full recipe.
+SHARED = {"dataset": "plays_char", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64,
+          "batch_size": 16, "gradient_accumulation_steps": 1, "learning_rate": 4e-3, "min_lr": 0.0,
+          "beta2": 0.95, "weight_decay": 0.0, "sample_tokens": 0, "log_interval": 1}
 
 
-def of_recipe(name, **rates):
+def from_recipe(name, **learning_rates):
     """A setting of the modern recipe, and the learning rates that it needs."""
-    return {name: RECIPES["modern"][name]} | rates
+    return {name: RECIPES["modern"][name]} | learning_rates
 
 
-LADDER = [  # name, settings that it adds
-    ("GPT-2's recipe", {}),
-    ("+ RoPE", of_recipe("pos")),
-    ("+ RMSNorm", of_recipe("norm")),
-    ("+ QK-norm", of_recipe("qk_norm")),
-    ("+ ReLU²", of_recipe("act")),
-    ("+ zero-init", of_recipe("zero_init")),
-    ("+ untied head", of_recipe("tied", embedding_lr=0.04)),
-    ("+ softcap", of_recipe("softcap")),
-    ("+ Muon", of_recipe("optimizer", muon_lr=0.02, learning_rate=1.6e-2)),
-    ("+ linear cooldown", of_recipe("cooldown")),
+CHANGES = [  # (name, the settings that it changes)
+    ("GPT-2's recipe (baseline)", {}),
+    ("+ RoPE", from_recipe("pos")),
+    ("+ RMSNorm", from_recipe("norm")),
+    ("+ QK-norm", from_recipe("qk_norm")),
+    ("+ ReLU²", from_recipe("act")),
+    ("+ zero-init", from_recipe("zero_init")),
+    ("+ untied head", from_recipe("tied", embedding_lr=0.04)),
+    ("+ softcap", from_recipe("softcap")),
+    ("+ Muon", from_recipe("optimizer", muon_lr=0.02, learning_rate=1.6e-2)),
+    ("+ linear cooldown", from_recipe("cooldown")),
 ]
 
 
 @dataclass
 class AblateConfig:
-    """The settings of the ladder."""
+    """The settings of an ablation study."""
 
-    steps: Annotated[int, Limit("8 or more", least=8)] = 300  # of each run
-    seeds: str = "1,2,3"  # with commas between them
-    dataset: str = SAME["dataset"]  # as train.py's
-    data_dir: str | None = None  # as train.py's
-    eval_iters: Count = 40  # batches of each evaluation
-    leave_out: bool = False  # all ideas at once, then without each of them
-    picture: str | None = None  # where the curves go; None: docs/ablation.png, or leave_out.png
+    steps: Annotated[int, Limit("8 or more", least=8)] = 300  # training steps per run
+    seeds: str = "1,2,3"  # comma-separated; every variant is trained once with each of them
+    dataset: str = SHARED["dataset"]  # name of a prepared or built-in dataset
+    data_dir: str | None = None  # folder of the datasets; None: data/ of this repository
+    eval_iters: Count = 40  # batches per evaluation
+    leave_out: bool = False  # remove one change at a time instead of adding one
+    picture: str | None = None  # file to write; None: docs/ablation.png or docs/leave_out.png
 
 
 def run(settings, out_dir):
@@ -73,55 +74,57 @@ def run(settings, out_dir):
         metrics = train.main([f"--{name}={value}" for name, value in settings.items()]
                              + [f"--out_dir={out_dir}"])
     if metrics[-1]["step"] < settings["max_iters"]:
-        raise KeyboardInterrupt  # train.py has ended in good order; so shall the ladder
+        raise KeyboardInterrupt  # train.py handled a Ctrl-C, which must end this program too
     tokens = settings["batch_size"] * settings["block_size"]
     ms = [0.0, *accumulate(m["ms"] for m in metrics if "ms" in m)]
     return [(m["step"] * tokens, ms[m["step"]] / 1e3, m["val_loss"])
             for m in metrics if "val_loss" in m]
 
 
-def rungs(leave_out):
-    """{name: the settings of a rung}: one idea more than the one before, or all but one."""
+def variants(leave_out):
+    """{name: settings}. Each variant has one change more than the one before it or, if leave_out is
+    true, all changes but one."""
     if not leave_out:
-        sums = accumulate((idea for _, idea in LADDER), lambda before, idea: before | idea)
-        return {name: SAME | ideas for (name, _), ideas in zip(LADDER, sums, strict=True)}
-    whole = {key: value for _, idea in LADDER for key, value in idea.items()}
-    without = {name.replace("+", "without"): {k: v for k, v in whole.items() if k not in idea}
-               for name, idea in LADDER[1:]}
-    return {name: SAME | ideas for name, ideas in ({"all ideas": whole} | without).items()}
+        sums = accumulate((change for _, change in CHANGES), lambda before, change: before | change)
+        return {name: SHARED | changes for (name, _), changes in zip(CHANGES, sums, strict=True)}
+    full = {key: value for _, change in CHANGES for key, value in change.items()}
+    without = {name.replace("+", "without"): {k: v for k, v in full.items() if k not in change}
+               for name, change in CHANGES[1:]}
+    return {name: SHARED | changes for name, changes in ({"full recipe": full} | without).items()}
 
 
-def climb(cfg):
-    """The curves of each rung: {name: [curve of seed, ...]}."""
-    curves = {name: [] for name in rungs(cfg.leave_out)}
+def train_variants(cfg):
+    """The curves of each variant: {name: [curve of a seed, ...]}."""
+    curves = {name: [] for name in variants(cfg.leave_out)}
     for seed in map(int, cfg.seeds.split(",")):
-        same = {"seed": seed, "max_iters": cfg.steps, "eval_iters": cfg.eval_iters,
-                "eval_interval": max(1, cfg.steps // 5), "dataset": cfg.dataset}
+        common = {"seed": seed, "max_iters": cfg.steps, "eval_iters": cfg.eval_iters,
+                  "eval_interval": max(1, cfg.steps // 5), "dataset": cfg.dataset}
         if cfg.data_dir is not None:
-            same["data_dir"] = cfg.data_dir
-        for name, settings in rungs(cfg.leave_out).items():
+            common["data_dir"] = cfg.data_dir
+        for name, settings in variants(cfg.leave_out).items():
             with tempfile.TemporaryDirectory() as out_dir:
-                curves[name].append(run(settings | same, out_dir))
+                curves[name].append(run(settings | common, out_dir))
             tokens, seconds, loss = curves[name][-1][-1]
-            print(f"seed {seed} {name:20s} {loss:.4f} after {tokens:,} tokens, {seconds:.1f} s",
-                  file=sys.stderr, flush=True)
+            print(f"seed {seed}  {name:26s} loss {loss:.4f} after {tokens:,} tokens, "
+                  f"{seconds:.1f} s", file=sys.stderr, flush=True)
     return curves
 
 
 def table(curves, leave_out=False):
-    """The last losses of each rung, and what it gained on the one before (leave_out: on the first),
-    as lines of markdown."""
-    yield "| rung | loss: mean (lowest to highest) | gained | seconds | time to the first's loss |"
+    """The lines of a Markdown table: the final loss of each variant, and its improvement over the
+    variant before it or, if leave_out is true, over the full recipe."""
+    target = "the full recipe's loss" if leave_out else "baseline loss"
+    yield f"| change | loss: mean (lowest to highest) | improvement | seconds | time to {target} |"
     yield "| --- | --- | --- | --- | --- |"
     first = mean_curve(next(iter(curves.values())))
     before = None
     for name, runs in curves.items():
         losses, seconds = [curve[-1][2] for curve in runs], [curve[-1][1] for curve in runs]
         mean = statistics.mean(losses)
-        gain = "" if before is None else f"{before - mean:+.3f}"
-        when = time_to(mean_curve(runs), first[-1][2])
-        share = f"{when / first[-1][1]:.2f}" if when else "not reached"
-        yield (f"| {name} | {mean:.3f} ({min(losses):.3f} to {max(losses):.3f}) | {gain} | "
+        improvement = "" if before is None else f"{before - mean:+.3f}"
+        time = time_to(mean_curve(runs), first[-1][2])
+        share = f"{time / first[-1][1]:.2f}" if time else "not reached"
+        yield (f"| {name} | {mean:.3f} ({min(losses):.3f} to {max(losses):.3f}) | {improvement} | "
                f"{statistics.median(seconds):.1f} | {share} |")
         if before is None or not leave_out:
             before = mean
@@ -134,42 +137,51 @@ def mean_curve(runs):
 
 
 def time_to(curve, loss):
-    """The seconds at which a curve comes down to a loss, between its points on a line; or None."""
+    """The seconds after which a curve reaches a loss, interpolated between its points; None if it
+    does not reach it."""
     for (_, t0, l0), (_, t1, l1) in pairwise(curve):
         if l1 <= loss:
             return t0 + (t1 - t0) * (l0 - loss) / (l0 - l1) if l0 > loss else t0
     return None
 
 
-def draw(curves, path):
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    against_tokens, against_time = figure.subplots(1, 2, sharey=True)
-    colors = colormaps["viridis"]
-    for i, (name, runs) in enumerate(curves.items()):
-        curve = mean_curve(runs)[1:]
-        style = {"color": colors(i / len(curves)), "marker": ".", "label": name}
-        tokens, seconds, losses = zip(*curve, strict=True)
-        against_tokens.plot([n / 1e3 for n in tokens], losses, **style)
-        against_time.plot(seconds, losses, **style)
-    against_tokens.set(xlabel="thousand tokens", ylabel="validation loss (nats a character)")
-    against_time.set(xlabel="seconds of training")
-    for axes in (against_tokens, against_time):
-        axes.grid(alpha=0.3)
-    against_time.legend(fontsize=8)
-    with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+def plot(curves, path, leave_out=False):
+    """The mean curves against tokens and against time. The full recipe is highlighted."""
+    first, last = next(iter(curves)), list(curves)[-1]
+    full = first if leave_out else last
+    with picture(path, 12, 5.5, dpi=120) as figure:
+        against_tokens, against_time = figure.subplots(1, 2, sharey=True)
+        token_ends, time_ends = [], []
+        for name, runs in curves.items():
+            label, text_color = name, "0.3"
+            style = {"color": "0.6", "linewidth": 1.2, "zorder": 2}
+            if name == full:
+                label = name if leave_out else f"{name} (full recipe)"
+                text_color = "tab:blue"
+                style = {"color": text_color, "linewidth": 2.5, "zorder": 3}
+            tokens, seconds, losses = zip(*mean_curve(runs)[1:], strict=True)
+            tokens = [n / 1e3 for n in tokens]
+            against_tokens.plot(tokens, losses, marker=".", **style)
+            against_time.plot(seconds, losses, marker=".", **style)
+            token_ends.append((tokens[-1], losses[-1], label, text_color))
+            if name in (first, full):  # the lines of the others end too close together
+                time_ends.append((seconds[-1], losses[-1], label, text_color))
+        against_tokens.set(xlabel="thousand tokens",
+                           ylabel="validation loss (nats per character)")
+        against_time.set(xlabel="seconds of training")
+        for axes, ends in (against_tokens, token_ends), (against_time, time_ends):
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            label_ends(axes, ends)
 
 
 def main(argv=None):
     _, cfg = configure(__doc__, AblateConfig, argv=argv)
     if not all(seed.isdigit() for seed in cfg.seeds.split(",")):
-        raise UserError(f"seeds={cfg.seeds} must be numbers with commas between them")
-    curves = climb(cfg)
+        raise UserError(f"seeds={cfg.seeds} must be whole numbers with commas between them")
+    curves = train_variants(cfg)
     file = "leave_out.png" if cfg.leave_out else "ablation.png"
-    draw(curves, cfg.picture or ROOT / "docs" / file)
+    plot(curves, Path(cfg.picture or ROOT / "docs" / file), cfg.leave_out)
     print("\n".join(table(curves, cfg.leave_out)))
 
 

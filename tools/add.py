@@ -1,10 +1,10 @@
-"""Count how many sums a model gets exactly right, of those that it has never seen.
+"""Measure how many sums a model computes exactly, out of those that it was not trained on.
 
     python train.py config/train_addition.py
     python tools/add.py --out_dir=out-addition
 
-The prompt is a line of val.bin up to its "=", and the model continues it with the most likely token
-each time. A sum is exact if all its digits and the end of the line are right.
+The prompt is a line of val.bin up to its "=". The model continues it by greedy decoding. A sum is
+exact if all its digits and the end of the line are right.
 """
 
 import itertools
@@ -30,15 +30,15 @@ BATCH, SHOWN = 5000, 5  # sums per batch, wrong sums to print
 
 @dataclass
 class AddConfig:
-    """Which model is tested."""
+    """The settings of the measurement."""
 
     out_dir: str = "out-addition"  # the folder of a run
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
 
 
 def held_out(out_dir):
-    """The validation ids of the run in out_dir. Raises UserError unless both bins are those of the
-    training run: others may hold out sums that this model was trained on."""
+    """The validation ids of the run in out_dir. Raises UserError unless both bins are the ones that
+    the run used: other bins may hold out sums that this model was trained on."""
     checkpoint = first_undamaged(out_dir, "best.pt", "ckpt.pt")
     config = checkpoint.config or {}
     folder = Path(config.get("data_dir") or DATA) / config.get("dataset", "addition")
@@ -51,9 +51,9 @@ def held_out(out_dir):
 
 
 def answers(model, tokenizer, lines, device):
-    """Yields each of the lines as the model completes it from its "=" on. Lines have one length."""
+    """Yields each line as the model completes it after its "=". All lines must be equally long."""
     cut = lines[0].index("=") + 1
-    # greedy sampling uses no random numbers, so one seed serves the whole batch
+    # greedy decoding uses no random numbers, so one seed is enough for the whole batch
     greedy = Sampler([0], tokenizer.n_vocab, temperature=0)
     for i in tqdm(range(0, len(lines), BATCH), unit_scale=BATCH, disable=None, leave=False):
         ids = np.stack([tokenizer.encode(line) for line in lines[i:i + BATCH]])

@@ -1,12 +1,12 @@
 """Measure the speed of training and sampling, and the overhead of the training loop.
 
-    python tools/bench.py train config/train_gpt2.py    a training step, and GPT-2 of transformers
-    python tools/bench.py sample --size=gpt2            sampling, and other implementations
-    python tools/bench.py loop config/quickstart.py     the loop of train.py, and a bare loop
+    python tools/bench.py train config/train_gpt2.py    a training step, against transformers' GPT-2
+    python tools/bench.py sample --size=gpt2            sampling, against other implementations
+    python tools/bench.py loop config/quickstart.py     train.py, against a bare training loop
 
-All sides take turns in one process. The output has the median of each side, and the ratio to the
-first side, computed round by round: on a machine with other users, only measurements next to each
-other can be compared. Weights are random, because speed does not depend on them.
+The candidates run in alternation in one process. The output is the median of each candidate, and
+its time relative to the first candidate, computed round by round: on a shared machine, only
+measurements close in time can be compared. Weights are random; speed does not depend on them.
 `sample --nanogpt=FOLDER` also measures the model.py of nanoGPT in that folder.
 """
 
@@ -42,23 +42,24 @@ ROUNDS, STEPS = 7, 100
 
 @dataclass
 class BenchConfig:
-    """The settings of `sample`; those of the model can be set too."""
+    """The settings of `sample`; the settings of the model can be given too."""
 
-    size: Literal[*SIZES] = "gpt2"  # n_layer, n_head and n_embd by a name
+    size: Literal[*SIZES] = "gpt2"  # a name for n_layer, n_head and n_embd
     batch: Count = 10  # samples per batch; a single sample is always measured
     prompt: Count = 16  # tokens in the prompt
     new_tokens: Count = 256  # tokens to sample
-    rounds: Count = 3  # turns per side
-    device: str = "auto"  # as in sample.py
-    dtypes: str = "float32,bfloat16"  # of the weights, comma-separated; int8 is possible too
-    nanogpt: str | None = None  # a folder with the model.py of nanoGPT
-    compile: bool = False  # torch.compile, with a static cache
+    rounds: Count = 3  # measurements per candidate
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
+    # dtypes of the weights, comma-separated: float32, bfloat16, float16, int8
+    dtypes: str = "float32,bfloat16"
+    nanogpt: str | None = None  # folder with nanoGPT's model.py, which is measured too
+    compile: bool = False  # use torch.compile, with a static cache
 
     def __post_init__(self):
         for name in self.dtypes.split(","):
             if name not in ("float32", "bfloat16", "float16", "int8"):
-                raise ValueError(f"dtypes={self.dtypes} must be names out of float32, bfloat16, "
-                                 "float16, int8, with commas between them")
+                raise ValueError(f"dtypes={self.dtypes} must be a comma-separated list of float32, "
+                                 "bfloat16, float16, int8")
 
 
 def synchronize(device):
@@ -74,21 +75,23 @@ def seconds(function, device):
     return time.perf_counter() - started
 
 
-def in_turns(sides, rounds, unit, count):
-    """Run the functions {name: function} in turn; each returns its time in seconds. Prints the
-    median of count / seconds of each in `unit`, and the ratio of its time to that of the first side
-    in the same round. Returns {name: median}."""
-    taken = {name: [] for name in sides}
+def in_alternation(candidates, rounds, unit, count):
+    """Run the functions {name: function} in alternation; each returns its time in seconds.
+
+    For each candidate, prints the median of count / seconds in `unit`, and the ratio of its time to
+    the time of the first candidate in the same round. Returns {name: median of count / seconds}.
+    """
+    times_of = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, side in sides.items():
-            taken[name].append(side())
-    first = next(iter(taken.values()))
-    for name, times in taken.items():
+        for name, candidate in candidates.items():
+            times_of[name].append(candidate())
+    first = next(iter(times_of.values()))
+    for name, times in times_of.items():
         ratios = [a / b for a, b in zip(times, first, strict=True)]
         print(f"  {name:42s} {count / statistics.median(times):10,.1f} {unit}   relative time: "
               f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
               flush=True)
-    return {name: count / statistics.median(times) for name, times in taken.items()}
+    return {name: count / statistics.median(times) for name, times in times_of.items()}
 
 
 def matmul_flops(dtype, device):
@@ -108,7 +111,7 @@ def transformers_gpt2(c, vocab_size, dtype=torch.float32):
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError:
-        print("  (transformers is not measured, as it is not installed: pip install transformers)")
+        print("  (transformers is not installed and not measured: pip install transformers)")
         return None
     return GPT2LMHeadModel(GPT2Config(
         vocab_size=vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
@@ -121,7 +124,8 @@ def transformers_gpt2(c, vocab_size, dtype=torch.float32):
 
 
 def stepper(raw_model, loss_of, cfg, device, dtype, optimizer, vocab_size, **step_options):
-    """A function that runs one bare step: forward, backward, clip, update, always on one batch."""
+    """A function that runs one bare training step (forward, backward, clipping, update). All steps
+    use the same batch."""
     autocast = autocast_to(dtype, device)
     compiles = cfg.compile is True or (cfg.compile == "auto" and device.type == "cuda")
     model = torch.compile(raw_model) if compiles else raw_model
@@ -167,31 +171,32 @@ def bench_train(argv):
     many = max(1, min(20, int(5 / max(1e-3, seconds(step, device)))))
     print(f"{num_params(model) / 1e6:.2f}M parameters, {tokens:,} tokens per step, {dtype} on "
           f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads; "
-          f"{many} steps per turn, {ROUNDS} turns")
+          f"{ROUNDS} rounds of {many} steps")
     memory = (torch.cuda.max_memory_allocated(device) if device.type == "cuda"
               else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    sides = {"glassGPT": step}
+    candidates = {"glassGPT": step}
     if theirs := transformers_gpt2(model_cfg, model_cfg.vocab_size):
         theirs.to(device).train()
         adamw = torch.optim.AdamW(theirs.parameters(), lr=1e-3, fused=True)
-        sides["GPT-2 of transformers"] = stepper(
+        candidates["transformers' GPT-2"] = stepper(
             theirs, lambda m, x, y: m(x, labels=x).loss, cfg, device, dtype, adamw,
             model_cfg.vocab_size)
-    sides = {name: lambda side=side: seconds(lambda: [side() for _ in range(many)], device)
-             for name, side in sides.items()}
-    for side in sides.values():
-        side()  # warmup
-    rates = in_turns(sides, ROUNDS, "tok/s", many * tokens)
-    peak, source = devices.peak_flops(device, dtype), "by the data sheet"
+    timed = {name: lambda one=one: seconds(lambda: [one() for _ in range(many)], device)
+             for name, one in candidates.items()}
+    for candidate in timed.values():
+        candidate()  # warmup
+    throughput = in_alternation(timed, ROUNDS, "tok/s", many * tokens)["glassGPT"]
+    peak, share, source = devices.peak_flops(device, dtype), "MFU", "data sheet"
     if peak is None:
-        peak, source = matmul_flops(dtype, device), "measured with 2048^3 products"
-    print(f"  {tokens / rates['glassGPT'] * 1e3:.1f} ms per step; "
-          f"MFU {devices.mfu(model, rates['glassGPT'], peak):.1%} of {peak / 1e12:.2f} TFLOP/s "
+        peak, share = matmul_flops(dtype, device), "share of the matmul peak"
+        source = "measured with 2048 x 2048 matrices"
+    print(f"  {tokens / throughput * 1e3:.1f} ms per step; "
+          f"{share} {devices.mfu(model, throughput, peak):.1%}, of {peak / 1e12:.2f} TFLOP/s "
           f"({source}); peak memory {memory / 2**30:.2f} GB")
 
 
 def whole_loop(argv):
-    """Milliseconds per step of train.py, by its own log, after warmup."""
+    """Milliseconds per step of train.py after warmup, from its metrics."""
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
         metrics = train.main([*argv, f"--out_dir={out}", f"--max_iters={STEPS + STEPS // 4}",
                               f"--log_interval={STEPS // 4}", "--eval_interval=1000000",
@@ -213,11 +218,12 @@ def bench_loop(argv):
     rounds = []
     for number in range(ROUNDS):
         rounds.append((whole_loop(argv), bare_loop()))
-        print(f"round {number + 1}: train.py {rounds[-1][0]:.2f} ms, bare {rounds[-1][1]:.2f} ms "
-              f"per step, ratio {rounds[-1][0] / rounds[-1][1]:.3f}", flush=True)
-    whole, bare = (statistics.median(side) for side in zip(*rounds, strict=True))
+        print(f"round {number + 1}: train.py {rounds[-1][0]:.2f} ms, bare loop "
+              f"{rounds[-1][1]:.2f} ms per step, ratio {rounds[-1][0] / rounds[-1][1]:.3f}",
+              flush=True)
+    whole, bare = (statistics.median(times) for times in zip(*rounds, strict=True))
     ratio = statistics.median(a / b for a, b in rounds)
-    print(f"median: train.py {whole:.2f} ms, bare {bare:.2f} ms per step, ratio {ratio:.3f}")
+    print(f"median: train.py {whole:.2f} ms, bare loop {bare:.2f} ms per step, ratio {ratio:.3f}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -225,8 +231,8 @@ def bench_loop(argv):
 
 
 def linear_layers(model, batch, device):
-    """A function that runs all linear layers on one token per sample, and nothing else. Sampling a
-    token cannot take less time than that."""
+    """A function that runs all linear layers on one token per sample, and nothing else: a lower
+    bound on the time to sample a token."""
     layers = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, cpu.Packed))]
     dtype = model.transformer.wte.weight.dtype
     inputs = [torch.randn(batch, m.in_features, device=device, dtype=dtype) for m in layers]
@@ -240,7 +246,8 @@ def linear_layers(model, batch, device):
 
 
 def sampler_of(model, idx, count, keep=True, static=False):
-    """A function that samples `count` greedy tokens after idx (B, T); keep=False: without cache."""
+    """A function that times greedy decoding of `count` tokens after idx (B, T). keep=False: without
+    a cache; static=True: with a cache of fixed size, for torch.compile."""
     def run():
         cache = make_cache(model, len(idx), keep=keep, static=static)
         tokens = stream(model, idx, Sampler([0], temperature=0), cache)
@@ -260,9 +267,9 @@ def bench_sample(argv):
     model = GPT(model_cfg).to(device).eval()
     weights = num_params(model)
     bandwidth = read_bandwidth(device)
-    print(f"{weights / 1e6:.1f}M weights, {n} tokens after a prompt of {cfg.prompt}, on {device}, "
-          f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
-          f"{bandwidth / 1e9:.1f} GB/s")
+    print(f"{weights / 1e6:.1f}M parameters, {n} tokens after a prompt of {cfg.prompt} tokens, on "
+          f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+          f"memory bandwidth {bandwidth / 1e9:.1f} GB/s")
     one, many = (torch.randint(model_cfg.vocab_size, (b, cfg.prompt), device=device)
                  for b in (1, cfg.batch))
 
@@ -271,7 +278,7 @@ def bench_sample(argv):
 
     names = cfg.dtypes.split(",")
     models = {name: for_sampling(copy.deepcopy(model), name, cfg.compile) for name in names}
-    # the same models with linear layers of torch
+    # the same models with torch's own linear layers, not packed
     plain = {name: copy.deepcopy(model).to(getattr(torch, name)) for name in names
              if name != "int8"}
     theirs = {name: transformers_gpt2(model_cfg, model_cfg.vocab_size, getattr(torch, name))
@@ -282,10 +289,10 @@ def bench_sample(argv):
             idx, attention_mask=torch.ones_like(idx), max_new_tokens=n, min_new_tokens=n,
             do_sample=False), device)
 
-    sides = {f"glassGPT {name}": ours(name, one) for name in reversed(models)}
+    candidates = {f"glassGPT {name}": ours(name, one) for name in reversed(models)}
     for name, them in theirs.items():
         if them is not None:
-            sides[f"transformers {name}"] = generate(them.to(device).eval(), one)
+            candidates[f"transformers {name}"] = generate(them.to(device).eval(), one)
     if cfg.nanogpt:
         sys.modules.pop("model")
         sys.path.insert(0, cfg.nanogpt)
@@ -293,34 +300,35 @@ def bench_sample(argv):
         names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias")
         config = nano.GPTConfig(**{name: getattr(model_cfg, name) for name in names})
         nano_model = nano.GPT(config).to(device).eval()
-        sides["nanoGPT float32"] = lambda: seconds(
+        candidates["nanoGPT float32"] = lambda: seconds(
             lambda: nano_model.generate(one, n, top_k=1), device)
-    for side in sides.values():
-        side()  # warmup
+    for candidate in candidates.values():
+        candidate()  # warmup
     print("one sample")
-    rates = in_turns(sides, cfg.rounds, "tok/s", n)
+    throughput = in_alternation(candidates, cfg.rounds, "tok/s", n)
     for name in plain:
-        floors = []
+        limits = []  # in tok/s
         for each in (plain[name], models[name]):
-            floor = linear_layers(each, 1, device)
-            floor()
-            floors.append(statistics.median(1 / seconds(floor, device) for _ in range(20)))
-        rate = rates[f"glassGPT {name}"]
-        read = weights * getattr(torch, name).itemsize * rate
-        print(f"  {name}: {rate / floors[0]:.0%} of the {floors[0]:.1f} tok/s of the linear layers "
-              f"of torch alone, {rate / floors[1]:.0%} of the {floors[1]:.1f} tok/s of ours; reads "
-              f"{read / 1e9:.1f} GB/s, {read / bandwidth:.0%} of the memory bandwidth")
+            layers = linear_layers(each, 1, device)
+            layers()  # warmup
+            limits.append(statistics.median(1 / seconds(layers, device) for _ in range(20)))
+        ours_now = throughput[f"glassGPT {name}"]
+        read = weights * getattr(torch, name).itemsize * ours_now
+        print(f"  {name}: {ours_now / limits[0]:.0%} of the {limits[0]:.1f} tok/s that torch's "
+              f"linear layers alone allow, {ours_now / limits[1]:.0%} of the {limits[1]:.1f} tok/s "
+              f"that ours allow; reads {read / 1e9:.1f} GB/s, {read / bandwidth:.0%} of the memory "
+              "bandwidth")
     print(f"{cfg.batch} samples in one batch")
-    sides = {f"glassGPT {name}, batch of {cfg.batch}": ours(name, many)
-             for name in reversed(models)}
+    candidates = {f"glassGPT {name}, batch of {cfg.batch}": ours(name, many)
+                  for name in reversed(models)}
     for name, them in theirs.items():
         if them is not None:
-            sides[f"transformers {name}, batch of {cfg.batch}"] = generate(them, many)
-    together = in_turns(sides, cfg.rounds, "tok/s", n * cfg.batch)
+            candidates[f"transformers {name}, batch of {cfg.batch}"] = generate(them, many)
+    in_batch = in_alternation(candidates, cfg.rounds, "tok/s", n * cfg.batch)
     for name in models:
-        gain = together[f"glassGPT {name}, batch of {cfg.batch}"] / rates[f"glassGPT {name}"]
-        print(f"  {name}: {gain:.1f} times the tok/s of one sample")
-    print("without a cache, and the prefill of a prompt")
+        ratio = in_batch[f"glassGPT {name}, batch of {cfg.batch}"] / throughput[f"glassGPT {name}"]
+        print(f"  {name}: {ratio:.1f} times the tok/s of one sample")
+    print("without a cache, and prefill")
     few = min(32, n)
     for name in models:
         uncached = ours(name, one, count=few, keep=False)()
@@ -346,5 +354,6 @@ if __name__ == "__main__":
         elif kind in kinds:
             kinds[kind](sys.argv[2:])
         else:
-            raise UserError(f"say what to measure, one of {', '.join(kinds)}, as in "
-                            "python tools/bench.py loop config/quickstart.py")
+            raise UserError(f"{kind!r} cannot be measured: the first word must be "
+                            f"{', '.join(kinds)}, as in `python tools/bench.py loop "
+                            "config/quickstart.py`")

@@ -4,11 +4,11 @@
     python tools/evaluate.py --init_from=gpt2 --hellaswag=hellaswag_val.jsonl --limit=1000
 
 Every number is computed from -log p, in nats, of a token given the tokens before it. The vocabulary
-of a model may be padded, say from 50257 ids to 50304. Padding is never sampled, so it gets no
-probability here either: the softmax is over the tokenizer's n_vocab ids. In the loss that train.py
-logs the padding takes part, so that loss is slightly larger.
+of a model may be padded, for example from 50257 ids to 50304. The padding is never sampled, so it
+gets no probability here either: the softmax is over the tokenizer's n_vocab ids. The loss that
+train.py logs includes the padding, so it is slightly larger.
 
-docs/evaluate.md has the definitions. Left out: other benchmarks, and several GPUs.
+docs/evaluate.md defines all metrics. Left out: other benchmarks, and multiple GPUs.
 """
 
 import json
@@ -34,10 +34,12 @@ from sample import load_model
 
 @dataclass
 class EvaluateConfig:
-    """Which model is evaluated, and on what."""
+    """The settings of an evaluation: a model, and a text or HellaSwag."""
 
-    init_from: str = "resume"  # resume: the checkpoint in out_dir; gpt2, ...; or a folder
-    out_dir: str = "out"  # folder of a run, or a checkpoint in it
+    # resume: the checkpoint in out_dir; gpt2, gpt2-medium, ...: from the Hugging Face hub; or the
+    # folder of a model in Hugging Face's format
+    init_from: str = "resume"
+    out_dir: str = "out"  # folder of a run, or a checkpoint file
     text: str | None = None  # a UTF-8 file whose perplexity is measured
     stride: Count | None = None  # tokens from one window to the next; None: half of block_size
     hellaswag: str | None = None  # hellaswag_val.jsonl, or a file in its format
@@ -54,7 +56,7 @@ class EvaluateConfig:
 
 @torch.inference_mode()
 def completion_nats(model, rows, n_vocab, batch_size=4):
-    """The loss of the last tokens of each row, in nats.
+    """The total loss of the last tokens of each row, in nats.
 
     rows: a list of (ids, n): 2 to block_size + 1 ids, of which the last n < len(ids) are scored.
     Returns a list of floats: for each row, the sum of -log p over these n ids. Raises UserError if
@@ -64,7 +66,7 @@ def completion_nats(model, rows, n_vocab, batch_size=4):
     for start in tqdm(range(0, len(rows), batch_size), unit=" batches", disable=None, leave=False):
         batch = rows[start:start + batch_size]
         width = max(len(ids) for ids, _ in batch) - 1
-        # rows are padded with zeros on the right, where no token sees them
+        # rows are padded on the right with zeros; attention is causal, so no token attends to them
         x = torch.zeros(len(batch), width, dtype=torch.int64)
         y = torch.full_like(x, -1)
         for i, (ids, n) in enumerate(batch):
@@ -83,9 +85,9 @@ def completion_nats(model, rows, n_vocab, batch_size=4):
 
 
 def windows(count, size, stride):
-    """Yields windows (begin, end, new) over `count` predictions, each of at most `size`, `stride`
-    apart. The last `new` predictions of a window are in no earlier window, so that every prediction
-    is new once."""
+    """Yields windows (begin, end, new) over `count` predictions. A window has at most `size`
+    predictions and begins `stride` after the window before it. Its last `new` predictions are in no
+    earlier window, so every prediction is new in exactly one window."""
     end = 0
     for begin in range(0, count, stride):
         before, end = end, min(begin + size, count)
@@ -99,9 +101,9 @@ def text_perplexity(model, tokenizer, text, stride=None, batch_size=4):
 
     This follows "Perplexity of fixed-length models" in the documentation of Hugging Face's
     transformers, except that the token after a window is predicted too, as in training. Otherwise
-    windows that do not overlap would each lose a token. The first token follows <|endoftext|>, as a
-    document does in training. If the tokenizer has no such token (char), the first character is
-    context only, and its bytes do not count.
+    each window would lose a token if windows do not overlap. The first token is predicted from
+    <|endoftext|>, as the first token of a document is in training. If the tokenizer has no such
+    token (char), the first character only serves as context, and its bytes do not count.
     Returns a dict. Raises UserError if the text is too short, or if stride exceeds block_size.
     """
     size = model.block_size
@@ -123,13 +125,14 @@ def text_perplexity(model, tokenizer, text, stride=None, batch_size=4):
 
 
 def perplexity(nats, count):
-    """exp(nats / count), or inf if that overflows, as for words of scripts without spaces."""
+    """exp(nats / count), or inf if that overflows, for example per word in scripts without
+    spaces."""
     return math.exp(nats / count) if nats < 700 * count else math.inf
 
 
 def read_hellaswag(path, limit=None):
     """The first `limit` examples of a file like hellaswag_val.jsonl: a list of (ctx, four endings,
-    index of the right ending). Raises UserError for a line in another format."""
+    index of the correct ending). Raises UserError for a line in another format."""
     examples = []
     for number, line in enumerate(read_text(path).rstrip("\n").split("\n")[:limit], start=1):
         try:
@@ -148,8 +151,8 @@ def read_hellaswag(path, limit=None):
 
 
 def ending_rows(tokenizer, examples, block_size):
-    """Four rows per example for `completion_nats`: ctx and an ending, whose tokens are scored. Rows
-    that are longer than the context of the model are cropped on the left."""
+    """Four rows per example for `completion_nats`: ctx and an ending, with the ending scored. Rows
+    that are longer than block_size are cropped on the left."""
     rows = []
     for ctx, endings, _ in tqdm(examples, unit=" examples", disable=None, leave=False):
         before = tokenizer.encode(ctx)
@@ -160,11 +163,13 @@ def ending_rows(tokenizer, examples, block_size):
 
 
 def hellaswag_accuracy(model, tokenizer, examples, batch_size=4):
-    """HellaSwag (Zellers et al. 2019) by completion: which of four endings is likeliest after ctx?
+    """HellaSwag (Zellers et al. 2019) by completion: which of four endings is most likely after
+    ctx?
 
     As in hellaswag.py of build-nanogpt, ctx and " " + ending are tokenized separately, and only the
     tokens of the ending are scored.
-    Returns a dict. acc chooses the ending with the lowest loss in total, acc_norm per token.
+    Returns a dict. For acc, the model chooses the ending with the lowest total loss; for acc_norm,
+    the one with the lowest loss per token.
     """
     rows = ending_rows(tokenizer, examples, model.block_size)
     total = np.array(completion_nats(model, rows, tokenizer.n_vocab, batch_size)).reshape(-1, 4)

@@ -1,12 +1,12 @@
-"""Fine-tuning, shown: with the same steps, a model that has read other plays ends lower.
+"""Compare fine-tuning with training from scratch, in the same number of steps.
 
-    python tools/finetune.py
+    python tools/finetune.py                    about 10 minutes on one core
 
-Tiny Shakespeare is cut out of Shakespeare's plays, so the base model is trained only on those that
-have nothing in common with it. From the base and from scratch, the same steps with the same
-settings follow on Tiny Shakespeare. Each start has the learning rate that is best for it, looked
-for with a seed that is not used again. Printed are the overlap of every play, the command of every
-run, and the table; both curves are drawn into docs/finetune.png. docs/finetune.md has the result.
+Tiny Shakespeare is an excerpt from Shakespeare's plays, so the base model is trained only on plays
+that share almost no text with it. The tool then trains on Tiny Shakespeare, from the base and from
+scratch, with the same settings. Each of the two uses its best learning rate, which is searched with
+a seed that is not used again. The tool prints the overlap of every play, the command of every run
+and a table, and plots both curves to docs/finetune.png. docs/finetune.md discusses the result.
 """
 
 import contextlib
@@ -24,66 +24,77 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
 from configurator import configure, one_line_errors
 from internals.corpora import fetch_each_play
-from internals.files import DATA, locked, read_text, replacing
+from internals.files import DATA, locked, read_text
+from internals.plots import picture
 from prepare import open_dataset, prepare_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY, OTHER = "shakespeare_char", "other_plays"  # the names of the datasets
-RUN, LIMIT = 8, 0.01  # words in a row; the share of such runs that a play may have in common
+LENGTH = 8  # words; sequences of this length are compared
+MAX_OVERLAP = 0.01  # the share of its sequences that a play may have in common with the text
+# an evaluation of 109 batches with 16 sequences each covers the whole validation split
 SETTINGS = [os.path.relpath(ROOT / "config" / "train_plays.py"), "--warmup_iters=None",
-            "--eval_iters=109", "--sample_tokens=0"]  # 109 x 16 windows: the whole validation split
-BASE_STEPS, STEPS, EVERY = 2000, 300, 50  # the base's, those on Tiny Shakespeare, an evaluation's
-RATES, MAX_TRIALS = (2e-3, 4e-3, 8e-3), 8  # where the search for the best rate begins, and ends
+            "--eval_iters=109", "--sample_tokens=0"]
+BASE_STEPS, STEPS = 2000, 300  # of the base model; of each run on Tiny Shakespeare
+EVAL_INTERVAL = 50
+LEARNING_RATES = (2e-3, 4e-3, 8e-3)  # the search for the best one begins with these
+MAX_TRIALS = 8  # learning rates that are tried at most
 TRIAL_SEED, SEEDS = 0, (1, 2, 3)
 
 
-def runs_of_words(text):
-    """All runs of RUN words in `text`, a set: no matter how lines break, or what the case is."""
+def word_sequences(text):
+    """The set of all sequences of LENGTH words in `text`, without case, punctuation and line
+    breaks."""
     words = re.findall(r"[^\W\d_]+", text.lower())
-    return {" ".join(words[i:i + RUN]) for i in range(len(words) - RUN + 1)}
+    return {" ".join(words[i:i + LENGTH]) for i in range(len(words) - LENGTH + 1)}
 
 
-def share_in_common(play, text):
-    """(runs of words of `play` that `text` has too, runs of words of `play`)"""
-    mine = runs_of_words(play)
-    return len(mine & runs_of_words(text)), len(mine)
+def overlap(play, text):
+    """(the number of word sequences of `play` that also occur in `text`, the number of all word
+    sequences of `play`)"""
+    sequences = word_sequences(play)
+    return len(sequences & word_sequences(text)), len(sequences)
 
 
 def without_overlap(plays, text):
-    """Of {name: play}, those that have at most LIMIT of their runs of words in common with `text`;
-    and {name: (in common, all)} for every play."""
-    counts = {name: share_in_common(play, text) for name, play in plays.items()}
-    kept = {name: plays[name] for name, (shared, n) in counts.items() if shared <= LIMIT * n}
-    return kept, counts
+    """plays: {name: play}. Returns the plays whose overlap with `text` is at most MAX_OVERLAP, and
+    {name: overlap} of all plays."""
+    overlaps = {name: overlap(play, text) for name, play in plays.items()}
+    kept = {name: plays[name] for name, (shared, n) in overlaps.items()
+            if shared <= MAX_OVERLAP * n}
+    return kept, overlaps
 
 
 def prepare_both(plays, data=DATA):
-    """Tiny Shakespeare, and the plays that have nothing of it, in one vocabulary: Tiny
-    Shakespeare's. A character of the plays that is not in it is left out."""
+    """Prepare Tiny Shakespeare, and the plays without overlap. Both use the vocabulary of Tiny
+    Shakespeare; characters of the plays that are not in it are removed."""
     open_dataset(TINY, data)
     tiny = read_text(data / TINY / "input.txt")
-    kept, counts = without_overlap(plays, tiny)
-    for name, (shared, n) in sorted(counts.items(), key=lambda item: item[1][0] / item[1][1]):
-        print(f"{name:30} {shared:6,} of {n:6,} runs of {RUN} words are in Tiny Shakespeare: "
-              f"{'kept' if name in kept else 'left out'}")
-    validation = runs_of_words(tiny[int(len(tiny) * 0.9):])
-    shared = sorted(validation & runs_of_words(text := "\n".join(kept.values())))
-    print(f"{len(kept)} of {len(plays)} plays are kept; of the {len(validation):,} runs of {RUN} "
-          f"words in the validation text, they have {len(shared)}: {', '.join(shared)}")
+    kept, overlaps = without_overlap(plays, tiny)
+    print(f"sequences of {LENGTH} words that also occur in Tiny Shakespeare:")
+    for name, (shared, n) in sorted(overlaps.items(), key=lambda item: item[1][0] / item[1][1]):
+        print(f"{name:30} {shared:6,} of {n:6,}: {'kept' if name in kept else 'left out'}")
+    validation = word_sequences(tiny[int(len(tiny) * 0.9):])
+    text = "\n".join(kept.values())
+    shared = sorted(validation & word_sequences(text))
+    print(f"{len(kept)} of {len(plays)} plays are kept; they contain {len(shared)} of the "
+          f"{len(validation):,} sequences of the validation text: {', '.join(shared)}")
     unknown = set(text) - set(tiny)
     known = "".join(char for char in text if char not in unknown)
-    print(f"{len(text) - len(known)} of {len(text):,} characters are not in Tiny Shakespeare's "
-          f"vocabulary, and left out: {' '.join(sorted(unknown))}")
+    print(f"{len(text) - len(known)} of {len(text):,} characters are not in the vocabulary of Tiny "
+          f"Shakespeare and were removed: {' '.join(sorted(unknown))}")
     with locked(data / OTHER):
         prepare_texts([known], data / OTHER, TINY, "the plays without overlap",
                       "python tools/finetune.py")
 
 
-def run(out_dir, dataset, steps, every, rate, seed, data, start="scratch"):
-    """Train by train.py; {step: loss over the whole validation split}."""
+def run(out_dir, dataset, steps, eval_interval, learning_rate, seed, data, start="scratch"):
+    """Run train.py; returns {step: loss over the whole validation split}."""
     argv = [*SETTINGS, f"--dataset={dataset}", f"--out_dir={out_dir}", f"--init_from={start}",
-            f"--max_iters={steps}", f"--eval_interval={every}", f"--learning_rate={rate}",
-            f"--seed={seed}"] + [f"--data_dir={data}"] * (data != DATA)
+            f"--max_iters={steps}", f"--eval_interval={eval_interval}",
+            f"--learning_rate={learning_rate}", f"--seed={seed}"]
+    if data != DATA:
+        argv.append(f"--data_dir={data}")
     print("python train.py " + shlex.join(argv), flush=True)
     with contextlib.redirect_stdout(io.StringIO()):
         metrics = train.main(argv)
@@ -92,47 +103,43 @@ def run(out_dir, dataset, steps, every, rate, seed, data, start="scratch"):
     return curve
 
 
-def best_rate(loss, rates=RATES):
-    """The rate with the lowest loss(rate); tried are `rates`, and as long as the best one is at
-    an end, its half or its double. So it lies between two that are worse."""
-    tried = {rate: loss(rate) for rate in rates}
-    while len(tried) < MAX_TRIALS:
-        best = min(tried, key=tried.get)
-        if min(tried) < best < max(tried):
+def best_learning_rate(loss):
+    """The learning rate with the lowest loss(learning_rate). The search tries LEARNING_RATES, and
+    then halves or doubles the best one until a worse one has been tried on both sides of it."""
+    losses = {rate: loss(rate) for rate in LEARNING_RATES}
+    while len(losses) < MAX_TRIALS:
+        best = min(losses, key=losses.get)
+        if min(losses) < best < max(losses):
             break
-        new = best / 2 if best == min(tried) else best * 2
-        tried[new] = loss(new)
-    return min(tried, key=tried.get)
+        new = best / 2 if best == min(losses) else best * 2
+        losses[new] = loss(new)
+    return min(losses, key=losses.get)
 
 
-def draw(curves, path):
-    """curves: {label: [{step: loss}, ...]}, a list of seeds. Lines are means, and the shades
-    around them reach from the lowest to the highest seed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for (label, seeds), color in zip(curves.items(), ("tab:orange", "tab:blue"), strict=True):
-        steps = list(seeds[0])
-        losses = [[seed[step] for seed in seeds] for step in steps]  # (steps, seeds)
-        means = list(map(statistics.mean, losses))
-        axes.plot(steps, means, marker=".", color=color, label=label)
-        axes.fill_between(steps, list(map(min, losses)), list(map(max, losses)), color=color,
-                          alpha=0.25, linewidth=0)
-        for i, place in (0, (8, 5)), (-1, (-4, 8)):
-            axes.annotate(f"{means[i]:.2f}", (steps[i], means[i]), place, color=color,
-                          textcoords="offset points", ha="right" if i else "left")
-    axes.set(xlabel="steps on Tiny Shakespeare", ylabel="validation loss (nats a character)",
-             title=f"The same steps on Tiny Shakespeare, mean of {len(seeds)} seeds")
-    axes.margins(y=0.09)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+def plot(curves, path):
+    """curves: {label: [{step: loss}, ...]}, one dict per seed. The lines are means over the seeds;
+    the shaded areas reach from the lowest to the highest loss."""
+    with picture(path, 8, 4.5) as figure:
+        axes = figure.subplots()
+        for (label, seeds), color in zip(curves.items(), ("tab:orange", "tab:blue"), strict=True):
+            steps = list(seeds[0])
+            losses = [[seed[step] for seed in seeds] for step in steps]  # (steps, seeds)
+            means = list(map(statistics.mean, losses))
+            axes.plot(steps, means, marker=".", color=color, label=label)
+            axes.fill_between(steps, list(map(min, losses)), list(map(max, losses)), color=color,
+                              alpha=0.25, linewidth=0)
+            for i, offset in (0, (8, 5)), (-1, (-4, 8)):
+                axes.annotate(f"{means[i]:.2f}", (steps[i], means[i]), offset, color=color,
+                              textcoords="offset points", ha="right" if i else "left")
+        axes.set(xlabel="steps on Tiny Shakespeare", ylabel="validation loss (nats per character)",
+                 title=f"Validation loss on Tiny Shakespeare, mean of {len(seeds)} seeds")
+        axes.margins(y=0.09)
+        axes.grid(alpha=0.3)
+        axes.legend()
 
 
 def table(curves):
-    """The curves as Markdown: means, and at the end the lowest and the highest seed too."""
+    """A Markdown table of the mean losses, and the lowest and highest final loss."""
     steps = list(next(iter(curves.values()))[0])
     lines = ["| loss over the whole validation split at step | " + " | ".join(map(str, steps))
              + " | lowest to highest |", "| --- |" + " --- |" * (len(steps) + 1)]
@@ -143,7 +150,7 @@ def table(curves):
     return "\n".join(lines)
 
 
-def main(plays, data=DATA, out=Path("out-finetune"), picture=ROOT / "docs" / "finetune.png"):
+def main(plays, data=DATA, out=Path("out-finetune"), image=ROOT / "docs" / "finetune.png"):
     started = time.perf_counter(), time.process_time()
     prepare_both(plays, data)
     base = out / "base"
@@ -151,19 +158,22 @@ def main(plays, data=DATA, out=Path("out-finetune"), picture=ROOT / "docs" / "fi
     curves = {}
     for start, label in (base, "fine-tuned"), ("scratch", "from scratch"):
         folder = out / label.replace(" ", "-")
-        rate = best_rate(lambda rate, folder=folder, start=start: run(
+        rate = best_learning_rate(lambda rate, folder=folder, start=start: run(
             folder / f"rate-{rate}", TINY, STEPS, STEPS, rate, TRIAL_SEED, data, start)[STEPS])
-        after = f", after {BASE_STEPS:,} steps on other plays" * (start == base)
-        curves[f"{label} (learning rate {rate}){after}"] = [
-            run(folder / f"seed-{seed}", TINY, STEPS, EVERY, rate, seed, data, start)
+        label = f"{label} (learning rate {rate})"
+        if start == base:
+            label += f", after {BASE_STEPS:,} steps on other plays"
+        curves[label] = [
+            run(folder / f"seed-{seed}", TINY, STEPS, EVAL_INTERVAL, rate, seed, data, start)
             for seed in SEEDS]
-    draw(curves, picture)
-    wall, busy = time.perf_counter() - started[0], time.process_time() - started[1]
-    print(f"{table(curves)}\n{wall / 60:.1f} minutes, {busy / 60:.1f} of a processor's; {picture}")
+    plot(curves, image)
+    wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+    print(f"{table(curves)}\n{wall / 60:.1f} minutes ({cpu / 60:.1f} minutes of CPU time); the "
+          f"picture is {image}")
     return curves
 
 
 if __name__ == "__main__":
     with one_line_errors():
-        configure(__doc__)  # it has no settings, but a --help
+        configure(__doc__)  # the tool has no settings, only --help
         main(fetch_each_play())
