@@ -27,7 +27,7 @@ from configurator import UserError, configure, one_line_errors
 from internals import dataset, usage
 from internals.corpora import CORPORA, HUGE, corpus_text, gpt2_encoding, stream_documents
 from internals.dataset import MAX_VOCAB
-from internals.files import DATA, locked, printable, read_text, replacing
+from internals.files import DATA, locked, printable, read_text, relative, replacing
 from internals.limits import Limit
 
 END_OF_TEXT = "<|endoftext|>"
@@ -184,14 +184,15 @@ def write_bins(folder, tokenizer, chunks, source, command):
 
     folder: data/<name>. chunks: an iterator of ("train" or "val", ids).
     source, command: the origin of the text, and the command that prepares it, for meta.json.
-    The old train.bin is removed before the other files are replaced, and the new one is written
-    last. So an interrupted run leaves the old dataset, or a dataset without train.bin, but never a
-    mixture of both.
+    The old train.bin is removed first and the new one comes last. So an interrupted run leaves the
+    old dataset, or one without train.bin, but never a mixture of both.
     """
     replaces = (folder / "train.bin").exists()
     if replaces and not (folder / "meta.json").exists():
         raise UserError(f"{folder / 'train.bin'} has no meta.json next to it, so prepare.py did "
                         "not write it: move it away, or choose another --name")
+    if replaces:
+        print(f"{relative(folder)}: this replaces the dataset of that name")
     meta = {**tokenizer.meta, "vocab_size": tokenizer.n_vocab, "source": printable(source),
             "command": printable(command)}
     # the new files get their names when this block ends: val.bin first, then train.bin
@@ -212,9 +213,6 @@ def write_bins(folder, tokenizer, chunks, source, command):
         with replacing(folder / "meta.json") as temporary:
             text = json.dumps(meta, indent=1, ensure_ascii=False)
             temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
-    print(f"{folder}: {meta['train_tokens']:,} tokens for training, {meta['val_tokens']:,} for "
-          f"validation, vocabulary of {meta['vocab_size']:,}"
-          + ("; this replaces the dataset of that name" if replaces else ""))
 
 
 def prepare_texts(texts, folder, tokenizer, source, command):
@@ -254,7 +252,7 @@ def open_dataset(name, data_dir=None):
     if name in CORPORA and not (folder / "train.bin").exists():
         with locked(folder):
             if not (folder / "train.bin").exists():  # otherwise another process prepared it
-                print(f"{folder} is missing: preparing it")
+                print(f"{relative(folder)} is missing: preparing it")
                 prepare_corpus(folder)
     return dataset.load(folder)
 
@@ -279,7 +277,7 @@ def main(argv=None):
                             "give it alone, without --name and --tokenizer")
         with locked(data_dir / first):
             prepare_corpus(data_dir / first, command if options else None, **options)
-        return
+        return print(dataset.load(data_dir / first).summary())
 
     for path in cfg.texts:
         problem = usage.no_text_file(path, builtin)
@@ -294,6 +292,7 @@ def main(argv=None):
     texts = [read_text(path) for path in cfg.texts]
     with locked(data_dir / name):
         prepare_texts(texts, data_dir / name, cfg.tokenizer, ", ".join(cfg.texts), command)
+    print(dataset.load(data_dir / name).summary())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 
 from configurator import UserError, reason
 from internals.corpora import CORPORA, HUGE
-from internals.files import DATA, check_sha
+from internals.files import DATA, check_sha, relative
 
 MAX_VOCAB = 65_535  # ids are uint16, which would wrap silently: 70000 would become 4464
 GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257}  # of bins without a meta.json
@@ -40,6 +40,12 @@ class Dataset:
         if self.meta["tokenizer"] == "gpt2":
             return -(-self.vocab_size // 64) * 64
         return self.vocab_size
+
+    def summary(self):
+        """One line: the folder, the number of tokens, and the vocabulary."""
+        return (f"{relative(self.folder)}: {len(self.train):,} tokens for training, "
+                f"{len(self.val):,} for validation, vocabulary of {self.vocab_size:,} "
+                f"({self.meta['tokenizer']})")
 
     def same_tokenizer(self, meta):
         """Whether the ids of this dataset mean what they mean in another meta.json."""

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from configurator import UserError
@@ -144,3 +144,10 @@ def printable(text):
     """A file name as text that can be written as UTF-8. Where the locale is not UTF-8, Python reads
     the bytes of a name as surrogates, which stand for those bytes."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def relative(path):
+    """A path relative to the current folder if it is inside it, otherwise unchanged."""
+    with suppress(ValueError):
+        return Path(path).absolute().relative_to(Path.cwd())
+    return path

@@ -92,9 +92,7 @@ class RunLog:
         threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
         epochs = cfg.max_iters * self.step_tokens / len(data.train)
         self.say(f"{self.world.size} x {device}{threads}, {dtype}, {how}")
-        self.say(f"{shown(data.folder)}: {len(data.train):,} tokens for training, "
-                 f"{len(data.val):,} for validation, vocabulary of {data.vocab_size:,} "
-                 f"({data.meta['tokenizer']})")
+        self.say(data.summary())
         self.say(f"{num_params(model) / 1e6:.2f}M parameters: {c.n_layer} layers, {c.n_head} "
                  f"heads, {c.n_embd} channels, context of {c.block_size} tokens")
         self.say(f"{cfg.max_iters:,} steps ({cfg.warmup_steps} of warmup) of {self.step_tokens:,} "
@@ -324,14 +322,6 @@ def start_tracker(cfg, settings):
     tracker.init(project=cfg.wandb_project or cfg.dataset, name=cfg.wandb_run_name or cfg.out_dir,
                  config=settings)
     return tracker
-
-
-def shown(path):
-    """A path relative to the current folder if it is inside of it, else as it is."""
-    path = Path(path)
-    with suppress(ValueError):
-        return path.absolute().relative_to(Path.cwd())
-    return path
 
 
 def short(number):

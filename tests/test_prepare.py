@@ -419,7 +419,7 @@ def test_a_folder_is_locked_while_its_dataset_is_prepared(tmp_path, monkeypatch,
     (tmp_path / "own.txt").write_text("abc " * 100)
     (tmp_path / name).mkdir()
     (tmp_path / name / "input.txt").write_text("abc " * 100)
-    tried = []
+    tried, write = [], prepare.write_bins
 
     def watched(folder, *others):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -427,6 +427,7 @@ def test_a_folder_is_locked_while_its_dataset_is_prepared(tmp_path, monkeypatch,
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(descriptor)
         tried.append(folder.name)
+        write(folder, *others)
 
     monkeypatch.setattr(prepare, "write_bins", watched)
     main([name if name in prepare.CORPORA else str(tmp_path / "own.txt"), f"--data_dir={tmp_path}"])
