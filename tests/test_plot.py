@@ -94,7 +94,7 @@ def test_labels_are_at_the_ends_of_the_lines_and_do_not_overlap(tmp_path, monkey
 
 @pytest.mark.parametrize("words, message", [
     ([], "out_dirs must be given"),
-    (["nix"], "there is no folder nix: give the out_dir of a run"),
+    (["nix"], "nix does not exist: give the out_dir of a run"),
     (["a", "--first_step=31"], "there is no validation loss from step 31 on in a"),
     (["a", "--first_step=-1"], "first_step=-1 must be 0 or more"),
     (["a", "--height=1"], "height=1 must be from 2 to 50"),

@@ -1,9 +1,13 @@
-"""pytest tests/test_tour.py - the snippets of docs/tour.md run; docs/exercises.md names real tests"""
+"""pytest tests/test_tour.py - docs/tour.md and docs/exercises.md are true
+
+The snippets of the tour run and print what it says; the solutions of the exercises work."""
 
 import ast
 import contextlib
 import io
 import re
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -16,11 +20,12 @@ from train import main
 TOUR = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
 EXERCISES = (ROOT / "docs" / "exercises.md").read_text(encoding="utf-8")
 # a snippet, and the output that follows it; <!-- varies --> if it depends on the trained weights
-SNIPPET = re.compile(r"```python\n(.*?)```\n(?:(<!-- varies -->\n)?```text\n(.*?)```\n)?", re.DOTALL)
+SNIPPET = re.compile(r"```python\n(.*?)```\n"
+                     r"(?:(<!-- varies -->\n)?```text\n(.*?)```\n)?", re.DOTALL)
 
 # of the characters that the plays have, so that the token ids are the same
 CHARS = "\n !\"$&',-.24568:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-OPENING = "THESEUS:\nNow, fair Hippolyta, our nuptial hour\nDraws on apace; four happy days bring in\n"
+OPENING = "THESEUS:\nNow, fair Hippolyta, our nuptial hour\nDraws on apace;\n"
 # the model of the quick start on a CPU, after two steps
 SHORT = {"device": "cpu", "dtype": "float32", "n_layer": 3, "n_head": 4, "n_embd": 128,
          "block_size": 128, "dropout": 0.0, "max_iters": 2, "eval_interval": 2, "eval_iters": 1,
@@ -70,9 +75,9 @@ def test_every_stop_of_the_tour_names_functions_that_exist():
     stops = re.findall(r"^## \d+\. .*\n\n(.+)\n", TOUR, re.MULTILINE)
     assert len(stops) == TOUR.count("\n## ") - 1  # without the end, "What next"
     for stop in stops:
-        places = re.findall(r"([\w/]+\.py), ([^;]+)", stop)
-        assert places, stop
-        for path, names in places:
+        files = re.findall(r"([\w/]+\.py), ([^;]+)", stop)
+        assert files, stop
+        for path, names in files:
             wanted = re.findall(r"`(\w+(?:\.\w+)?)`", names)
             assert wanted and wanted[0] in defined(ROOT / path), stop
 
@@ -81,3 +86,79 @@ def test_tests_that_the_pages_name_exist():
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")]
     for name in set(re.findall(r"`(test_\w+)`", TOUR + EXERCISES)):
         assert any(f"def {name}(" in source for source in sources), name
+
+
+# ---- the solutions in docs/exercises.md
+
+
+def solved(number, folder):
+    """A copy of the program in `folder`, with the diff of a solution applied. A hunk is applied
+    where its lines are, so that its line numbers may be old."""
+    exercise = re.search(rf"^## {number}\. .*?^```diff\n(.*?)^```", EXERCISES, re.DOTALL | re.M)[1]
+    shutil.copytree(ROOT / "internals", folder / "internals")
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    for part in re.split(r"^--- .*\n\+\+\+ b/", exercise, flags=re.M)[1:]:
+        name, hunks = part.split("\n", 1)
+        source = (folder / name).read_text(encoding="utf-8")
+        for hunk in re.split(r"^@@.*\n", hunks, flags=re.M)[1:]:
+            lines = [line or " " for line in hunk.splitlines()]
+            old = "\n".join(line[1:] for line in lines if line[0] in " -")
+            new = "\n".join(line[1:] for line in lines if line[0] in " +")
+            assert source.count(old) == 1, f"exercise {number} does not fit to {name}:\n{old}"
+            source = source.replace(old, new)
+        (folder / name).write_text(source, encoding="utf-8")
+    return folder
+
+
+def run_in(folder, code):
+    """Run Python code next to a copy of the program."""
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+
+
+def test_the_solution_with_another_activation_is_that_activation(tmp_path):
+    run_in(solved(1, tmp_path), """
+import torch
+from model import GPTConfig, MLP
+x = torch.randn(5, 8)
+mlp = MLP(GPTConfig(n_head=1, n_embd=8, act="silu"))
+assert torch.allclose(mlp.act(x), x * x.sigmoid())
+assert type(MLP(GPTConfig(n_head=1, n_embd=8)).act) is torch.nn.GELU
+""")
+
+
+def test_the_solution_with_grouped_queries_is_the_old_model_by_default(tmp_path):
+    """And with one head of keys and values it is causal, has a smaller cache, and trains."""
+    model, idx = model_of(GPT2_TINY), tokens(GPT2_TINY, 2, 20)
+    torch.save((model.state_dict(), idx, model(idx, idx)[0].detach()), tmp_path / "plain.pt")
+    (tmp_path / "solved").mkdir()
+    run_in(solved(10, tmp_path / "solved"), """
+from dataclasses import asdict
+import torch
+from model import GPT, GPTConfig
+from internals.huggingface import weight_shapes
+from internals.optimizers import make_optimizer
+from sample import KVCache
+from train import TrainConfig
+weights, idx, logits = torch.load("../plain.pt")
+shape = {"block_size": 32, "vocab_size": 61, "n_layer": 3, "n_head": 2, "n_embd": 32, "bias": True}
+for n in 0, 2:
+    model = GPT.from_weights(GPTConfig(**shape, n_kv_head=n), weights)
+    assert torch.equal(model(idx, idx)[0], logits)
+config = GPTConfig(**shape, n_kv_head=1)
+model = GPT(config).eval()
+shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+assert shapes == weight_shapes(asdict(config))
+assert shapes["transformer.h.0.attn.c_attn.weight"] == (64, 32)
+cache = KVCache(2, 32)
+cache.append(idx, keep=32)
+with torch.no_grad():
+    assert torch.allclose(cache.next_logits(model), model(idx)[0], atol=1e-5)
+    short = idx[:, :9]
+    assert torch.allclose(model(idx, idx)[0][:, :9], model(short, short)[0], atol=1e-5)
+assert cache.layers[0].shape == (2, 2, 1, 32, 16)
+before = model(idx, idx)[1]
+before.backward()
+make_optimizer(model, TrainConfig(optimizer="muon"), "float32").step(skip=torch.tensor(False))
+assert model(idx, idx)[1] < before
+""")

@@ -56,7 +56,7 @@ def read_run(name):
     or its config.json is damaged."""
     folder = Path(name)
     if not folder.exists():
-        raise UserError(f"there is no folder {name}: give the out_dir of a run")
+        raise UserError(f"{name} does not exist: give the out_dir of a run")
     metrics = read_metrics(folder / "metrics.jsonl", sys.maxsize, due=False)
     if not metrics:
         return None
