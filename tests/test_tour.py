@@ -151,7 +151,7 @@ shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
 assert shapes == weight_shapes(asdict(config))
 assert shapes["transformer.h.0.attn.c_attn.weight"] == (64, 32)
 cache = KVCache(2, 32)
-cache.append(idx, keep=32)
+cache.append(idx, n_kept=32)
 with torch.no_grad():
     assert torch.allclose(cache.next_logits(model), model(idx)[0], atol=1e-5)
     short = idx[:, :9]
