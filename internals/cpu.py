@@ -1,9 +1,10 @@
-"""What makes a model faster on a CPU: modules that replace equal ones. print(model) shows them.
+"""Faster modules for CPUs, which replace modules of a model. print(model) shows them.
 
     model = speed_up(model)                    for training: Attend and Dropout
     model = speed_up(model, inference=True)    for sampling: Linear too
 
-Each computes what the plain module computes, up to rounding; docs/benchmarks.md has the gains.
+Each computes the same as the module that it replaces, up to rounding. (The masks of dropout come
+from other random numbers.) docs/benchmarks.md has the speedups.
 """
 
 import math
@@ -16,13 +17,15 @@ from torch.nn import functional as F
 from configurator import UserError
 from model import Attend
 
-WIDE = 256  # from this n_embd on, bfloat16 weights and packed layers pay when sampling
+WIDE = 256  # minimum n_embd for which bfloat16 weights and packed layers make sampling faster
 
 
 def speed_up(model, inference=False):
-    """`model`, its modules replaced by faster ones if it is on a CPU. In training the replaced
-    modules have no parameters, so names and state_dict stay the same. inference: for good, as
-    packed weights can be neither trained nor saved. Changes `model` and returns it."""
+    """Replace modules of `model` by faster ones if it is on a CPU; returns `model`.
+
+    For training, only modules without parameters are replaced, so names and state_dict do not
+    change. inference: pack the weights too; they can then no longer be trained or saved.
+    """
     weight = model.transformer.wte.weight
     if weight.device.type != "cpu":
         return model
@@ -42,8 +45,8 @@ def replace(model, kind, make):
 
 
 def bfloat16_pays(n_embd):
-    """Whether training in bfloat16 is faster on this CPU: it needs instructions for it, and narrow
-    models lose more by converting than they gain (docs/benchmarks.md)."""
+    """Whether training in bfloat16 is faster on this CPU. The CPU needs bfloat16 instructions, and
+    in narrow models the conversions cost more than they save (docs/benchmarks.md)."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
     return bool(capabilities.get("avx512_bf16")) and n_embd >= 128
 
@@ -58,9 +61,9 @@ def cache_dtype(model):
 
 
 class CPUAttend(Attend):
-    """Attend for CPUs. PyTorch 2.13 has no fast kernel with dropout there, so that is written out.
-    Its bfloat16 kernel is slow in the backward pass (8 times) and over a cache (6 times), so these
-    are computed in float32."""
+    """Attend for CPUs. PyTorch 2.13 has no fast CPU kernel with dropout, so we compute attention
+    with dropout step by step. In bfloat16, PyTorch's backward pass takes 8 times as long as in
+    float32, and attention over a cache 6 times as long, so we compute both in float32."""
 
     def forward(self, q, k, v, mask=None):
         if self.training and self.dropout:
@@ -84,15 +87,15 @@ class CPUAttend(Attend):
 
 
 class CPUDropout(nn.Dropout):
-    """Dropout for CPUs: 16 random bits per number, because torch's own takes 7 times as long. That
-    was a third of a training step."""
+    """Dropout for CPUs with 16 random bits per number. torch's own dropout takes 7 times as long,
+    which was a third of a training step."""
 
     def forward(self, x):
         return drop(x, self.p) if self.training and self.p else x
 
 
 def drop(x, p):
-    """x with each number set to zero with probability p, and divided by 1 - p otherwise. p is
+    """Set each number of x to zero with probability p, and divide it by 1 - p otherwise. p is
     rounded to a multiple of 1/65536."""
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
     keep = bits.view(torch.int16)[:x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
@@ -109,9 +112,9 @@ def can_pack(dtype):
 
 
 class Packed(nn.Module):
-    """A Linear layer whose weights are in the order in which oneDNN's kernels read them: a token
-    takes two thirds of the time. torch.compile does the same to a model that it may freeze; PyTorch
-    2.13 has no public name for it."""
+    """A Linear layer with its weights in the memory layout that oneDNN's kernels read, so that
+    sampling a token takes two thirds of the time. torch.compile can do the same for a frozen model;
+    PyTorch 2.13 has no public function for it."""
 
     def __init__(self, linear):
         super().__init__()
@@ -123,13 +126,13 @@ class Packed(nn.Module):
 
 
 def quantized(model):
-    """The model with int8 weights in its Linear layers, one scale per matrix; their inputs are
-    rounded to int8 too, token by token. A quarter of the memory to read. Raises UserError if the
-    model is not on a CPU."""
+    """The model with int8 weights in its Linear layers, with one scale per matrix, which are a
+    quarter of the bytes to read per token. The inputs of these layers are quantized dynamically.
+    Raises UserError if the model is not on a CPU."""
     device = model.transformer.wte.weight.device
     if device.type != "cpu":
-        raise UserError(f"dtype=int8 is for CPUs, and the device is {device}: use bfloat16")
+        raise UserError(f"dtype=int8 is for CPUs, but the device is {device}: use bfloat16")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch will move this into a package of its own
+        warnings.simplefilter("ignore")  # torch will move this function to another package
         model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
     return speed_up(model)

@@ -1,4 +1,4 @@
-"""Prepared datasets: the ids (train.bin, val.bin) and what they mean (meta.json)."""
+"""Prepared datasets: open and check token ids (train.bin, val.bin) and their meta.json."""
 
 import io
 import json
@@ -14,10 +14,10 @@ from configurator import UserError, reason
 from internals.corpora import CORPORA, HUGE
 from internals.files import DATA, check_sha, relative
 
-MAX_VOCAB = 65_535  # ids are uint16, which would wrap silently: 70000 would become 4464
-GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257}  # of bins without a meta.json
+MAX_VOCAB = 65_535  # ids are uint16, which overflows silently: 70000 would become 4464
+GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257}  # the default for bins without a meta.json
 META_LIMIT = 2**24  # bytes; the largest meta.json, with 65,535 characters, has less than 1 MB
-CHECKSUM_LIMIT = 2**30  # bytes; a larger bin is compared with its meta.json by its size alone
+CHECKSUM_LIMIT = 2**30  # bytes; for larger bins, only the size is compared with meta.json
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Dataset:
 
     @property
     def padded_vocab_size(self):
-        """The vocabulary size of a new model: GPT-2's is padded to a multiple of 64, which makes
-        its matrix products faster."""
+        """The vocabulary size of a new model. GPT-2's vocabulary is padded to a multiple of 64,
+        which makes matrix products faster."""
         if self.meta["tokenizer"] == "gpt2":
             return -(-self.vocab_size // 64) * 64
         return self.vocab_size
@@ -48,12 +48,12 @@ class Dataset:
                 f"({self.meta['tokenizer']})")
 
     def same_tokenizer(self, meta):
-        """Whether the ids of this dataset mean what they mean in another meta.json."""
+        """Whether another meta.json describes the same tokenizer as this dataset's."""
         return all(self.meta.get(key) == meta.get(key) for key in ("tokenizer", "chars"))
 
 
 def prepare_command(folder):
-    """The command that makes a dataset, quoted for a shell."""
+    """The command that prepares a dataset, quoted for a shell."""
     name = folder.name
     words = ["python", "prepare.py"]
     words += [name] if name in CORPORA | HUGE else ["FILE", f"--name={name}"]
@@ -65,13 +65,13 @@ def prepare_command(folder):
 def load(folder):
     """Open a prepared dataset; returns a Dataset.
 
-    Raises UserError if a file is missing, is not what meta.json says, or has an id outside the
-    vocabulary. Bins without a meta.json are GPT-2 BPE, as in nanoGPT.
+    Raises UserError if a file is missing, does not match meta.json, or has an id outside the
+    vocabulary. Bins without a meta.json are read as GPT-2 BPE, as in nanoGPT.
     """
     again = f"`{prepare_command(folder)}`"
     if not (folder / "train.bin").exists():
-        message = f"there is no {folder / 'train.bin'}: make it with {again}"
-        if folder.name in HUGE:  # the default of train.py is nanoGPT's, openwebtext
+        message = f"{folder / 'train.bin'} does not exist: make it with {again}"
+        if folder.name in HUGE:  # openwebtext is the default of train.py, as in nanoGPT
             message += (f", which takes {HUGE[folder.name].gigabytes} GB; to begin with a small "
                         "dataset, run `python train.py config/quickstart.py`")
         raise UserError(message)
@@ -82,7 +82,8 @@ def load(folder):
 
 
 def open_bin(path, meta, again):
-    """The ids of a bin, checked against its meta.json. again: the command that prepares it."""
+    """The ids of a bin, checked against its meta.json. again: the command that prepares it, for
+    error messages."""
     size = path.stat().st_size if path.exists() else 0
     if size == 0 or size % 2:
         raise UserError(f"{path} is missing, empty or of odd size, so it does not hold uint16 "
@@ -98,14 +99,14 @@ def open_bin(path, meta, again):
         if largest >= meta["vocab_size"]:
             raise UserError(f"{path} has the token id {largest}, but the vocabulary ends at "
                             f"{meta['vocab_size'] - 1}: the bin was made with another tokenizer")
-    elif size <= CHECKSUM_LIMIT:  # prepare.py wrote it: the ids are in the vocabulary
+    elif size <= CHECKSUM_LIMIT:  # if the checksum is right, prepare.py wrote only valid ids
         check_sha(path, sha, str(path))
     return ids
 
 
 def read_meta(folder):
-    """What the ids in a folder mean: its meta.json or nanoGPT's meta.pkl, as a dict; None if it has
-    neither. Raises UserError for a damaged one."""
+    """The meta.json of a folder as a dict, or nanoGPT's meta.pkl in the same form; None if the
+    folder has neither. Raises UserError if the file is damaged."""
     for path, parse in (folder / "meta.json", json.loads), (folder / "meta.pkl", parse_pickle):
         try:
             if path.stat().st_size > META_LIMIT:
@@ -119,7 +120,7 @@ def read_meta(folder):
 
 
 def check_meta(meta):
-    """Returns `meta` if it describes a tokenizer. Raises ValueError that says what is wrong."""
+    """Returns `meta` if it is valid; raises ValueError if not."""
     if not isinstance(meta, dict):
         raise ValueError("it must be a dict")
     tokenizer, n = meta.get("tokenizer"), meta.get("vocab_size")
@@ -132,33 +133,33 @@ def check_meta(meta):
         if not isinstance(chars, str) or not 1 <= len(chars) <= MAX_VOCAB:
             raise ValueError(f"chars must be a text of 1 to {MAX_VOCAB:,} characters")
         if len(set(chars)) != len(chars):
-            raise ValueError("chars must be different characters")
+            raise ValueError("chars must be distinct characters")
         if type(n) is not int or n != len(chars):
             raise ValueError(f"vocab_size must be {len(chars)}, the number of chars")
     elif "chars" in meta:
-        raise ValueError("chars are only for the tokenizer char")
+        raise ValueError("chars are only for tokenizer=char")
     for split in ("train", "val"):
         tokens, sha = meta.get(f"{split}_tokens", 1), meta.get(f"{split}_sha256", "")
         if type(tokens) is not int or not 1 <= tokens < 2**63:
-            raise ValueError(f"{split}_tokens must be a number of tokens")
+            raise ValueError(f"{split}_tokens must be a whole number, 1 or more")
         if not isinstance(sha, str):
             raise ValueError(f"{split}_sha256 must be a text")
     return meta
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Unpickles plain values. Raises UnpicklingError for a pickle that names a function or a
-    class, which it could call."""
+    """Unpickles plain values only. Raises UnpicklingError if the pickle refers to a function or a
+    class, because unpickling could call it."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it would run {module}.{name}")
 
 
 def parse_pickle(content):
-    """nanoGPT's meta.pkl, which has {id: character}, as a dict like meta.json."""
+    """Convert nanoGPT's meta.pkl, which has {id: character}, to a dict like meta.json."""
     try:
-        # A few bytes can ask for gigabytes: the number of a memo entry is the length of a list.
-        # genops checks the other lengths against the content.
+        # The unpickler allocates a list as long as the highest memo index, so a few damaged bytes
+        # could allocate gigabytes. genops checks all other lengths against the content.
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name.endswith("PUT") and not 0 <= argument <= len(content):
                 raise ValueError("it is damaged")
@@ -166,7 +167,7 @@ def parse_pickle(content):
         chars = [itos[i] for i in range(len(itos))]
     except (ValueError, pickle.UnpicklingError):
         raise
-    except Exception as error:  # a damaged pickle raises nearly every exception there is
+    except Exception as error:  # a damaged pickle can raise almost any exception
         raise ValueError(f"{type(error).__name__}: {error}") from None
     if not all(isinstance(char, str) and len(char) == 1 for char in chars):
         raise ValueError("itos must have one character for each id")
@@ -174,10 +175,10 @@ def parse_pickle(content):
 
 
 def fit(model_cfg, data, cfg, start, given):
-    """model_cfg with the vocabulary size of the dataset, if a new model is trained on it.
+    """Returns model_cfg; for a new model, with the vocabulary size of the dataset.
 
-    start: the Checkpoint that training begins with; its model is None for a new one.
-    given: the settings that the user has set.
+    start: the Checkpoint that training starts from; its model is None for a new model.
+    given: {name: value} of the settings that are not defaults.
     Raises UserError if the dataset, the settings and the checkpoint do not fit together.
     """
     T = model_cfg.block_size
@@ -185,8 +186,8 @@ def fit(model_cfg, data, cfg, start, given):
         raise UserError(f"batch_size={cfg.batch_size} x gradient_accumulation_steps="
                         f"{cfg.gradient_accumulation_steps} must be at most 1,048,576")
     if T % cfg.align:
-        raise UserError(f"block_size={T} must be a multiple of align={cfg.align}, or only the "
-                        "first sequence of an epoch is aligned")
+        raise UserError(f"block_size={T} must be a multiple of align={cfg.align}; otherwise only "
+                        "the first sequence of an epoch would be aligned")
     for split, ids in (("train", data.train), ("val", data.val)):
         if len(ids) <= T:
             raise UserError(f"block_size={T:,} is too long for {data.folder / split}.bin "
@@ -195,7 +196,7 @@ def fit(model_cfg, data, cfg, start, given):
         model_cfg = replace(model_cfg, vocab_size=data.padded_vocab_size)
     if start.model is not None and not data.same_tokenizer(start.meta):
         raise UserError(f"{data.folder} has another tokenizer than the model to start from: "
-                        "prepare the text with --tokenizer= and the name of the model's dataset")
+                        "prepare the text with --tokenizer=NAME, the name of the model's dataset")
     if model_cfg.vocab_size < data.vocab_size:
         raise UserError(f"vocab_size={model_cfg.vocab_size} is less than the {data.vocab_size} "
                         f"tokens in the vocabulary of {data.folder}: leave it out")

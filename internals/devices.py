@@ -1,4 +1,4 @@
-"""What this machine can do: device, dtype, torch.compile, memory, peak FLOP/s."""
+"""The capabilities of this machine: device, dtype, torch.compile, memory, peak FLOP/s."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ import torch
 from configurator import UserError, reason
 from internals import cpu
 
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bfloat16, by the data sheets
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # data sheets: dense bfloat16
 
 
 def find_device(name):
@@ -24,20 +24,20 @@ def find_device(name):
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("it is none of cpu, cuda, mps")
+            raise RuntimeError("only cpu, cuda and mps are supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device={name} cannot be used here: {reason(error)}; "
-                        "device=auto uses what is available") from None
+                        "--device=auto chooses an available device") from None
     return device
 
 
 def find_dtype(name, device, n_embd):
-    """The dtype of matrix products: `name`, or for "auto" the fastest one that trains as well.
-    Raises UserError if the device cannot use it."""
+    """The dtype of matrix products: `name` or, for "auto", the fastest one that does not make the
+    loss worse. Raises UserError if the device does not support it."""
     bf16_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "bfloat16" and device.type == "cuda" and not bf16_gpu:
-        raise UserError("dtype=bfloat16 is not possible on this GPU; use float16")
+        raise UserError("dtype=bfloat16 is not supported by this GPU; use float16")
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -46,17 +46,19 @@ def find_dtype(name, device, n_embd):
 
 
 def autocast_to(dtype, device):
-    """A context in which matrix products are computed in `dtype`. Weights stay float32."""
+    """A context manager: in its body, matrix products are computed in `dtype`. Weights stay
+    float32."""
     if dtype == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
 def compiled(model, choice, x, y, autocast):
-    """The compiled model, after one trial forward and backward pass on inputs x and targets y; or
-    `model` itself, with a warning if that fails: a compiler is missing, a GPU is too old, ...
+    """The compiled model. To find out whether compilation works, one forward and backward pass is
+    run on inputs x and targets y. If that fails, for example because there is no compiler or the
+    GPU is too old, prints a warning and returns `model` itself.
 
-    choice: the setting `compile`: True, False, or "auto" for True on CUDA.
+    choice: the setting `compile`: True, False, or "auto", which compiles on CUDA only.
     """
     if choice is False or (choice == "auto" and x.device.type != "cuda"):
         return model
@@ -69,7 +71,7 @@ def compiled(model, choice, x, y, autocast):
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # torch.compile raises many kinds
-        print(f"warning: torch.compile failed, training continues without it "
+        print(f"warning: torch.compile failed; training continues without it "
               f"({type(error).__name__}: {reason(error):.100})", file=sys.stderr)
         return model
     finally:
@@ -77,24 +79,27 @@ def compiled(model, choice, x, y, autocast):
 
 
 def for_sampling(model, dtype, compile):
-    """The model in eval mode with this dtype (or "auto", or "int8") of its weights, with the fast
-    modules of this machine, and compiled if `compile` says so. Raises UserError if the device
-    cannot use the dtype."""
+    """Prepare a model in eval mode for fast sampling on its device; returns it.
+
+    dtype: of the weights: "float32", "bfloat16", "float16", "int8", or "auto" for the fastest.
+    compile: whether to use torch.compile. Raises UserError if the device does not support the
+    dtype.
+    """
     device, n_embd = model.transformer.wte.weight.device, model.config.n_embd
     if dtype == "auto" and device.type == "cpu" and n_embd < cpu.WIDE:
         dtype = "float32"
     if dtype == "int8":
         return cpu.quantized(model)
     model.to(getattr(torch, find_dtype(dtype, device, n_embd)))
-    cpu.speed_up(model, inference=not compile)  # the compiler does not take packed layers
+    cpu.speed_up(model, inference=not compile)  # torch.compile cannot handle packed layers
     if compile:
-        torch._dynamo.config.suppress_errors = True  # what it cannot compile runs as it is
+        torch._dynamo.config.suppress_errors = True  # functions that do not compile run eagerly
         model.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
     return model
 
 
 def peak_flops(device, dtype):
-    """The peak FLOP/s of the device in `dtype` by its data sheet, or None if it is not known."""
+    """The peak FLOP/s of the device in `dtype` according to its data sheet; None if unknown."""
     if device.type == "cuda" and dtype != "float32":
         name = torch.cuda.get_device_name(device)
         for known, flops in PEAK_FLOPS.items():
@@ -113,7 +118,8 @@ def num_params(model):
 
 def flops_per_token(model):
     """FLOPs per token, forward and backward: 6 N + 12 L C T (Chowdhery et al. 2022, PaLM, appendix
-    B). N counts the parameters in matrix products: an embedding only if it is tied to the head."""
+    B). N is the number of parameters in matrix products; the token embedding counts only if it is
+    tied to the LM head."""
     c, n = model.config, num_params(model)
     if not c.tied:
         n -= model.transformer.wte.weight.numel()
@@ -121,13 +127,13 @@ def flops_per_token(model):
 
 
 def mfu(model, tokens_per_second, peak, n_devices=1):
-    """Model FLOPs utilization: the FLOP/s that training `model` needs at this speed, as a share of
-    what n_devices of `peak` FLOP/s could do (Chowdhery et al. 2022, PaLM)."""
+    """Model FLOPs utilization (Chowdhery et al. 2022, PaLM): the FLOP/s that training needs at this
+    throughput, divided by the total peak of n_devices with `peak` FLOP/s each."""
     return flops_per_token(model) * tokens_per_second / (peak * n_devices)
 
 
 def memory_bytes(device):
-    """The memory of the device in bytes, or None if it is not known."""
+    """The memory of the device in bytes; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
@@ -138,7 +144,7 @@ def memory_bytes(device):
 def check_model_fits(c, device, training=True):
     """Raises UserError if a model of GPTConfig c cannot fit into the memory of the device.
 
-    Training keeps four float32 numbers per parameter: weight, gradient, and two moments of AdamW.
+    Training stores four float32 numbers per parameter: weight, gradient, and AdamW's two moments.
     """
     block = 12 * c.n_embd**2  # attention has 4 C^2 weights, the MLP 8 C^2
     parameters = c.n_layer * block + c.n_embd * c.vocab_size * (1 if c.tied else 2)
@@ -147,23 +153,24 @@ def check_model_fits(c, device, training=True):
     needed, available = parameters * (16 if training else 4), memory_bytes(device)
     if available is not None and needed > available:
         raise UserError(f"a model of {parameters / 1e9:,.1f}B parameters needs at least "
-                        f"{needed / 1e9:,.0f} GB, and {device} has {available / 1e9:,.0f} GB: use "
+                        f"{needed / 1e9:,.0f} GB, but {device} has {available / 1e9:,.0f} GB: use "
                         "a smaller n_layer, n_embd or block_size")
 
 
 @contextmanager
 def out_of_memory_hint(cfg):
-    """Turns an out-of-memory error of the body into a UserError with settings that need less."""
+    """A context manager: an out-of-memory error in its body becomes a UserError that suggests
+    settings which need less memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and "allocate memory" not in str(error):  # the CPU allocator's words
+        if not known and "allocate memory" not in str(error):  # in the CPU allocator's message
             raise
         hint = "use a smaller model or block_size"
         if cfg.batch_size > 1:
             parts = 2 if cfg.batch_size % 2 == 0 else cfg.batch_size
             hint = (f"--batch_size={cfg.batch_size // parts} --gradient_accumulation_steps="
-                    f"{parts * cfg.gradient_accumulation_steps} needs less memory, with as many "
-                    "tokens per step")
+                    f"{parts * cfg.gradient_accumulation_steps} needs less memory for the same "
+                    "number of tokens per step")
         raise UserError(f"out of memory with batch_size={cfg.batch_size}: {hint}") from None

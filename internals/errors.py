@@ -1,4 +1,4 @@
-"""How a script ends: a user's mistake is one line on stderr, Ctrl-C ends it by SIGINT."""
+"""How a script ends: a user error is one line on stderr, and Ctrl-C ends it by SIGINT."""
 
 import os
 import signal
@@ -7,33 +7,34 @@ from contextlib import contextmanager, suppress
 
 
 class UserError(Exception):
-    """A user's mistake. The message says what is wrong, the value, the limit, and what to do."""
+    """A user error. The message says what is wrong, with the value; what is allowed; what to do."""
 
 
 @contextmanager
 def one_line_errors():
-    """Wraps the main function of a script. A UserError or an OSError (a full disk, a file that
-    cannot be read) ends in one line on stderr and exit code 2. A bug keeps its traceback."""
+    """A context manager around the main function of a script. For a UserError or an OSError (a full
+    disk, an unreadable file), the script prints one line to stderr and exits with code 2. Other
+    exceptions are bugs and keep their tracebacks."""
     for name, mode, errors in (("stdin", "r", "strict"), ("stdout", "w", "replace"),
                                ("stderr", "w", "replace")):
         if getattr(sys, name) is None:  # closed by the shell, as in `python train.py <&-`
             setattr(sys, name, open(os.devnull, mode))
-        if hasattr(getattr(sys, name), "reconfigure"):  # else Windows would use a code page
+        if hasattr(getattr(sys, name), "reconfigure"):  # Windows would otherwise use a code page
             getattr(sys, name).reconfigure(encoding="utf-8", errors=errors)
     try:
         yield
-        sys.stdout.flush()  # so that a full disk is noticed here, not at exit
-    except BrokenPipeError:  # the reader of the output is gone, as in `| head`
+        sys.stdout.flush()  # an error, such as a full disk, is then raised here and not at exit
+    except BrokenPipeError:  # the reader of the output has exited, as in `| head`
         sys.stderr.close()
         sys.exit(0)
     except KeyboardInterrupt:
         with suppress(OSError):
-            sys.stdout.flush()  # a process that ends by a signal does not do it
+            sys.stdout.flush()  # a process that ends by a signal does not flush it
         print("interrupted", file=sys.stderr)
-        # a shell ends its loop, or a chain with &&, only if the process ended by SIGINT
+        # a shell aborts a loop or a chain with && only if the process was ended by SIGINT
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
-    except UnicodeDecodeError as error:  # files are checked where they are read: it is stdin
+    except UnicodeDecodeError as error:  # from stdin: read_text handles this error for files
         fail(f"the text on stdin is not UTF-8: {reason(error)}")
     except (UserError, OSError) as error:
         fail(str(error))
@@ -45,5 +46,6 @@ def fail(message):
 
 
 def reason(error):
-    """The first line of an exception's message, at most 200 characters; its name if it has none."""
+    """The first line of an exception's message, at most 200 characters; the name of its type if it
+    has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

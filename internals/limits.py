@@ -1,4 +1,4 @@
-"""Types for settings that are numbers with a limit: `batch_size: Count = 12`."""
+"""Types for settings that are numbers within limits: `batch_size: Count = 12`."""
 
 import math
 from dataclasses import dataclass
@@ -7,13 +7,14 @@ from typing import Annotated
 
 @dataclass(frozen=True)
 class Limit:
-    """The values that a number may have: least <= x <= most, and above < x < below."""
+    """The allowed values of a number: least <= x <= most, and above < x < below. text: the limit in
+    words, for messages."""
 
     text: str
     least: float = -math.inf
     most: float = math.inf
     above: float = -math.inf
-    below: float = math.inf  # x < inf: so infinity and NaN are never allowed
+    below: float = math.inf  # x < inf is false for infinity and NaN, so they are never allowed
 
     def allows(self, x):
         return self.least <= x <= self.most and self.above < x < self.below
@@ -29,6 +30,6 @@ PositiveFraction = Annotated[float, Limit("above 0 and at most 1", above=0, most
 Tiny = Annotated[float, Limit("above 0 and below 1", above=0, below=1)]
 Seed = Annotated[int, Limit("at least 0 and below 2**63", least=0, below=2**63)]
 
-# of the fields of GPTConfig: model.py imports nothing of the project, so it cannot use these types
+# The fields of GPTConfig. model.py imports nothing from the project, so it cannot use these types.
 OF_MODEL = {"block_size": Count, "vocab_size": Count, "n_layer": Count, "n_head": Count,
             "n_embd": Count, "dropout": Probability, "norm_eps": Tiny, "softcap": NonNegative}

@@ -4,9 +4,9 @@ import torch
 
 
 class Optimizers:
-    """AdamW, and behind it Muon if there is one, as one optimizer.
+    """One or two optimizers as one: AdamW, and then Muon if it is used.
 
-    param_groups: the groups of both. Each has a "scale": its learning rate as a multiple of
+    param_groups: the groups of both. Each group has a "scale": its learning rate divided by
     TrainConfig.learning_rate.
     """
 
@@ -16,9 +16,9 @@ class Optimizers:
 
     def step(self, skip):
         """One update. skip: a bool tensor () on the device of the parameters; if it is true, the
-        parameters and the state stay as they are, to the last bit."""
+        parameters and the state are not changed at all."""
         for optimizer in self.optimizers:
-            # AdamW (fused) and Muon read found_inf on the device: the CPU need not wait for it
+            # AdamW (fused) and Muon read found_inf on the device, so the CPU does not wait for it
             optimizer.found_inf = skip.float()
             optimizer.step()
 
@@ -26,7 +26,8 @@ class Optimizers:
         return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def load_state_dict(self, states):
-        """The moments come from `states`; learning rates and weight decay stay as they are set."""
+        """Load the moments. Learning rates and weight decay are not loaded: the current settings
+        apply."""
         for optimizer, state in zip(self.optimizers, states, strict=True):
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict(state | {"param_groups": groups})
@@ -34,9 +35,9 @@ class Optimizers:
 
 
 def make_optimizer(model, cfg, dtype):
-    """The optimizer that the settings name.
+    """The Optimizers for the settings.
 
-    model: a GPT. cfg: a TrainConfig. dtype: "bfloat16" or another name, of Muon's products.
+    model: a GPT. cfg: a TrainConfig. dtype: the name of the dtype of Muon's matrix products.
     Matrices and embeddings decay. Biases and norm scales do not: they are few and only shift or
     scale activations, so decay would distort the activations without regularizing the model.
     """
@@ -46,7 +47,7 @@ def make_optimizer(model, cfg, dtype):
     embedding = named["transformer.wte.weight"]
     rest = [p for name, p in named.items() if name not in muon and p is not embedding]
     embedding_lr = cfg.learning_rate if cfg.embedding_lr is None else cfg.embedding_lr
-    # the token embedding is always the first group: checkpoints hold the states in this order
+    # this order must not change, because checkpoints store the states by position
     groups = [
         {"params": [embedding], "weight_decay": cfg.weight_decay,
          "scale": embedding_lr / cfg.learning_rate},
@@ -66,17 +67,17 @@ def make_optimizer(model, cfg, dtype):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update of each matrix is orthogonalized: all directions are learned at the
-    same speed, whether their gradient is large or small (Jordan et al. 2024,
-    kellerjordan.github.io/posts/muon).
+    """Momentum with orthogonalized updates of matrices (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon). All directions of a matrix are learned at the same speed,
+    whether their gradients are large or small.
 
-    torch.optim.Muon updates one matrix at a time, takes q, k and v as one matrix, and cannot skip a
-    step that is not finite. Here all matrices of one shape are one batch, which is faster
-    (docs/benchmarks.md).
+    torch.optim.Muon updates one matrix at a time, treats q, k and v as one matrix, and cannot skip
+    an update with non-finite gradients. We process all matrices of one shape as a batch, which is
+    faster (docs/benchmarks.md).
     """
 
     def __init__(self, named, lr, momentum, weight_decay, dtype):
-        """named: {name: (out, in) matrix}. dtype: of the products that orthogonalize."""
+        """named: {name: (out, in) matrix}. dtype: of the matrix products in `orthogonal`."""
         groups = {}
         for name, p in named.items():
             parts = 3 if name.endswith("c_attn.weight") else 1  # c_attn holds q, k and v
@@ -89,25 +90,27 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        go = 1 - self.found_inf  # at 0 everything stays as it is
+        apply = 1 - self.found_inf  # 0: skip this update
         for group in self.param_groups:
-            params, mu, lr = group["params"], group["momentum"], group["lr"] * go
+            params, mu, lr = group["params"], group["momentum"], group["lr"] * apply
             grads = torch.stack([p.grad for p in params])  # (n, out, in)
-            grads = grads.where(go > 0, 0.0)  # 0 x NaN would be NaN
+            grads = grads.where(apply > 0, 0.0)  # 0 * NaN would be NaN
             momentum = self.state[params[0]].setdefault("momentum", torch.zeros_like(grads))
-            momentum.lerp_(grads, (1 - mu) * go)
+            momentum.lerp_(grads, (1 - mu) * apply)
             update = grads.lerp(momentum, mu)  # Nesterov momentum
             rows, cols = params[0].shape
             rows //= group["parts"]
             update = orthogonal(update.view(-1, rows, cols), self.dtype)
-            update *= max(1, rows / cols) ** 0.5  # so that tall matrices change as fast as square
+            # without this factor, the entries of tall matrices would change more slowly
+            update *= max(1, rows / cols) ** 0.5
             for p, change in zip(params, update.view_as(grads), strict=True):
                 p.mul_(1 - lr * group["weight_decay"]).sub_(change * lr)
 
 
 def orthogonal(matrices, dtype):
-    """(n, a, b), each matrix U S V^T, to about U V^T: five Newton-Schulz steps with Jordan's
-    coefficients bring all singular values between about 0.7 and 1.2. Products are in `dtype`."""
+    """Replace each matrix U S V^T of (n, a, b) by approximately U V^T, its nearest orthogonal
+    matrix. Five Newton-Schulz steps with Jordan's coefficients move all singular values to between
+    about 0.7 and 1.2. dtype: of the matrix products."""
     x = matrices.to(dtype)
     tall = x.shape[1] > x.shape[2]
     if tall:

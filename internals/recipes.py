@@ -1,11 +1,11 @@
-"""Names for settings that belong together: size=gpt2 is a shape, recipe=modern a way to train."""
+"""Names for groups of settings: size=gpt2 sets the shape, recipe=modern the training method."""
 
-SIZES = {  # name: n_layer, n_head, n_embd. minGPT's small ones, GPT-1's, and GPT-2's
+SIZES = {  # name: (n_layer, n_head, n_embd); the small models of minGPT, GPT-1, and GPT-2
     "gpt-nano": (3, 3, 48), "gpt-micro": (4, 4, 128), "gpt-mini": (6, 6, 192),
     "openai-gpt": (12, 12, 768), "gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024),
     "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600),
 }
-RECIPES = {  # docs/modern.md explains each setting and measures what it buys
+RECIPES = {  # docs/modern.md explains each setting and measures its effect
     "gpt2": {
         "pos": "learned", "norm": "layernorm", "act": "gelu_tanh", "qk_norm": False,
         "zero_init": False, "tied": True, "softcap": 0.0, "optimizer": "adamw",
@@ -22,9 +22,9 @@ RECIPES = {  # docs/modern.md explains each setting and measures what it buys
 
 
 def expand_names(settings):
-    """`settings` with those that a size or a recipe among them stands for. A setting that is given
-    by itself wins over the one of the bundle."""
-    bundle = dict(RECIPES.get(settings.get("recipe"), {}))
+    """Add the settings that a `size` or a `recipe` in `settings` sets. A setting that is given
+    explicitly overrides the size or recipe."""
+    named = dict(RECIPES.get(settings.get("recipe"), {}))
     if settings.get("size") is not None:
-        bundle |= zip(("n_layer", "n_head", "n_embd"), SIZES[settings["size"]], strict=True)
-    return bundle | settings
+        named |= zip(("n_layer", "n_head", "n_embd"), SIZES[settings["size"]], strict=True)
+    return named | settings

@@ -1,6 +1,7 @@
-"""What a run prints and writes: log lines, metrics.jsonl, config.json, loss.png, the tracker.
+"""Logging: the lines that a run prints, metrics.jsonl, config.json, loss.png, and the tracker.
 
-A RunLog decides nothing. It also holds the lock that keeps a second run out of the folder.
+A RunLog makes no decisions about training. It also holds the lock that prevents a second run in the
+same folder.
 """
 
 import importlib
@@ -23,12 +24,12 @@ from internals.devices import mfu, num_params, peak_flops
 from internals.files import replacing
 from prepare import tokenizer_from_meta
 
-FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "ckpt.pt")  # of a run, in out_dir
+FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "ckpt.pt")  # in out_dir
 
 
 class RunLog:
-    """The record of one run. Only the master process prints, and only if it is not eval_only, it
-    writes. Use it as a context manager: at the end it closes the tracker and releases the lock.
+    """The log of one run. Only the master process prints and writes, and with eval_only it writes
+    nothing. A RunLog is a context manager, which closes the tracker and releases the lock.
 
     metrics: the lines of metrics.jsonl as dicts; an empty list in the other processes.
     """
@@ -38,7 +39,7 @@ class RunLog:
         self.out_dir = Path(cfg.out_dir)
         self.writes = world.is_master and not cfg.eval_only
         self.metrics, self.tracker, self.lock = [], None, None
-        self.step_seconds = self.evaluation_seconds = 0.0  # of the last one
+        self.step_seconds = self.evaluation_seconds = 0.0  # of the last step and evaluation
         self.plotted_step = None
 
     def __enter__(self):
@@ -51,23 +52,26 @@ class RunLog:
             self.lock.release()
 
     def say(self, text):
-        """Print a line. A reader that goes away, as in `| head`, does not end the run."""
+        """Print a line in the master process. If the reader of the output exits, as in `| head`,
+        the run continues without output."""
         if not self.world.is_master:
             return
         try:
             print(text, flush=True)
         except BrokenPipeError:
-            print("nobody reads the log any more; training continues without it", file=sys.stderr)
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
+            print("the reader of the log has exited; training continues without it",
+                  file=sys.stderr)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
 
     def begin(self, model, data, dtype, compiled, start):
-        """Print what will happen. Begin the files: a new run moves an earlier one aside, a resumed
-        one cuts metrics.jsonl at its checkpoint.
+        """Print a summary of the run and prepare its files: a new run moves the files of an earlier
+        run to a subfolder, and a resumed run cuts metrics.jsonl at its checkpoint.
 
-        model: the GPT. data: the Dataset. dtype: a name. compiled: a bool. start: the step, and
-        None or the best validation loss so far, as (step, loss).
-        Raises UserError if another run is writing to the folder, or the tracker is not installed.
+        model: the GPT. data: the Dataset. dtype: its name. compiled: a bool. start: (the first
+        step, the lowest validation loss so far or None).
+        Raises UserError if another run is writing to the folder, or if the tracker is not
+        installed.
         """
         cfg, c, device = self.cfg, model.config, self.world.device
         self.model, self.first_step = model, start[0]
@@ -101,17 +105,17 @@ class RunLog:
             self.say(f"resuming from step {self.first_step:,}; the best validation loss so far is "
                      f"{start[1]:.4f}")
         if self.first_step >= cfg.max_iters > 0 and not cfg.eval_only:
-            self.say(f"nothing is left to train: max_iters={cfg.max_iters:,} is reached; a larger "
-                     "one, --max_iters=N, continues")
+            self.say(f"nothing left to train: the run has reached max_iters={cfg.max_iters}; to "
+                     "continue it, set a larger --max_iters")
         self.peak = peak_flops(device, dtype)
         self.started = self.line_time = time.perf_counter()
         self.line_step = self.first_step
 
     def take_lock(self):
-        """Keep other runs out of out_dir while this process lives. The operating system releases
-        the lock of a process that dies."""
+        """Prevent other runs in out_dir. The operating system releases the lock when this process
+        ends, even if it is killed."""
         self.out_dir.mkdir(parents=True, exist_ok=True)
-        # after a restart by torchrun the processes before may take a while to stop
+        # after a restart by torchrun, the old processes may take a while to stop
         patience = 60 if self.world.is_distributed else 0
         lock = FileLock(self.out_dir / ".lock")
         try:
@@ -129,7 +133,7 @@ class RunLog:
         return f"step {step:{len(str(self.cfg.max_iters))}}/{self.cfg.max_iters}"
 
     def record(self, **entry):
-        """Add a line to metrics.jsonl. JSON has no NaN: it becomes null."""
+        """Add a line to metrics.jsonl. NaN and infinity become null, because JSON lacks them."""
         if not self.world.is_master:
             return
         entry = {k: v if math.isfinite(v) else None for k, v in entry.items()}
@@ -151,14 +155,14 @@ class RunLog:
         self.record(step=step, train_loss=losses["train"], val_loss=losses["val"])
 
     def find_tokenizer(self, meta):
-        """The tokenizer for the samples of this process; None if it shows none, or if the tables of
-        the tokenizer cannot be had, which training does not need."""
+        """The tokenizer for the samples of this process; None if this process shows no samples, or
+        if the tables of the tokenizer cannot be downloaded. Training does not need it."""
         if not self.world.is_master or not self.cfg.sample_tokens:
             return None
         try:
             return tokenizer_from_meta(meta)
         except UserError as error:
-            print(f"warning: no samples will be shown: {error}", file=sys.stderr)
+            print(f"warning: training shows no samples: {error}", file=sys.stderr)
             return None
 
     def sample(self, text):
@@ -182,8 +186,8 @@ class RunLog:
             self.plotted_step = step
 
     def step(self, step, lr, loss, norm, n_skipped):
-        """Log a training step: its learning rate, loss and gradient norm, and how many updates in a
-        row were skipped up to it."""
+        """Log a training step: its learning rate, loss and gradient norm, and the number of
+        consecutive skipped updates."""
         cfg, now = self.cfg, time.perf_counter()
         seconds = (now - self.line_time) / (step - self.line_step)
         self.line_step, self.line_time, self.step_seconds = step, now, seconds
@@ -201,12 +205,12 @@ class RunLog:
         self.record(step=step, loss=loss, lr=lr, norm=norm, ms=seconds * 1e3, tok_per_s=speed)
 
     def end(self, step, best_loss, best_step, stopped, out_of_patience):
-        """Print how the run ended, what it left, and the command that comes next."""
+        """Print how the run ended, the files that it wrote, and the next command."""
         folder = shlex.quote(str(self.out_dir))
         if stopped and not step:  # step 0 is not saved
             self.say("stopped by a signal before the first step")
         elif stopped and self.writes:
-            self.say(f"stopped by a signal, step {step:,} is saved; to resume: "
+            self.say(f"stopped by a signal; step {step:,} is saved; to resume: "
                      f"python train.py --init_from=resume --out_dir={folder}")
         elif stopped:
             self.say("stopped by a signal")
@@ -214,7 +218,8 @@ class RunLog:
             self.say(f"done in {duration(time.perf_counter() - self.started)}: the best validation "
                      f"loss is {best_loss:.4f}, at step {best_step:,}")
         if out_of_patience and not stopped:
-            self.say(f"the last {self.cfg.patience} evaluations were not better")
+            self.say(f"the validation loss did not improve in the last {self.cfg.patience} "
+                     "evaluations")
         if not self.writes or not step:
             return
         self.plot(step)
@@ -226,7 +231,8 @@ class RunLog:
 
 
 def keep_previous(out_dir, say):
-    """Move what an earlier run left in out_dir to out_dir/previous-1, 2, ...; ckpt.pt last."""
+    """Move the files of an earlier run from out_dir to out_dir/previous-1, previous-2, ...; ckpt.pt
+    is moved last."""
     left = [out_dir / name for name in FILES if (out_dir / name).exists()]
     if not left:
         return
@@ -242,8 +248,8 @@ def keep_previous(out_dir, say):
 
 def read_metrics(path, step, due):
     """The lines of metrics.jsonl that a run resumed at `step` keeps. Later lines come from a run
-    that was killed before its next checkpoint: they will be logged again. So will the evaluation at
-    `step` itself if it is due."""
+    that was killed before its next checkpoint; their steps will be trained and logged again. The
+    evaluation at `step` itself will be logged again if it is due."""
     if not path.exists():
         return []
     entries = []
@@ -314,11 +320,12 @@ def cut_beginning(axes, runs):
 
 
 def start_tracker(cfg, settings):
-    """wandb, or trackio, which has the same interface."""
+    """The module wandb, or trackio, which has the same interface, with a run begun."""
     try:
         tracker = importlib.import_module(cfg.tracker)
     except ImportError:
-        raise UserError(f"wandb_log=True needs a package: pip install {cfg.tracker}") from None
+        raise UserError(f"wandb_log=True needs an additional package: pip install {cfg.tracker}"
+                        ) from None
     tracker.init(project=cfg.wandb_project or cfg.dataset, name=cfg.wandb_run_name or cfg.out_dir,
                  config=settings)
     return tracker

@@ -1,6 +1,7 @@
-"""Ctrl-C and other signals: a run that gets one saves first, and then ends by that signal.
+"""Ctrl-C and other signals: a run that gets a signal saves a checkpoint, and then ends by it.
 
-Importing this module before torch makes a Ctrl-C during the imports one line, not a traceback.
+If this module is imported before torch, a Ctrl-C during the other imports prints one line instead
+of a traceback.
 """
 
 import os
@@ -13,16 +14,17 @@ _stopped_by = None  # the signal that stopped a run in this process
 
 
 class StopSignals:
-    """SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed), remembered and not acted on.
+    """Catches SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed), so that the program
+    can stop when it is ready.
 
     with StopSignals() as signals:
         signals.catch()        # from here to the end of the block
-        if signals: ...        # one has arrived
+        if signals: ...        # a signal has arrived
 
-    A second signal, a second or more after the first, ends the process as soon as Python runs
-    again: a backward pass is one long call. Within that second it counts as the same Ctrl-C, which
-    a terminal and torchrun both send. SIGHUP stays ignored
-    under nohup. Outside the main thread, where Python allows no handlers, nothing is caught.
+    Another signal ends the process as soon as the current operation of PyTorch returns, if it
+    arrives at least a second after the first. Within this second, it is taken for the same Ctrl-C,
+    because the terminal and torchrun both send one. SIGHUP stays ignored under nohup. Outside the
+    main thread, Python allows no signal handlers, and no signal is caught.
     """
 
     def __init__(self):
@@ -49,7 +51,7 @@ class StopSignals:
     def on_signal(self, number, _):
         global _stopped_by
         if self.received is None:
-            # not print: the signal may have interrupted a print
+            # print is not safe here: the signal may have interrupted a print
             os.write(2, b"stopping after this step; press Ctrl-C again to exit at once\n")
             self.received, self.at = number, time.monotonic()
             _stopped_by = number
@@ -58,14 +60,15 @@ class StopSignals:
 
 
 def end_by(number):
-    """End this process by a signal, so that whoever started it sees that it was stopped."""
+    """End this process by a signal, so that the parent process knows that it was stopped."""
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
 
 
 def end_by_signal():
-    """End this process by the signal that stopped its run, if one did: then `&&`, a shell loop and
-    a scheduler see that the run is not done. Not under torchrun, which would report a failure."""
+    """If a signal stopped the run, end this process by it. Then `&&`, a shell loop and a scheduler
+    know that the run is not complete. Under torchrun this does nothing, because torchrun would
+    report a failure."""
     if _stopped_by is not None and "RANK" not in os.environ:
         sys.stdout.flush()
         end_by(_stopped_by)

@@ -1,4 +1,4 @@
-"""Text that comes token by token: whole characters only, and nothing after a stop string."""
+"""Stream sampled text token by token: only whole characters, and nothing after a stop string."""
 
 import codecs
 import json
@@ -10,10 +10,10 @@ from internals.files import read_text, replacing
 
 
 class Sample:
-    """One text as it is sampled, up to the stop string or the end of text.
+    """A text that is being sampled, up to the stop string or <|endoftext|>.
 
-    text: the prompt and what came after it. tokens, logprobs: the sampled ids and their
-    log-probabilities. done: whether the text has ended.
+    text: the prompt and the sampled text. tokens, logprobs: the sampled ids and their
+    log-probabilities. done: whether the text is complete.
     """
 
     def __init__(self, prompt, tokenizer, stop=None):
@@ -34,7 +34,7 @@ class Sample:
         self.logprobs.append(logprob)
         if token == self.tokenizer.end_of_text:
             return self.end()
-        # a token can end in the middle of a character: its bytes wait for the next token
+        # a token can end in the middle of a character; its bytes then wait for the next token
         self.text += self.utf8.decode(self.tokenizer.decode_bytes([token]))
         if self.stop and (at := self.text.find(self.stop, self.begin)) >= 0:
             self.text, self.done = self.text[:at], True
@@ -45,7 +45,7 @@ class Sample:
             self.done = True
 
     def show(self):
-        """Print what is new. The last characters wait while they may begin the stop string."""
+        """Print the new text, except for characters at its end that may begin the stop string."""
         end = len(self.text)
         if self.stop and not self.done:
             end = max(0, end - (len(self.stop) - 1))
@@ -54,8 +54,8 @@ class Sample:
 
 
 def show(samples, separator):
-    """Print what is new of the first sample and, when it is done, of the next one. Returns those
-    that are not printed completely."""
+    """Print the new text of the first sample and, if it is done, of the next one, and so on.
+    Returns the samples that are not yet printed completely."""
     for i, sample in enumerate(samples):
         sample.show()
         if not sample.done:
@@ -76,7 +76,8 @@ def write_samples(path, prompt, samples):
 
 
 def read_prompt(start, tokenizer):
-    """The text to continue. Raises UserError if it is empty."""
+    """The prompt that --start describes: text, FILE:path, "-" for stdin, or None for the default
+    of the tokenizer. Raises UserError if it is empty."""
     if start is None:
         start = tokenizer.default_start
     elif start == "-":
@@ -85,4 +86,4 @@ def read_prompt(start, tokenizer):
         start = read_text(start.removeprefix("FILE:"))
     if not start:
         raise UserError("start is empty: the model needs at least one character to continue")
-    return start.encode("utf-8", "replace").decode()  # a command line may hold broken characters
+    return start.encode("utf-8", "replace").decode()  # a command line can contain invalid UTF-8

@@ -1,4 +1,4 @@
-"""What a user is told about settings: --help, and which one an unknown name probably means."""
+"""Help about settings: the text of --help, and suggestions for unknown names."""
 
 import difflib
 import inspect
@@ -11,7 +11,7 @@ import traceback
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-# what settings are called elsewhere: used for "did you mean" and for nothing else
+# names of settings in other programs; used only for "did you mean ...?"
 OTHER_NAMES = {
     "batch": "batch_size", "bs": "batch_size", "clip": "grad_clip", "context_length": "block_size",
     "data": "dataset", "epochs": "max_iters", "hidden_size": "n_embd", "iters": "max_iters",
@@ -20,17 +20,17 @@ OTHER_NAMES = {
     "prompt": "start", "resume": "init_from=resume", "seq_len": "block_size", "steps": "max_iters",
     "temp": "temperature", "warmup": "warmup_iters", "wd": "weight_decay",
 }
-COLUMN = 28  # where the help texts begin
+COLUMN = 28  # the help texts begin here
 
 
 def suggestion(name, settings):
-    """"did you mean ...?" for a name that is not among the settings, or None."""
+    """"did you mean ...?" for a name that is not a setting; None if no setting is similar."""
     plain = name.replace("-", "_").lower()
     other = OTHER_NAMES.get(plain, "")
     if other.split("=")[0] in settings:
         return f"did you mean {other}?"
-    near = difflib.get_close_matches(plain, settings, n=1)
-    return f"did you mean {near[0]}?" if near else None
+    similar = difflib.get_close_matches(plain, settings, n=1)
+    return f"did you mean {similar[0]}?" if similar else None
 
 
 def no_config_file(path, settings):
@@ -40,19 +40,19 @@ def no_config_file(path, settings):
         if "out_dir" in settings:  # sample.py out-novel
             message += "; did you mean " + shlex.quote(f"--out_dir={path}") + "?"
         return message
-    near = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.py")), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    similar = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.py")), n=1)
+    hint = f"; did you mean {similar[0]}?" if similar else ""
     return f"there is no config file {path}{hint}"
 
 
 def no_text_file(path, builtin):
-    """The error message for a `path` that prepare.py cannot read as text; None if it can.
+    """The error message if prepare.py cannot read `path` as a text file; None if it can.
 
     builtin: the names of the built-in datasets.
     """
     if path.startswith(("http://", "https://")):
         return (f"{path} is a URL: download the file, as in `curl -LO {shlex.quote(path)}`, and "
-                "give its name")
+                "give the name of the file")
     if Path(path).is_dir():
         files = shlex.quote(path.rstrip("/")) + "/*.txt"
         return (f"{path} is a folder: give its files, as in `python prepare.py {files} "
@@ -64,14 +64,14 @@ def no_text_file(path, builtin):
 
 
 def line_of(error, path):
-    """The number of the line of a config file in which an exception began, or "?"."""
+    """The number of the line of a config file that caused an exception; "?" if unknown."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
              if frame.filename == path]
     return getattr(error, "lineno", None) or (lines or ["?"])[-1]
 
 
 def shown(value):
-    """A value for an error message: at most 100 characters."""
+    """A value as text for an error message, at most 100 characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an int of 5,000 digits; lists nested 5,000 deep
@@ -82,9 +82,9 @@ def shown(value):
 def field_comments(schema):
     """{field: (group, text)} from the comments in the source of a dataclass.
 
-    The text is the comment lines right above the field and the comment behind it. A comment line
-    `# -- name` begins a group. Fields above the first such line are in a group with the name of the
-    file: the whole GPTConfig of model.py is the group "model".
+    The text consists of the comment lines directly above the field and the comment at the end of
+    its line. A comment line `# -- name` begins a group. Fields above the first such line are in a
+    group with the name of the file: all of GPTConfig in model.py is in the group "model".
     """
     group, above, found = Path(inspect.getfile(schema)).stem, [], {}
     names = {field.name for field in fields(schema)}
@@ -95,8 +95,8 @@ def field_comments(schema):
         elif comment := re.match(r"    # (.+)", line):
             above.append(comment[1])
         elif field and field[1] in names:
-            behind = re.findall(r"  # (.+)", line)
-            found[field[1]] = group, " ".join(above + behind)
+            at_end = re.findall(r"  # (.+)", line)
+            found[field[1]] = group, " ".join(above + at_end)
             above = []
         else:
             above = []
@@ -104,9 +104,9 @@ def field_comments(schema):
 
 
 def help_text(description, schemas, given, positional, type_name, limit_of):
-    """The text of --help: one line of usage, the description, and the settings in their groups.
+    """The text of --help: one line of usage, the description, and the settings by group.
 
-    given: values that replace the defaults, such as those of a config file on the command line.
+    given: {name: value} that is shown instead of the default, for example from a config file.
     type_name, limit_of: the functions of configurator.py.
     """
     words = [name.upper() for name in positional] or ["[CONFIG.py ...]"]
@@ -128,13 +128,13 @@ def help_text(description, schemas, given, positional, type_name, limit_of):
             groups.setdefault(group, []).append(two_columns(head, text))
     parts = [usage, description.strip()]
     if groups:
-        parts.append("Settings, and the values that are in force:")
+        parts.append("Settings and their current values:")
     parts += ["\n".join([group, *lines]) for group, lines in groups.items()]
     return "\n\n".join(parts)
 
 
 def two_columns(head, text):
-    """One setting. A head that is too long for its column has a line of its own."""
+    """The help of one setting. A `head` that is too long for its column gets a separate line."""
     indent = " " * COLUMN
     width = max(2 * COLUMN, shutil.get_terminal_size().columns - 1)
     lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent,

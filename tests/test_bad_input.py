@@ -52,7 +52,7 @@ def trained(tiny, tmp_path):
     ({"seed": 2**63}, "seed=9223372036854775808 must be at least 0 and below 2**63"),
     ({"batch_size": 10**11}, "must be at most 1,048,576"),
     ({"out_dir": ""}, "out_dir= must be the name of a folder"),
-    ({"device": "meta"}, "device=meta cannot be used here: it is none of cpu, cuda, mps"),
+    ({"device": "meta"}, "device=meta cannot be used here: only cpu, cuda and mps are supported"),
     ({"learning_rate": 0}, "learning_rate=0.0 must be above 0"),
     ({"learning_rate": "nan"}, "learning_rate=nan must be above 0"),
     ({"min_lr": 1.0}, "min_lr=1.0 must be at most learning_rate=0.01"),
@@ -102,7 +102,7 @@ def test_processes_that_do_not_share_a_step_evenly_are_refused(mistake, monkeypa
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda f: (f / "train.bin").unlink(), "there is no"),
+    (lambda f: (f / "train.bin").unlink(), "train.bin does not exist: make it"),
     (lambda f: (f / "val.bin").unlink(), "val.bin is missing, empty or of odd size"),
     (lambda f: (f / "val.bin").write_bytes(b""), "val.bin is missing, empty or of odd size"),
     (lambda f: (f / "train.bin").write_bytes(b"\0" * 7199), "train.bin is missing, empty or"),

@@ -181,7 +181,7 @@ MOMENT = ("optimizer", 0, "state", 3)
     (change("model_args", "n_head", to=3), "n_embd=16 is not divisible by n_head=3"),
     (change("model_args", "dropout", to=math.nan), "dropout=nan must be"),
     (change("model_args", "act", to="relu"), "act"),
-    (change("model_args", "experts", to=8), "'experts' in model_args is a setting that"),
+    (change("model_args", "experts", to=8), "'experts' in model_args is unknown to this version"),
     (change("model_args", "act", to={"deep": []}), "act={'deep': []} in model_args must be"),
     (change("meta", to=None), "meta must be a dict"),
     (change("meta", "chars", to="abc"), "vocab_size must be 3"),
@@ -191,7 +191,7 @@ MOMENT = ("optimizer", 0, "state", 3)
     (drop("meta"), "it has no meta, which says what its tokens mean"),
     (change("config", to="text"), "config must be a dict"),
     (change("config", "seed", to=torch.zeros(2)), "seed=tensor([0., 0.]) in config must"),
-    (change("config", "dataset", to="a\0b"), "'dataset' in config has a character"),
+    (change("config", "dataset", to="a\0b"), "'dataset' in config contains a null character"),
     (drop("iter_num"), "iter_num=None must be a whole number"),
     (change("iter_num", to=True), "iter_num=True must be a whole number"),
     (change("iter_num", to=-1), "iter_num=-1 must be a whole number"),
@@ -209,8 +209,8 @@ MOMENT = ("optimizer", 0, "state", 3)
     (change("optimizer", to=[7]), "optimizer has a part that is not a state dict"),
     (change("optimizer", 0, "param_groups", to={}), "optimizer has no param_groups"),
     (change("optimizer", 0, "param_groups", 1, "params", to=[0]), "does not have the"),
-    (change("optimizer", 0, "state", to={}), "optimizer has the state of 0 parameters"),
-    (drop(*MOMENT), "parameters or groups of them, not of"),
+    (change("optimizer", 0, "state", to={}), "optimizer has 0 states of parameters"),
+    (drop(*MOMENT), "states of parameters or groups, not"),
     (drop(*MOMENT, "exp_avg"), "the optimizer's state of parameter 3 must have step, exp_avg, exp"),
     (change(*MOMENT, "exp_avg", to=torch.zeros(2)), "exp_avg of parameter 3 has the shape (2,)"),
     (change(*MOMENT, "step", to=None), "'step' must be a tensor"),
@@ -386,8 +386,8 @@ def test_a_setting_of_the_run_that_an_older_checkpoint_lacks_is_told(out, capsys
     torch.save(content, out / "ckpt.pt")
     cfg, *_ = resume(out, patience=5, dropout=0.2, log_interval=1)
     printed = capsys.readouterr()
-    assert printed.out.splitlines() == ["patience is 5 from here on; it was 0",
-                                        "dropout is 0.2 from here on; it was 0.1"]
+    assert printed.out.splitlines() == ["patience changes from 0 to 5",
+                                        "dropout changes from 0.1 to 0.2"]
     assert "does not know these settings of the checkpoint, and ignores them: magic" in printed.err
     assert cfg.patience == 5 and cfg.learning_rate == 0.01
 
@@ -416,7 +416,7 @@ def test_a_longer_schedule_says_that_the_learning_rate_rises_again(out, capsys, 
     printed = capsys.readouterr().out
     assert ("the learning rate rises again" in printed) == rises
     if rises:
-        assert "it decays until step 40 now, not 4" in printed
+        assert "it now decays until step 40 instead of 4" in printed
         assert train.learning_rate(start.step, cfg) > before
 
 

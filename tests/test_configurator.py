@@ -314,7 +314,7 @@ def test_help_has_one_line_of_usage_and_the_settings_in_groups(capsys):
     assert usage.startswith("usage: ") and "CONFIG.py" in usage
     assert blank == "" and description == "What it is."
     titles = [line for line in rest if line and not line.startswith(" ")]
-    assert titles == ["Settings, and the values that are in force:", "test_configurator",
+    assert titles == ["Settings and their current values:", "test_configurator",
                       "second group", "model"]
     for schema in (TrainConfig, GPTConfig, SampleConfig):
         assert all(len(line) <= 100 for line in help_of(capsys, schema).splitlines())

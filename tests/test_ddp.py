@@ -229,7 +229,7 @@ def test_a_signal_to_torchrun_saves_at_one_step(tiny, tmp_path, number):
         run.send_signal(number)
     printed, _ = run.communicate(timeout=60)
     step = state(stopped).step
-    assert 30 <= step < 110 and f"stopped by a signal, step {step} is saved" in printed, printed
+    assert 30 <= step < 110 and f"stopped by a signal; step {step} is saved" in printed, printed
     assert "ChildFailedError" not in printed  # each process of ours exits with 0
     assert logged(stopped)[-1]["step"] == step  # no process went further
 

@@ -204,7 +204,7 @@ def cut(path, size):
 @pytest.mark.parametrize("damage, message", [
     (lambda f, w: (f / "config.json").unlink(), "has no config.json"),
     (lambda f, w: (f / "config.json").write_text("{"), "config.json is not JSON"),
-    (lambda f, w: (f / "config.json").write_text("[]"), "is not a table of settings"),
+    (lambda f, w: (f / "config.json").write_text("[]"), "does not contain a JSON object"),
     (lambda f, w: (f / "model.safetensors").unlink(), "no model.safetensors and no pytorch_model"),
     (lambda f, w: cut(f / "model.safetensors", 20000), "model.safetensors is damaged"),
     (lambda f, w: cut(f / "model.safetensors", 4), "model.safetensors is damaged"),
@@ -344,7 +344,7 @@ def test_a_vocabulary_that_is_not_gpt2s_is_not_taken_for_it(mistake, tmp_path, n
         assert meta == {"tokenizer": "gpt2", "vocab_size": 50257}
     else:
         line = mistake(sample.main, f"--init_from={tmp_path}")
-        assert files.get("vocab.json") == [] or f"{n} tokens, and they are not GPT-2's" in line
+        assert files.get("vocab.json") == [] or f"{n} tokens that is not GPT-2's" in line
 
 
 # ---- to transformers
@@ -380,7 +380,7 @@ def test_padding_is_not_exported(tmp_path):
     torch.testing.assert_close(hf(idx).logits, model(idx, idx)[0][..., :61], rtol=0, atol=1e-4)
     assert hf.config.vocab_size == 61 and hf.config.eos_token_id == 60
     assert hf.config.n_ctx == 32  # the converter of llama.cpp asks for it by this old name
-    with pytest.raises(ValueError, match="n_vocab=65 is over the vocab_size=64"):
+    with pytest.raises(ValueError, match="n_vocab=65 exceeds vocab_size=64"):
         model.save_pretrained(tmp_path, n_vocab=65)
 
 

@@ -143,7 +143,7 @@ def test_a_signal_saves_and_then_ends_the_process_by_that_signal(tiny, tmp_path,
     printed, _ = run.communicate(timeout=60)
     step = state(stopped).step
     assert run.returncode == -number and 30 <= step < 1990
-    assert f"stopped by a signal, step {step:,} is saved" in printed
+    assert f"stopped by a signal; step {step:,} is saved" in printed
     assert "python train.py --init_from=resume --out_dir='" in printed  # it can be pasted
     assert "best.pt" not in printed and not (stopped / "best.pt").exists()  # it was never written
 

@@ -307,7 +307,7 @@ def test_what_the_characters_are_must_be_known(nano, mistake, tmp_path):
     nano()
     (tmp_path / "out-nano" / "meta.pkl").unlink()
     line = mistake(sample.main, f"--out_dir={tmp_path / 'out-nano'}")
-    assert "what its 41 tokens mean is not known: copy the meta.pkl of its dataset into" in line
+    assert "of its 41 tokens is not known: copy the meta.pkl of its dataset into" in line
 
 
 def test_a_model_that_is_not_nanogpts_is_told(nano, mistake, tmp_path):
@@ -315,7 +315,7 @@ def test_a_model_that_is_not_nanogpts_is_told(nano, mistake, tmp_path):
     path = tmp_path / "out-nano" / "ckpt.pt"
     whole = torch.load(path, weights_only=True)
     gate = {"transformer.h.0.gate": torch.zeros(3)}
-    for weights, message in ({}, "n_layer=2, but its weights are those of 0"), (
+    for weights, message in ({}, "n_layer=2, but it has weights of 0 layers"), (
             whole["model"] | gate, "'transformer.h.0.gate' is not one of this model"):
         torch.save(whole | {"model": weights}, path)
         assert message in mistake(sample.main, f"--out_dir={tmp_path / 'out-nano'}")
