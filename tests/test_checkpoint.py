@@ -186,7 +186,7 @@ MOMENT = ("optimizer", 0, "state", 3)
     (change("meta", to=None), "meta must be a dict"),
     (change("meta", "chars", to="abc"), "vocab_size must be 3"),
     (change("meta", to=lambda meta: meta | {"chars": meta["chars"] + "Ω", "vocab_size": 42}),
-     "its tokenizer has 42 tokens, its model 41"),
+     "its tokenizer has 42 tokens, but its model has 41"),
     (change("meta", "tokenizer", to="words"), "tokenizer must be char or gpt2"),
     (drop("meta"), "it has no meta, which says what its tokens mean"),
     (change("config", to="text"), "config must be a dict"),
@@ -450,6 +450,14 @@ def test_a_file_can_be_named(out, mistake, capsys):
     assert "bets.pt: there is no such file" in line
     (out / "model.safetensors").write_bytes(b"")
     assert "give its folder" in mistake(sample.main, f"--init_from={out / 'model.safetensors'}")
+
+
+def test_a_run_starts_from_the_best_model_of_a_folder_and_resumes_the_last(out):
+    best = raw(out / "best.pt")
+    best["model"][FC] += 1
+    torch.save(best, out / "best.pt")
+    assert equal(read_model(out).model[FC], best["model"][FC])
+    assert equal(resume(out)[2].model[FC], raw(out / "ckpt.pt")["model"][FC])
 
 
 def test_the_callers_weights_stay_as_they_are(out):

@@ -198,7 +198,7 @@ def test_int8_weights_give_nearly_the_same_logits():
 def test_int8_is_refused_elsewhere():
     with torch.device("meta"):
         model = GPT(GPT2_TINY)
-    with pytest.raises(UserError, match="dtype=int8 is for CPUs, and the device is meta"):
+    with pytest.raises(UserError, match="dtype=int8 is for CPUs, but the device is meta"):
         quantized(model)
 
 

@@ -118,6 +118,21 @@ def test_several_files_are_documents_for_bpe_and_one_text_for_characters(tmp_pat
     assert text == "one two three\n" * 20 + "four\n" * 20
 
 
+def test_a_document_that_ends_at_the_cut_ends_in_the_training_split(bpe, tmp_path):
+    texts = ["a b c d e\n" * 18, "f g h i j\n" * 2]  # 90% and 10% of the characters
+    prepare.prepare_texts(texts, tmp_path / "d", "gpt2", "s", "c")
+    data = load(tmp_path / "d")
+    assert data.train.tolist() == [*bpe.encode(texts[0]).tolist(), 50256]
+    assert data.val.tolist() == [*bpe.encode(texts[1]).tolist(), 50256]
+
+
+def test_several_files_are_a_dataset_with_the_name_of_the_first(tmp_path):
+    for name in "ba":
+        (tmp_path / f"{name}.txt").write_text(f"{name} text\n" * 20)
+    main([str(tmp_path / "b.txt"), str(tmp_path / "a.txt"), f"--data_dir={tmp_path}"])
+    assert load(tmp_path / "b").meta["source"].endswith("a.txt") and not (tmp_path / "a").exists()
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="needs tinyshakespeare.txt beside the clone")
 @pytest.mark.parametrize("name, vocab, train, val, sha", [
     ("shakespeare_char", 65, 1_003_854, 111_540, "6ec305602a99ac28"),
@@ -171,7 +186,7 @@ def test_a_disk_that_fails_between_two_files_leaves_no_mixture(tmp_path, monkeyp
     with pytest.raises(OSError, match="Input/output"):
         write_bins(tmp_path, CharTokenizer("cd"), [("train", [1] * 50), ("val", [0] * 9)], "s", "c")
     assert replaced == ["meta.json", "val.bin", "train.bin"][:n]
-    with pytest.raises(UserError, match=r"there is no .*train\.bin"):
+    with pytest.raises(UserError, match=r"train\.bin does not exist"):
         load(tmp_path)
 
 

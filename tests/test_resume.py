@@ -57,7 +57,7 @@ def test_a_resumed_run_remembers_its_best_loss(tiny, tmp_path):
     assert state(tmp_path / "out").best_loss == best.best_loss
 
 
-def test_a_run_that_is_resumed_after_its_best_step_remembers_both(tiny, tmp_path):
+def test_a_run_that_is_resumed_after_its_best_step_remembers_both(tiny, tmp_path, capsys):
     """At step 12, where it is resumed, the loss is worse than at step 8."""
     settings = {"eval_interval": 4, "decay_lr": False}
     main(tiny(max_iters=8, **settings))
@@ -68,6 +68,8 @@ def test_a_run_that_is_resumed_after_its_best_step_remembers_both(tiny, tmp_path
         last = state(tmp_path / "out")
         assert (last.step, last.best_step, last.best_loss) == (steps, 8, best.best_loss)
     assert equal(state(tmp_path / "out", "best.pt").model, best.model)
+    assert f"step 12; the best validation loss so far is {best.best_loss:.4f}" in (
+        capsys.readouterr().out)
 
 
 # ---- the order of the data

@@ -236,9 +236,11 @@ def test_int8_weights_write_nearly_the_same(trained, capsys):
     assert texts(capsys, *argv, "--dtype=int8") == texts(capsys, *argv, "--dtype=float32")
 
 
-def test_without_the_cache_the_text_is_the_same(trained, capsys):
+def test_without_the_cache_the_text_is_the_same(trained, capsys, monkeypatch):
     argv = [f"--out_dir={trained}", "--num_samples=3", "--max_new_tokens=60", "--dtype=float32"]
-    assert texts(capsys, *argv) == texts(capsys, *argv, "--cache=False")
+    expected = texts(capsys, *argv)
+    monkeypatch.setattr(KVCache, "store", None)  # it is not called
+    assert texts(capsys, *argv, "--cache=False") == expected
 
 
 def test_samples_go_to_a_file_with_their_log_probabilities(trained, tmp_path, capsys):
@@ -293,6 +295,13 @@ def test_all_parameters_are_counted_in_packed_and_quantized_layers_too(tmp_path,
     checkpoint.write(weights, tmp_path / "best.pt")
     main([f"--out_dir={tmp_path}", "--num_samples=1", "--max_new_tokens=2", f"--dtype={dtype}"])
     assert " (1.57M parameters): 2 tokens" in capsys.readouterr().err  # 2 x 12 x 256^2
+
+
+def test_complete_samples_from_the_top_k_tokens(trained):
+    model, tokenizer = load_model("resume", trained)
+    greedy = complete(model, tokenizer, "Line", temperature=0)
+    assert complete(model, tokenizer, "Line", temperature=2, top_k=1) == greedy
+    assert complete(model, tokenizer, "Line", temperature=2) != greedy
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -664,6 +673,16 @@ def test_one_prompt_continues_a_cache_of_several_samples():
     second = sampled(model, more, 5, seeds=range(3), cache=cache, **GREEDY)
     whole = torch.cat((idx.expand(3, -1), first, more.expand(3, -1)), dim=1)
     assert torch.equal(second, model.generate(whole, 5, temperature=0)[:, -5:])
+
+
+def test_a_static_cache_attends_over_block_size_places_in_every_step():
+    """No shape changes from token to token, as torch.compile and CUDA graphs need."""
+    model, idx = model_of(GPT2_TINY), tokens(GPT2_TINY, 1, 5)
+    for static, places in ((True, [32] * 4), (False, [5, 6, 7, 8])):
+        cache, seen = make_cache(model, 1, static=static), []
+        for _ in islice(stream(model, idx, Sampler([0]), cache), 4):
+            seen.append(cache.mask.shape[1])
+        assert seen == places
 
 
 def test_a_context_of_one_token_is_enough():

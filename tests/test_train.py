@@ -19,7 +19,7 @@ from filelock import FileLock
 from helpers import ROOT, equal, losses, script, state
 
 import train
-from internals import checkpoint, runlog
+from internals import checkpoint, runlog, signals
 from internals.runlog import RunLog
 from model import GPT
 from train import (
@@ -362,7 +362,7 @@ def test_eval_only_can_evaluate_both_splits_completely(tiny, data_dir):
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
-def test_a_tracker_gets_what_the_metrics_get(tiny, monkeypatch, tracker):
+def test_a_tracker_gets_what_the_metrics_get(tiny, tmp_path, monkeypatch, tracker):
     calls = []
     fake = SimpleNamespace(init=lambda **k: calls.append(k), finish=lambda: calls.append("finish"),
                            log=lambda entry, step: calls.append((step, entry)))
@@ -371,6 +371,9 @@ def test_a_tracker_gets_what_the_metrics_get(tiny, monkeypatch, tracker):
     assert (calls[0]["project"], calls[0]["name"]) == ("p", "n")
     assert calls[0]["config"]["n_layer"] == 2
     assert calls[1:] == [*((m["step"], m) for m in metrics), "finish"]
+    calls.clear()
+    main(tiny(wandb_log=True, tracker=tracker, max_iters=0, out_dir=tmp_path / "run"))
+    assert (calls[0]["project"], calls[0]["name"]) == ("tiny", str(tmp_path / "run"))
 
 
 # ---- numbers that are not finite
@@ -579,11 +582,14 @@ def test_the_checkpoint_is_moved_aside_last(tmp_path, monkeypatch):
     moved, rename = [], Path.rename
     monkeypatch.setattr(Path, "rename", lambda path, to: (moved.append(path.name),
                                                           rename(path, to)))
-    for name in runlog.FILES:
-        (tmp_path / name).touch()
-    runlog.keep_previous(tmp_path, print)
-    assert moved[-1] == "ckpt.pt" and sorted(moved) == sorted(runlog.FILES)
-    assert sorted(path.name for path in tmp_path.glob("previous-1/*")) == sorted(runlog.FILES)
+    for number in (1, 2, 3):
+        for name in runlog.FILES:
+            (tmp_path / name).touch()
+        moved.clear()
+        runlog.keep_previous(tmp_path, print)
+        assert moved[-1] == "ckpt.pt" and sorted(moved) == sorted(runlog.FILES)
+        kept = tmp_path.glob(f"previous-{number}/*")
+        assert sorted(path.name for path in kept) == sorted(runlog.FILES)
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(tiny, tmp_path):
@@ -657,6 +663,41 @@ def test_the_time_of_a_step_is_the_mean_since_the_last_line_without_evaluations(
     clock[0] = 70.0
     log.step(20, 1e-3, 4.0, 1.0, 0)
     assert [(m["ms"], m["tok_per_s"]) for m in log.metrics] == [(2000, 5), (2000, 5)]
+
+
+def test_mfu_is_a_share_of_what_all_processes_could_do(tmp_path, capsys, monkeypatch):
+    clock, asked = [0.0], []
+    monkeypatch.setattr(runlog.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(runlog, "mfu", lambda *arguments: asked.append(arguments) or 0.25)
+    cfg = TrainConfig(max_iters=100, out_dir=str(tmp_path), eval_only=True)
+    log = RunLog(cfg, SimpleNamespace(is_master=True, size=8))
+    log.step_tokens, log.peak, log.line_step, log.line_time, log.model = 10, 1e12, 0, 0.0, "model"
+    clock[0] = 2.0
+    log.step(1, 1e-3, 4.0, 1.0, 0)
+    assert asked == [("model", 5, 1e12, 8)] and "| mfu 25.0% |" in capsys.readouterr().out
+
+
+def test_numbers_and_times_are_short():
+    numbers = {7: "7", 999: "999", 1000: "1.0k", 24140: "24.1k", 528123: "528k", 1.5e6: "1.5M"}
+    assert {number: runlog.short(number) for number in numbers} == numbers
+    times = {0: "0m 00s", 147: "2m 27s", 3599: "59m 59s", 3725: "1h 02m", 90000: "25h 00m"}
+    assert {seconds: runlog.duration(seconds) for seconds in times} == times
+
+
+def test_a_second_signal_within_a_second_is_the_same_one(monkeypatch):
+    """A Ctrl-C under torchrun arrives twice: from the terminal and from torchrun."""
+    clock, ended = [0.0], []
+    monkeypatch.setattr(signals, "_stopped_by", None)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(signals, "end_by", ended.append)
+    with signals.StopSignals() as received:
+        received.catch()
+        for clock[0] in (5.0, 5.0, 5.9):
+            signal.raise_signal(signal.SIGINT)
+        assert received and not ended
+        clock[0] = 6.1
+        signal.raise_signal(signal.SIGTERM)
+    assert ended == [signal.SIGTERM]
 
 
 def test_a_model_that_cannot_fit_is_refused_before_memory_is_taken(tiny, mistake):
