@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from configurator import UserError, configure, one_line_errors
 from internals import dataset, usage
-from internals.corpora import CORPORA, HUGE, corpus_text, gpt2_encoding, stream_documents
+from internals.corpora import CORPORA, HUB_DATASETS, corpus_text, gpt2_encoding, stream_documents
 from internals.dataset import MAX_VOCAB
 from internals.files import DATA, locked, printable, read_text, relative, replacing
 from internals.limits import Limit
@@ -235,10 +235,10 @@ def prepare_corpus(folder, command=None, **options):
     """Prepare the built-in dataset that has the name of `folder`. options: digits and reverse, for
     addition."""
     command = command or dataset.prepare_command(DATA / folder.name)
-    if folder.name in HUGE:
+    if folder.name in HUB_DATASETS:
         batches = stream_documents(folder.name, folder)
         tokenizer = GPT2Tokenizer()
-        source = f"the Hugging Face hub, {HUGE[folder.name].address}"
+        source = f"the Hugging Face hub, {HUB_DATASETS[folder.name].address}"
         write_bins(folder, tokenizer, document_chunks(batches, tokenizer), source, command)
     else:
         text, source = corpus_text(folder.name, folder, **options)
@@ -265,7 +265,7 @@ def main(argv=None):
     given, cfg = configure(__doc__, PrepareConfig, argv=argv, positional=["texts"])
     command = shlex.join(["python", "prepare.py", *(sys.argv[1:] if argv is None else argv)])
     data_dir = Path(cfg.data_dir or DATA)
-    builtin = CORPORA | HUGE
+    builtin = CORPORA | HUB_DATASETS
     first = cfg.texts[0]
     options = {name: given[name] for name in ("digits", "reverse") if name in given}
     if options and first != "addition":

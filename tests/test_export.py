@@ -56,7 +56,7 @@ def runs(texts, tmp_path_factory):
 
 
 def greedy(init_from, capsys, start, count=30, **settings):
-    """What sample.py goes on with."""
+    """How sample.py continues `start`, by greedy decoding."""
     capsys.readouterr()
     settings = {"start": start, "max_new_tokens": count, "temperature": 0, "num_samples": 1,
                 "dtype": "float32", "device": "cpu"} | init_from

@@ -133,7 +133,7 @@ def mutate_json(path, chance):
 
 
 # --------------------------------------------------------------------------------------------------
-# The formats. Each function takes a folder of its own, where `good` has been copied, and a
+# The formats. Each function gets a separate folder, to which `good` has been copied, and a
 # random.Random; it damages a file and runs a script.
 
 

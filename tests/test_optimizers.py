@@ -1,4 +1,4 @@
-"""pytest tests/test_optimizers.py - Muon, the rates of each group, the schedules"""
+"""pytest tests/test_optimizers.py - Muon, the learning rate of each group, the schedules"""
 
 import copy
 

@@ -132,7 +132,7 @@ def test_an_own_model_in_hugging_faces_layout_keeps_its_tokenizer(start, tmp_pat
     assert metrics[0]["val_loss"] == pytest.approx(run["best_val_loss"], abs=1e-5)
 
 
-# ---- a run of one's own
+# ---- from a run
 
 
 def test_a_run_is_the_start_of_another(start, tmp_path, data_dir):
