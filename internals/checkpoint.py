@@ -291,7 +291,7 @@ def checked_weights(weights, settings, from_nanogpt):
         if from_nanogpt:
             name = name.removeprefix("_orig_mod.")  # torch.compile adds this prefix
             if name.endswith(".attn.bias"):
-                continue  # nanoGPT's causal mask, which is not a parameter
+                continue  # the causal mask of nanoGPT, which is not a parameter
         named[name] = checked_tensor(weight, name)
 
     n_layer = len({name.split(".")[2] for name in named if ".h." in name})

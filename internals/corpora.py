@@ -150,8 +150,9 @@ def corpus_text(name, folder, **options):
 
 
 def stream_documents(name, folder, size=1024):
-    """An iterator over the documents of one of HUB_DATASETS, in lists of `size` texts. Raises UserError if
-    a package is missing or the disk of `folder` is too small, before it downloads anything."""
+    """An iterator over the documents of one of HUB_DATASETS, in lists of `size` texts. Before it
+    downloads anything, raises UserError if a package is missing or the disk of `folder` is too
+    small."""
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:

@@ -72,8 +72,8 @@ def load(folder):
     if not (folder / "train.bin").exists():
         message = f"{folder / 'train.bin'} does not exist: make it with {again}"
         if folder.name in HUB_DATASETS:  # openwebtext is the default of train.py, as in nanoGPT
-            message += (f", which takes {HUB_DATASETS[folder.name].gigabytes} GB; to begin with a small "
-                        "dataset, run `python train.py config/quickstart.py`")
+            message += (f", which takes {HUB_DATASETS[folder.name].gigabytes} GB; to begin with a "
+                        "small dataset, run `python train.py config/quickstart.py`")
         raise UserError(message)
     meta = read_meta(folder) or GPT2_META
     train = open_bin(folder / "train.bin", meta, again)

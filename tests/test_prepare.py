@@ -96,7 +96,7 @@ def test_the_first_nine_tenths_are_for_training(data_dir):
     assert tokenizer.decode(data.val) == text[3600:]
     assert meta["chars"] == "".join(sorted(set(text))) and meta["vocab_size"] == len(set(text))
     assert (meta["train_tokens"], meta["val_tokens"]) == (3600, 400)
-    assert (data_dir / "tiny" / "train.bin").stat().st_size == 7200  # two bytes per token, no header
+    assert (data_dir / "tiny" / "train.bin").stat().st_size == 7200  # 2 bytes per token, no header
     assert meta["command"].startswith("python prepare.py ") and "tiny.txt" in meta["source"]
 
 
