@@ -283,7 +283,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(whole, tiny, tmp_path, fresh
 
 
 @pytest.mark.parametrize("accident, step, sign", [
-    ("machine", 14, "resuming from step 12;"),
+    pytest.param("machine", 14, "resuming from step 12;", marks=pytest.mark.faults),
     # what torchrun leaves behind continues until a new one has joined; then all save and stop
     pytest.param("agent", 8, "stopped by a signal", marks=pytest.mark.faults),
     # the other process waits for this one until its torchrun loses patience, after 30 seconds

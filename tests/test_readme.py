@@ -1,5 +1,6 @@
 """pytest tests/test_readme.py - the README's commands run, and what it names is there"""
 
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ from train import TrainConfig
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
          for line in block.splitlines() if not line.startswith("#")]
+EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
 
 # what makes a command short enough for a test, and changes nothing in what it does
 SHORT = {
@@ -52,18 +54,35 @@ def clone(tmp_path_factory):
     return folder
 
 
+# runs scripts one after the other in one process, which imports torch once
+RUNNER = """
+import json, runpy, sys
+for words in json.load(sys.stdin):
+    print("$", *words, flush=True)
+    sys.argv = words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, end.code
+"""
+
+
 def test_readme_commands_run(clone):
-    """In their order, for what one writes the next reads; needs a package index for the plays."""
-    ran = []
+    """In their order, because later ones read what earlier ones write; then the Python example.
+    The plays need a package index."""
+    commands = []
     for line in LINES:
         line = line.removeprefix("pip install -r requirements.txt && ")
-        if not line.startswith("python ") or ("shakespeare" in line and not SHARED.exists()):
-            continue
-        result = subprocess.run(shortened(line), cwd=clone, capture_output=True, encoding="utf-8",
-                                timeout=120, env=os.environ | {"PYTHONUTF8": "1"})
-        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
-        ran.append(line)
-    assert len(ran) >= 6 and any("quickstart" in line for line in ran)
+        if line.startswith("python ") and ("shakespeare" not in line or SHARED.exists()):
+            commands.append(shortened(line)[1:])
+    (clone / "example.py").write_text(EXAMPLE, encoding="utf-8")
+    commands.append(["example.py"])
+    (clone / "runner.py").write_text(RUNNER, encoding="utf-8")
+    result = subprocess.run([sys.executable, "runner.py"], cwd=clone, encoding="utf-8", timeout=200,
+                            input=json.dumps(commands), stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUTF8": "1"})
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count("$ ") == len(commands) >= 7 and "ROMEO:" in result.stdout
 
 
 def test_the_test_command_is_the_one_that_ci_runs():

@@ -117,18 +117,16 @@ def test_an_older_checkpoint_resumes_where_its_own_batch_size_left_it(tiny, tmp_
 
 
 def test_killed_run_resumes_bit_identically(tiny, tmp_path):
-    """SIGKILL at random moments, twice, then to the end; test_faults.py has a hundred."""
+    """SIGKILL at a random moment, then to the end; test_faults.py has a hundred."""
     settings = {"max_iters": 200, "eval_interval": 20, "eval_iters": 4, "dropout": 0.2}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     main(tiny(out_dir=whole, **settings))
-    chance = random.Random(0)
-    for _ in range(2):
-        run = script("train.py", *tiny(out_dir=killed, init_from="auto", **settings))
-        wait_for(run, "| val")  # it has begun
-        time.sleep(chance.uniform(0, 0.4))
-        run.kill()
-        rest, _ = run.communicate()
-        assert "done in" not in rest
+    run = script("train.py", *tiny(out_dir=killed, init_from="auto", **settings))
+    wait_for(run, "| val")  # it has begun
+    time.sleep(random.uniform(0, 0.4))
+    run.kill()
+    rest, _ = run.communicate()
+    assert "done in" not in rest
     code, printed = finished("train.py", *tiny(out_dir=killed, init_from="auto", **settings))
     assert code == 0, printed
     assert same_run(whole, killed)
