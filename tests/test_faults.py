@@ -25,8 +25,6 @@ def test_kills_at_random_moments_change_nothing(tiny, tmp_path, optimizer, dtype
     recipe = MODERN if optimizer == "muon" else {}
     settings = {"max_iters": 4000, "eval_interval": 25, "eval_iters": 8, "dropout": 0.2,
                 "dtype": dtype, "optimizer": optimizer, "log_interval": 5, **recipe}
-    if processes > 1:
-        settings["max_iters"] = 2000  # two processes on two cores are slower
 
     def command(out_dir, start):
         run = ("train.py", *tiny(out_dir=out_dir, init_from=start, **settings))
