@@ -52,9 +52,9 @@ def bfloat16_pays(n_embd):
 
 
 def cache_dtype(model):
-    """The dtype of a KV cache for `model`; None: that of its keys and values. With CPUAttend at
-    least float32, because attention over a bfloat16 cache takes 6 times as long. The plain Attend
-    cannot mix dtypes."""
+    """The dtype of a KV cache for `model`; None: that of its keys and values. With CPUAttend it is
+    at least float32, because attention over a bfloat16 cache takes 6 times as long. The plain
+    Attend cannot mix dtypes."""
     if any(isinstance(module, CPUAttend) for module in model.modules()):
         return torch.promote_types(model.transformer.wte.weight.dtype, torch.float32)
     return None
@@ -126,9 +126,9 @@ class Packed(nn.Module):
 
 
 def quantized(model):
-    """The model with int8 weights in its Linear layers, with one scale per matrix, which are a
-    quarter of the bytes to read per token. The inputs of these layers are quantized dynamically.
-    Raises UserError if the model is not on a CPU."""
+    """The model with int8 weights in its Linear layers and one scale per matrix, so that a token
+    reads a quarter of the bytes. The inputs of these layers are quantized dynamically. Raises
+    UserError if the model is not on a CPU."""
     device = model.transformer.wte.weight.device
     if device.type != "cpu":
         raise UserError(f"dtype=int8 is for CPUs, but the device is {device}: use bfloat16")
