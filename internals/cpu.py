@@ -1,6 +1,6 @@
 """Faster modules for CPUs, which replace modules of a model. print(model) shows them.
 
-    model = speed_up(model)                    for training: Attend and Dropout
+    model = speed_up(model)                    for training: Attend, Dropout, RMSNorm and ReLU2
     model = speed_up(model, inference=True)    for sampling: Linear too
 
 Each computes the same as the module that it replaces, up to rounding. (The masks of dropout come
@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from configurator import UserError
-from model import Attend
+from model import Attend, ReLU2
 
 WIDE = 256  # minimum n_embd for which bfloat16 weights and packed layers make sampling faster
+SHORT = 256  # maximum context for which attention written out in bfloat16 makes training faster
 
 
 def speed_up(model, inference=False):
@@ -31,6 +32,8 @@ def speed_up(model, inference=False):
         return model
     replace(model, Attend, lambda old: CPUAttend(old.dropout))
     replace(model, nn.Dropout, lambda old: CPUDropout(old.p))
+    replace(model, nn.RMSNorm, lambda old: CPURMSNorm(old.normalized_shape, old.eps, False))
+    replace(model, ReLU2, lambda old: CPUReLU2())
     if inference and model.config.n_embd >= WIDE and can_pack(weight.dtype):
         replace(model, nn.Linear, Packed)
     return model
@@ -62,10 +65,13 @@ def cache_dtype(model):
 
 class CPUAttend(Attend):
     """Attend for CPUs. PyTorch 2.13 has no fast CPU kernel with dropout, so we compute attention
-    with dropout step by step. In bfloat16, PyTorch's backward pass takes 8 times as long as in
-    float32, and attention over a cache 6 times as long, so we compute both in float32."""
+    with dropout step by step. In bfloat16, the backward pass of PyTorch's kernel takes 8 times as
+    long as in float32, and attention over a cache 6 times as long, so we compute both in float32.
+    If the context is short, training step by step in bfloat16 is faster still."""
 
     def forward(self, q, k, v, mask=None):
+        if mask is None and v.requires_grad and v.dtype == torch.bfloat16 and q.shape[2] <= SHORT:
+            return self.in_bfloat16(q, k, v)
         if self.training and self.dropout:
             return self.with_dropout(q, k, v, mask)
         if mask is None and not v.requires_grad:
@@ -75,6 +81,17 @@ class CPUAttend(Attend):
             y = F.scaled_dot_product_attention(q.to(wide), k.to(wide), v.to(wide), attn_mask=mask,
                                                is_causal=mask is None)
         return y.to(q.dtype)
+
+    def in_bfloat16(self, q, k, v):
+        B, nh, T, hs = q.shape
+        future = torch.full((T, T), -math.inf, dtype=torch.bfloat16).triu(1)
+        q, k, v = (x.to(torch.bfloat16).reshape(B * nh, T, hs) for x in (q, k, v))
+        with torch.autocast("cpu", enabled=False):
+            scores = torch.baddbmm(future, q, k.mT, alpha=1 / math.sqrt(hs))  # (B nh, T, T)
+            probs = scores.softmax(dim=-1)
+            if self.training and self.dropout:
+                probs = drop(probs, self.dropout)
+            return (probs @ v).view(B, nh, T, hs)
 
     def with_dropout(self, q, k, v, mask):
         if mask is None:
@@ -100,6 +117,51 @@ def drop(x, p):
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
     keep = bits.view(torch.int16)[:x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
     return x * keep.to(x.dtype).div_(1 - p)
+
+
+class CPURMSNorm(nn.RMSNorm):
+    """RMSNorm without a scale, for CPUs: training takes half the time of PyTorch's."""
+
+    def forward(self, x):
+        return Normalize.apply(x, self.eps) if x.requires_grad else super().forward(x)
+
+
+class Normalize(torch.autograd.Function):
+    """y = x r with r = 1 / sqrt(mean(x^2) + eps). Its gradient is r (dy - y mean(dy y))."""
+
+    @staticmethod
+    def forward(ctx, x, eps):
+        r = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+        y = x * r
+        ctx.save_for_backward(y, r)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        y, r = ctx.saved_tensors
+        return (dy - y * (dy * y).mean(dim=-1, keepdim=True)) * r, None
+
+
+class CPUReLU2(ReLU2):
+    """ReLU squared for CPUs: training takes a quarter of the time of relu and square."""
+
+    def forward(self, x):
+        return SquaredReLU.apply(x) if x.requires_grad else super().forward(x)
+
+
+class SquaredReLU(torch.autograd.Function):
+    """y = relu(x)^2. Its gradient is 2 relu(x) dy."""
+
+    @staticmethod
+    def forward(ctx, x):
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(ctx, dy):
+        (positive,) = ctx.saved_tensors
+        return (positive * dy).mul_(2)
 
 
 def can_pack(dtype):
