@@ -96,7 +96,8 @@ def emit(name, result, note="", **values):
 
 def find_gpu(cfg):
     device = devices.find_device(cfg.device)
-    torch.set_float32_matmul_precision("high")  # as train.py and nanoGPT do
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # as train.py and nanoGPT do
     return device
 
 
