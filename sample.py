@@ -28,11 +28,9 @@ from configurator import UserError, build, configure, one_line_errors
 from internals import checkpoint, cpu
 from internals.devices import find_device, for_sampling, num_params
 from internals.limits import Count, Fraction, NonNegative, Positive, PositiveFraction, Seed
-from internals.text import Sample, read_prompt, show, write_samples
+from internals.text import SEPARATOR, Sample, read_prompt, show, write_samples
 from model import GPT, GPTConfig
 from prepare import tokenizer_from_meta
-
-SEPARATOR = "---------------"
 
 
 @dataclass
@@ -117,10 +115,12 @@ class KVCache:
         """Called by the model: store k and v (B, nh, T, hs) of the new tokens; returns those of all
         tokens (B, nh, n, hs). One row, a shared prompt, is stored for the whole batch."""
         if layer not in self.layers:
-            size = (2, self.batch_size, k.shape[1], self.block_size, k.shape[3])
-            self.layers[layer] = torch.zeros(size, dtype=self.dtype or v.dtype, device=v.device)
-            if self.static:
-                torch._dynamo.mark_static_address(self.layers[layer])  # a CUDA graph may write it
+            size = (self.batch_size, k.shape[1], self.block_size, k.shape[3])
+            # two tensors: as one, torch.compile would copy all of it for every token
+            self.layers[layer] = [v.new_zeros(size, dtype=self.dtype or v.dtype) for _ in "kv"]
+            if self.static:  # a CUDA graph may write to them
+                for stored in self.layers[layer]:
+                    torch._dynamo.mark_static_address(stored, guard=False)
         keys, values = self.layers[layer]
         keys[:, :, self.positions] = k.to(keys.dtype)
         values[:, :, self.positions] = v.to(values.dtype)

@@ -289,7 +289,7 @@ def train(cfg, model_cfg, data, start, world, log, signals):
                     save("ckpt.pt")
                     saved_step = step
                 if tokenizer and math.isfinite(losses["val"]):
-                    with autocast:
+                    with autocast, devices.any_algorithm():
                         log.sample(complete(raw_model, tokenizer, tokenizer.default_start,
                                             cfg.sample_tokens, seed=cfg.seed))
                 log.after_evaluation(step)

@@ -5,6 +5,7 @@ import sys
 from contextlib import contextmanager, nullcontext
 
 import torch
+from torch import nn
 
 from configurator import UserError, reason
 from internals import cpu
@@ -55,17 +56,30 @@ def autocast_to(dtype, device):
     return torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
+class WithoutLogits(nn.Module):
+    """A GPT that returns (None, loss). If the compiled graph returned the logits too, its backward
+    pass would allocate and add a gradient of zeros for them, B x T x V numbers."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, idx, targets):
+        return None, self.model(idx, targets)[1]
+
+
 def compiled(model, choice, x, y, autocast):
-    """The compiled model. To find out whether compilation works, one forward and backward pass is
-    run on inputs x and targets y. If that fails, for example because there is no compiler or the
-    GPU is too old, prints a warning and returns `model` itself.
+    """The model, compiled for training: it returns (None, loss). To find out whether compilation
+    works, one forward and backward pass is run on inputs x and targets y. If that fails, for
+    example because there is no compiler or the GPU is too old, prints a warning and returns `model`
+    itself.
 
     choice: the setting `compile`: True, False, or "auto", which compiles on CUDA only.
     """
     if choice is False or (choice == "auto" and x.device.type != "cuda"):
         return model
     try:
-        faster = torch.compile(model)
+        faster = torch.compile(WithoutLogits(model))
         with autocast:
             loss = faster(x, y)[1]
         loss.backward()
@@ -157,6 +171,18 @@ def check_model_fits(c, device, training=True):
         raise UserError(f"a model of {parameters / 1e9:,.1f}B parameters needs at least "
                         f"{needed / 1e9:,.0f} GB, but {device} has {available / 1e9:,.0f} GB: use "
                         "a smaller n_layer, n_embd or block_size")
+
+
+@contextmanager
+def any_algorithm():
+    """A context manager: in its body, --deterministic=True is off. Sampling uses cumsum, which has
+    no deterministic algorithm on CUDA, and does not affect training."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
 
 
 @contextmanager

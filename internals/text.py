@@ -8,6 +8,8 @@ import sys
 from configurator import UserError
 from internals.files import read_text, replacing
 
+SEPARATOR = "---------------"  # between samples
+
 
 class Sample:
     """A text that is being sampled, up to the stop string or <|endoftext|>.

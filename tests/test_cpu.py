@@ -88,7 +88,7 @@ def test_with_a_cache_dropout_and_bfloat16_weights_dtypes_are_not_mixed():
     cache = make_cache(model, 1)
     for _ in islice(stream(model, tokens(GPT2_TINY, 1, 3), Sampler([0]), cache), 3):
         pass
-    assert cache.layers[0].dtype == torch.float32
+    assert cache.layers[0][0].dtype == torch.float32
 
 
 # ---- RMSNorm and ReLU squared
@@ -236,4 +236,4 @@ def test_the_cache_of_a_fast_model_is_float32_and_of_a_plain_model_that_of_its_w
                             (model_of(GPT2_TINY).to(dtype), dtype)):
         cache = make_cache(model, 1)
         next(stream(model, tokens(GPT2_TINY, 1, 3), Sampler([0]), cache))
-        assert {kv.dtype for kv in cache.layers.values()} == {expected}
+        assert {part.dtype for pair in cache.layers.values() for part in pair} == {expected}

@@ -156,7 +156,7 @@ with torch.no_grad():
     assert torch.allclose(cache.next_logits(model), model(idx)[0], atol=1e-5)
     short = idx[:, :9]
     assert torch.allclose(model(idx, idx)[0][:, :9], model(short, short)[0], atol=1e-5)
-assert cache.layers[0].shape == (2, 2, 1, 32, 16)
+assert cache.layers[0][0].shape == (2, 1, 32, 16)
 before = model(idx, idx)[1]
 before.backward()
 make_optimizer(model, TrainConfig(optimizer="muon"), "float32").step(skip=torch.tensor(False))

@@ -1,5 +1,6 @@
 """pytest tests/test_train.py - the schedule, the order of the data, and what a run leaves behind"""
 
+import contextlib
 import itertools
 import json
 import math
@@ -16,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from helpers import ROOT, equal, losses, script, state
+from helpers import GPT2_TINY, ROOT, equal, losses, model_of, script, state, tokens
 
 import train
-from internals import checkpoint, runlog, signals
+from internals import checkpoint, devices, runlog, signals
 from internals.runlog import RunLog
 from model import GPT
 from train import (
@@ -421,6 +422,29 @@ def test_every_precision_learns(tiny, dtype, capsys, tmp_path):
     assert metrics[-1]["val_loss"] < metrics[0]["val_loss"] - 0.5
     scaler = state(tmp_path / "out").scaler
     assert bool(scaler) == (dtype == "float16")
+
+
+def test_the_compiled_model_has_the_loss_and_the_gradients_of_the_plain_one(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda module: module)  # what is compiled
+    model = model_of(GPT2_TINY)
+    x = tokens(GPT2_TINY, 2, 8)
+    faster = devices.compiled(model, True, x, x, contextlib.nullcontext())
+    results = []
+    for each in faster, model:
+        logits, loss = each(x, x)
+        results.append((loss, *torch.autograd.grad(loss, model.parameters())))
+    assert faster is not model and faster(x, x)[0] is None and logits is not None
+    assert all(map(torch.equal, *results))
+
+
+def test_a_sample_in_a_deterministic_run_may_use_any_algorithm():
+    torch.use_deterministic_algorithms(True)
+    try:
+        with devices.any_algorithm():
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_compiler_that_fails_gives_one_warning_and_training_continues(tiny, monkeypatch, capsys):

@@ -341,7 +341,7 @@ def bench_sample(argv):
     size = 2 * model_cfg.n_layer * cfg.batch * model_cfg.block_size * model_cfg.n_embd
     cache = make_cache(model, cfg.batch)
     next(stream(model, many, Sampler([0], temperature=0), cache))
-    held = sum(kv.numel() for kv in cache.layers.values())
+    held = sum(part.numel() for pair in cache.layers.values() for part in pair)
     print(f"cache for {cfg.batch} samples: {held:,} numbers (expected: {size:,}), "
           f"{size * 4 / 2**20:.0f} MB in float32")
 

@@ -93,7 +93,7 @@ def resume_part(cfg, report, folder, until):
     command = ["train.py", "--dataset=addition", f"--data_dir={folder}", "--recipe=modern",
                "--n_layer=6", "--n_head=6", "--n_embd=384", "--block_size=256", "--dropout=0.1",
                "--batch_size=32", *cfg.sizes.small, "--gradient_accumulation_steps=2",
-               "--deterministic=True", f"--device={cfg.device}", "--sample_tokens=0",
+               "--deterministic=True", f"--device={cfg.device}", "--sample_tokens=9",
                "--eval_iters=2", f"--lr_decay_iters={steps}"]
     finish([*command, f"--out_dir={whole}", f"--max_iters={steps}"], until)
     finish([*command, f"--out_dir={stopped}", f"--max_iters={steps // 2}"], until)
