@@ -1,4 +1,4 @@
-"""The GPT: a decoder-only transformer, all of it in this file.
+"""The GPT: a decoder-only transformer (Vaswani et al. 2017), all of it in this file.
 
     model = GPT(GPTConfig(n_layer=6, n_head=6, n_embd=384))
     model = GPT.from_pretrained("gpt2")
@@ -8,13 +8,12 @@
     idx -> wte + wpe -> n_layer x Block -> ln_f -> lm_head -> logits
     Block:  x = x + attn(ln_1(x)),  then  x = x + mlp(ln_2(x))
 
-- with bias=True it is GPT-2 exactly; parameter names are GPT-2's, so its weights map one to one
+- with bias=True it is GPT-2 exactly (Radford et al. 2019), and parameters have GPT-2's names
 - later improvements, each a setting: RoPE, RMSNorm without parameters, QK-norm, ReLU squared,
   zero-initialized output projections, an untied LM head, logit soft-capping
 
-Shapes: B sequences in a batch, T tokens, C = n_embd channels, nh heads of hs = C / nh channels
-(hs is the head size), V tokens in the vocabulary.
-Sources: Vaswani et al. 2017; Radford et al. 2019 (GPT-2) and its TensorFlow code.
+Shapes: B sequences in a batch, T tokens, C = n_embd channels, nh heads of size hs = C / nh,
+V tokens in the vocabulary.
 """
 
 import math
@@ -42,6 +41,7 @@ class GPTConfig:
     norm_eps: float = 1e-5  # added to the variance, so that a norm never divides by zero
     act: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"  # GPT-2's GELU, exact GELU, ReLU^2
     qk_norm: bool = False  # normalize queries and keys, which bounds the attention scores
+    attn_scale: float = 1.0  # attention scores are multiplied by it; above 1: sharper attention
     zero_init: bool = False  # c_proj of attention and MLP, and an untied LM head, start at zero
     tied: bool = True  # the LM head shares its weights with the token embedding
     softcap: float = 0.0  # logits become softcap * tanh(logits / softcap); 0: off
@@ -62,21 +62,21 @@ class GPTConfig:
 
 
 class Attend(nn.Module):
-    """softmax(q k^T / sqrt(hs)) v: each token's output is a weighted mean of the values.
+    """softmax(scale q k^T) v: each token's output is a weighted mean of the values.
 
     q (B, nh, T, hs), k and v of n tokens (B, nh, n, hs) -> (B, nh, T, hs). mask (T, n): True if a
     query may attend to a key; None: causal. On a CPU, CPUAttend (internals/cpu.py) replaces it."""
 
-    def __init__(self, dropout):
+    def __init__(self, dropout, scale):
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.scale = dropout, scale
 
     def forward(self, q, k, v, mask=None):
         dropout = self.dropout if self.training else 0.0
         # Causality: is_causal masks every key after the query's own position, so that no token sees
-        # what it must predict; with a KV cache, KVCache.mask does it. PyTorch divides the scores by
-        # sqrt(hs): a sum of hs products has about that size, and large scores make softmax one-hot.
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
+        # what it must predict; with a KV cache, KVCache.mask does it.
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None,
+                                              scale=self.scale)
 
 
 class CausalSelfAttention(nn.Module):
@@ -90,11 +90,13 @@ class CausalSelfAttention(nn.Module):
         self.n_head, self.layer = config.n_head, layer
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k and v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.attend = Attend(config.dropout)
+        hs = config.n_embd // config.n_head
+        # a sum of hs products has a size of about sqrt(hs), and large scores make softmax one-hot
+        self.attend = Attend(config.dropout, scale=config.attn_scale / math.sqrt(hs))
         self.drop = nn.Dropout(config.dropout)
         self.qk_norm = nn.Identity()  # or LayerNorm, twice as fast on a CPU as nn.RMSNorm
         if config.qk_norm:
-            self.qk_norm = nn.LayerNorm(config.n_embd // config.n_head, elementwise_affine=False)
+            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)
 
     def forward(self, x, rope=None, cache=None):
         B, T, C = x.shape
@@ -208,8 +210,7 @@ class GPT(nn.Module):
         """GPT-2's initialization, except that OpenAI's code uses a std of 0.01 for wpe."""
         # 2 n_layer projections add to the residual stream. Their std is divided by sqrt(2 n_layer),
         # so that the sum does not grow with depth. With std 0, each block starts as the identity.
-        zero = self.config.zero_init
-        residual_std = 0.0 if zero else 0.02 / math.sqrt(2 * self.config.n_layer)
+        residual_std = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 p.normal_(0.0, residual_std)
@@ -217,7 +218,7 @@ class GPT(nn.Module):
                 p.normal_(0.0, 0.02)
             elif name.endswith("bias"):
                 p.zero_()
-        if zero and not self.config.tied:
+        if self.config.zero_init and not self.config.tied:
             self.lm_head.weight.zero_()
 
     def forward(self, idx, targets=None, cache=None):
@@ -225,8 +226,7 @@ class GPT(nn.Module):
 
         With targets (B, T): returns logits (B, T, V) and the mean cross-entropy in nats over the
         targets that are not -1. Without: the logits of the last position (B, 1, V), and None.
-        cache: a KVCache (sample.py); it has the positions of idx, and earlier keys and values.
-        """
+        cache: a KVCache (sample.py); it has the positions of idx, and earlier keys and values."""
         if idx.dim() != 2 or not 1 <= idx.shape[1] <= self.block_size:
             raise ValueError(f"idx {tuple(idx.shape)} must be (B, T), 1 <= T <= {self.block_size}")
         if idx.dtype not in (torch.int64, torch.int32):

@@ -30,7 +30,7 @@ def speed_up(model, inference=False):
     weight = model.transformer.wte.weight
     if weight.device.type != "cpu":
         return model
-    replace(model, Attend, lambda old: CPUAttend(old.dropout))
+    replace(model, Attend, lambda old: CPUAttend(old.dropout, old.scale))
     replace(model, nn.Dropout, lambda old: CPUDropout(old.p))
     replace(model, nn.RMSNorm, lambda old: CPURMSNorm(old.normalized_shape, old.eps, False))
     replace(model, ReLU2, lambda old: CPUReLU2())
@@ -79,7 +79,7 @@ class CPUAttend(Attend):
         wide = torch.promote_types(v.dtype, torch.float32)
         with torch.autocast("cpu", enabled=False):
             y = F.scaled_dot_product_attention(q.to(wide), k.to(wide), v.to(wide), attn_mask=mask,
-                                               is_causal=mask is None)
+                                               is_causal=mask is None, scale=self.scale)
         return y.to(q.dtype)
 
     def in_bfloat16(self, q, k, v):
@@ -87,7 +87,7 @@ class CPUAttend(Attend):
         future = torch.full((T, T), -math.inf, dtype=torch.bfloat16).triu(1)
         q, k, v = (x.to(torch.bfloat16).reshape(B * nh, T, hs) for x in (q, k, v))
         with torch.autocast("cpu", enabled=False):
-            scores = torch.baddbmm(future, q, k.mT, alpha=1 / math.sqrt(hs))  # (B nh, T, T)
+            scores = torch.baddbmm(future, q, k.mT, alpha=self.scale)  # (B nh, T, T)
             probs = scores.softmax(dim=-1)
             if self.training and self.dropout:
                 probs = drop(probs, self.dropout)
@@ -98,7 +98,7 @@ class CPUAttend(Attend):
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
         else:
             k, v = k.to(q.dtype), v.to(q.dtype)  # those of a cache are float32
-        scores = q @ k.mT / math.sqrt(q.shape[3])  # (B, nh, T, n)
+        scores = q @ k.mT * self.scale  # (B, nh, T, n)
         probs = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)
         return drop(probs.to(v.dtype), self.dropout) @ v
 

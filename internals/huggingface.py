@@ -310,7 +310,7 @@ def write_config(config, n_vocab):
     acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     for name, choices in [
         ("pos", ["learned"]), ("norm", ["layernorm"]), ("qk_norm", [False]), ("softcap", [0.0]),
-        ("act", list(acts)),
+        ("attn_scale", [1.0]), ("act", list(acts)),
     ]:
         if config[name] not in choices:
             raise ValueError(f"{name}={config[name]} cannot be exported, because GPT-2 has no such "

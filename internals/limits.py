@@ -32,4 +32,5 @@ Seed = Annotated[int, Limit("at least 0 and below 2**63", least=0, below=2**63)]
 
 # The fields of GPTConfig. model.py imports nothing from the project, so it cannot use these types.
 OF_MODEL = {"block_size": Count, "vocab_size": Count, "n_layer": Count, "n_head": Count,
-            "n_embd": Count, "dropout": Probability, "norm_eps": Tiny, "softcap": NonNegative}
+            "n_embd": Count, "dropout": Probability, "norm_eps": Tiny, "attn_scale": Positive,
+            "softcap": NonNegative}

@@ -44,7 +44,8 @@ def queries_keys_values(dtype, new=8):
                          ids=["no mask", "8 of 8 new", "3 of 8 new", "1 of 8 new"])
 def test_fast_attention_is_plain_attention(dtype, training, new, mask):
     results = []
-    for attend in (Attend(0.0), CPUAttend(0.0), CPUAttend(1e-9)):  # no mask of 1e-9 drops anything
+    # no mask of 1e-9 drops anything
+    for attend in (Attend(0.0, 0.25), CPUAttend(0.0, 0.25), CPUAttend(1e-9, 0.25)):
         attend.train(training)
         q, k, v = queries_keys_values(dtype, new)
         parts = [part.detach().requires_grad_(training) for part in (q, k, v)]
@@ -60,12 +61,12 @@ def test_fast_attention_is_plain_attention(dtype, training, new, mask):
 
 def test_attention_with_dropout_has_plain_attention_as_its_mean():
     q, k, v = queries_keys_values(torch.float32)
-    attend = CPUAttend(0.3).train()
+    attend = CPUAttend(0.3, 0.25).train()
     torch.manual_seed(0)
     mean = sum(attend(q, k, v) for _ in range(2000)) / 2000
-    torch.testing.assert_close(mean, Attend(0.0)(q, k, v), rtol=0, atol=0.1)
+    torch.testing.assert_close(mean, Attend(0.0, 0.25)(q, k, v), rtol=0, atol=0.1)
     attend.eval()
-    torch.testing.assert_close(attend(q, k, v), Attend(0.0)(q, k, v))
+    torch.testing.assert_close(attend(q, k, v), Attend(0.0, 0.25)(q, k, v))
 
 
 @torch.no_grad()

@@ -46,6 +46,7 @@ CHANGES = [  # (name, the settings that it changes)
     ("+ RoPE", from_recipe("pos")),
     ("+ RMSNorm", from_recipe("norm")),
     ("+ QK-norm", from_recipe("qk_norm")),
+    ("+ attention scale", from_recipe("attn_scale")),
     ("+ ReLU²", from_recipe("act")),
     ("+ zero-init", from_recipe("zero_init")),
     ("+ untied head", from_recipe("tied", embedding_lr=0.04)),
