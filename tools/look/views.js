@@ -1,0 +1,352 @@
+// The views. Each function draws one card from `seen`, what is known about the shown text:
+//
+//     ids, entries     the tokens in view and what was computed for each (live.js, class Entry)
+//     forgotten        the number of tokens before them, which the model no longer sees
+//     promptLength     the number of tokens of the prompt; later ones were sampled
+//     loss, ablated    nats per token: of the text, and [layer][head] without a head; or null
+//
+// and from `at`, the selection: token, layer, head. Text from the file is only ever inserted as
+// text nodes and attributes, never as HTML.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+
+function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== undefined && value !== false) node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+// ---- text
+
+const NAMES = {" ": "·", "\n": "↵", "\t": "⇥"};
+const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}\p{Zs}]/u;
+
+/** The text of a token with white space and invisible characters made visible. */
+function visible(text) {
+  return [...text].map((char) => {
+    if (NAMES[char]) return NAMES[char];
+    if (INVISIBLE.test(char)) {
+      return `[${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}]`;
+    }
+    return /\p{M}/u.test(char) ? `◌${char}` : char; // a combining mark needs something to combine with
+  }).join("");
+}
+
+/** A token inside a sentence. */
+function word(text) {
+  return element("b", {class: "token"}, visible(text));
+}
+
+/** Replace the content of a node by a sentence of strings and nodes. */
+function say(node, ...parts) {
+  node.replaceChildren(...parts);
+}
+
+const percent = (p) => (p >= 0.0995 ? `${(100 * p).toFixed(0)}%`
+  : p >= 0.00095 ? `${(100 * p).toFixed(1)}%` : p > 0 ? "<0.1%" : "0%");
+const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(2)}`;
+const bits = (p) => -Math.log2(p);
+const fixed = (x, digits = 2) => x.toFixed(digits);
+
+// ---- surprise
+
+/** Bits of surprise at which the color is full: that of guessing among all tokens. */
+const fullSurprise = (nVocab) => Math.max(1, Math.log2(nVocab));
+
+/** The surprise of each token in bits; null for the first one, which nothing predicts. */
+function surprises(seen) {
+  return seen.ids.map((id, t) => (t === 0 || !seen.entries[t - 1] ? null
+    : bits(seen.entries[t - 1].chance(id).p)));
+}
+
+function drawTokens(seen, at, vocab, nVocab) {
+  const surprise = surprises(seen);
+  const nodes = [];
+  if (seen.forgotten) {
+    nodes.push(element("span", {class: "forgotten"},
+      `${seen.forgotten} earlier tokens are out of the context `));
+  }
+  seen.ids.forEach((id, t) => {
+    const text = vocab[id];
+    const shade = surprise[t] === null ? 0 : Math.min(1, surprise[t] / fullSurprise(nVocab));
+    const classes = ["token", t < seen.promptLength ? "prompt" : "", text.trim() ? "" : "space"];
+    nodes.push(element("span", {
+      id: `token-${t}`, "data-t": t, class: classes.join(" ").trim(), role: "option",
+      "aria-selected": t === at.token, style: `--shade:${shade.toFixed(3)}`,
+      "aria-label": `${visible(text)}${surprise[t] === null ? "" : `, ${fixed(surprise[t], 1)} bits`}`,
+    }, visible(text)));
+    if (text.endsWith("\n")) nodes.push(element("br"));
+  });
+  $("tokens").replaceChildren(...nodes);
+  $("tokens").setAttribute("aria-activedescendant", `token-${at.token}`);
+  const t = at.token, id = seen.ids[t];
+  if (id === undefined) return say($("selection"), "The text is empty.");
+  const chosen = ["Selected: token ", `${t + seen.forgotten + 1} of ${seen.ids.length + seen.forgotten}, `,
+    word(vocab[id])];
+  if (surprise[t] === null) {
+    say($("selection"), ...chosen, t ? "" : ". Nothing before it predicts it.");
+  } else {
+    const {p, rank} = seen.entries[t - 1].chance(id);
+    say($("selection"), ...chosen, ". Before it came, the model gave it ", percent(p), ", rank ",
+      `${rank}: a surprise of ${fixed(surprise[t], 1)} bits.`);
+  }
+}
+
+function drawSurpriseLegend(nVocab) {
+  $("surprise-legend").replaceChildren(element("span", {}, "0 bits"), element("i"),
+    element("span", {}, `${fixed(fullSurprise(nVocab), 1)} bits: as guessing among ${nVocab.toLocaleString("en")} tokens`));
+}
+
+// ---- the next token
+
+function drawNext(seen, at, vocab, live) {
+  const entry = seen.entries[at.token];
+  if (!entry) {
+    say($("next-intro"), "…");
+    return $("candidates").replaceChildren();
+  }
+  const before = seen.ids.slice(Math.max(0, at.token - 11), at.token + 1).map((id) => vocab[id]);
+  say($("next-intro"), "After ", at.token > 11 ? "…" : "", word(before.join("")), " the model expects:");
+  const came = seen.ids[at.token + 1];
+  $("candidates").replaceChildren(...entry.top.map(([id, p]) => {
+    const parts = [element("span", {class: "token"}, visible(vocab[id])),
+      element("span", {class: "bar"}, element("i", {style: `width:${(100 * p).toFixed(2)}%`})),
+      element("span", {class: "value"}, percent(p)),
+      element("span", {class: "came"}, id === came ? "came" : "")];
+    const label = `${visible(vocab[id])}, ${percent(p)}${id === came ? ", the token that came" : ""}`;
+    const row = live
+      ? element("button", {type: "button", "data-id": id, "aria-label": `${label}: continue with it`},
+        ...parts)
+      : element("div", {class: "plain", "aria-label": label}, ...parts);
+    return element("li", {class: id === came ? "is-came" : ""}, row);
+  }));
+  const facts = [`Entropy ${fixed(entry.entropy)} bits: as uncertain as a choice among `,
+    `${fixed(2 ** entry.entropy, 1)} equally likely tokens. `];
+  if (came === undefined) {
+    facts.push("This is the end of the text.");
+  } else {
+    const {p, rank} = entry.chance(came);
+    facts.push("Then ", word(vocab[came]), ` came: ${percent(p)}, rank ${rank}, `,
+      `${fixed(bits(p), 1)} bits of surprise.`);
+  }
+  say($("next-facts"), ...facts);
+}
+
+// ---- grids of heads: small attention maps, and changes of the loss
+
+/** Draw one radio button per layer and head. content(layer, head) returns [nodes, label, shade]. */
+function drawHeads(container, config, at, content) {
+  const {n_layer, n_head} = config;
+  container.style.setProperty("--heads", n_head);
+  const name = container.id;
+  const nodes = [element("span")];
+  for (let head = 0; head < n_head; head++) {
+    nodes.push(element("span", {class: "head-name"}, n_head > 6 ? `${head + 1}` : `head ${head + 1}`));
+  }
+  for (let layer = 0; layer < n_layer; layer++) {
+    nodes.push(element("span", {class: "layer-name"}, n_head > 6 ? `${layer + 1}` : `layer ${layer + 1}`));
+    for (let head = 0; head < n_head; head++) {
+      const [children, label, shade] = content(layer, head);
+      nodes.push(element("span", {
+        id: `${name}-${layer}-${head}`, class: "cell", role: "radio", "data-layer": layer,
+        "data-head": head, "aria-checked": layer === at.layer && head === at.head,
+        "aria-label": `layer ${layer + 1}, head ${head + 1}${label}`,
+        style: `--shade:${shade.toFixed(3)}`,
+      }, ...children));
+    }
+  }
+  container.replaceChildren(...nodes);
+  container.setAttribute("aria-activedescendant", `${name}-${at.layer}-${at.head}`);
+}
+
+/** A weight as the opacity of ink. The square root makes small weights visible. */
+const opacity = (weight) => Math.sqrt(weight);
+
+/** Paint the attention of one head, a pixel per weight. */
+function paintMap(canvas, entries, layer, head, ink) {
+  const T = Math.max(1, entries.length);
+  canvas.width = canvas.height = T;
+  const image = new ImageData(T, T);
+  entries.forEach((entry, t) => {
+    entry.attention[layer][head].forEach((weight, s) => {
+      image.data.set([...ink, Math.round(255 * opacity(weight))], 4 * (t * T + s));
+    });
+  });
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+function drawAttention(seen, at, vocab, config, ink) {
+  drawHeads($("maps"), config, at, (layer, head) => {
+    const canvas = element("canvas", {"aria-hidden": "true"});
+    paintMap(canvas, seen.entries, layer, head, ink);
+    return [[canvas], "", 0];
+  });
+  paintMap($("map").querySelector("canvas"), seen.entries, at.layer, at.head, ink);
+  say($("map-title"), `Layer ${at.layer + 1}, head ${at.head + 1}`);
+  const T = Math.max(1, seen.entries.length);
+  const row = $("map").querySelector(".row");
+  row.style.top = `${(100 * at.token) / T}%`;
+  row.style.height = `${100 / T}%`;
+  const entry = seen.entries[at.token];
+  if (!entry) return say($("looks"), "…");
+  const weights = entry.attention[at.layer][at.head];
+  say($("looks"), "From ", word(vocab[seen.ids[at.token]]), ` (token ${at.token + seen.forgotten + 1}), `,
+    `layer ${at.layer + 1}, head ${at.head + 1} looks at:`);
+  const nodes = [];
+  seen.ids.slice(0, at.token + 1).forEach((id, s) => {
+    const classes = `token${s === at.token ? " self" : ""}`;
+    nodes.push(element("span", {class: classes, "data-t": s,
+      style: `--shade:${opacity(weights[s]).toFixed(3)}`}, visible(vocab[id])));
+    if (vocab[id].endsWith("\n")) nodes.push(element("br"));
+  });
+  $("looks-at").replaceChildren(...nodes);
+  const order = Array.from(weights.keys()).sort((a, b) => weights[b] - weights[a]).slice(0, 5);
+  $("looks-list").replaceChildren(...order.map((s) => {
+    const back = at.token - s;
+    return element("li", {}, word(vocab[seen.ids[s]]),
+      ` ${back === 0 ? "itself" : `${back} back`} `, element("span", {class: "value"}, percent(weights[s])));
+  }));
+}
+
+function drawWeightLegends() {
+  for (const id of ["weight-legend", "lens-legend"]) {
+    const marks = [0, 0.1, 0.5, 1].map((weight) => element("span", {class: "swatch"},
+      element("i", {style: `--shade:${opacity(weight).toFixed(3)}`}), percent(weight)));
+    $(id).replaceChildren(...marks);
+  }
+}
+
+// ---- logit lens
+
+/** The first row of the lens from which on the most likely token is that of the last row. */
+function leadsFrom(lens) {
+  const final = lens.at(-1)[0];
+  let row = lens.length - 1;
+  while (row > 0 && lens[row - 1][0] === final) row--;
+  return row;
+}
+
+const rowName = (row) => (row === 0 ? "embedding" : `layer ${row}`);
+
+function drawLens(seen, at, vocab, config) {
+  const table = element("table");
+  const line = (name, cell, className = "") => {
+    const row = element("tr", {class: className}, element("th", {scope: "row"}, name));
+    seen.ids.forEach((_, t) => row.append(cell(t)));
+    table.append(row);
+  };
+  const selected = (t) => (t === at.token ? "selected" : "");
+  const plain = (t, id) => element("td", {class: selected(t), "data-t": t},
+    id === undefined ? "" : visible(vocab[id]));
+  line("token read", (t) => plain(t, seen.ids[t]), "read");
+  for (let row = 0; row <= config.n_layer; row++) {
+    line(rowName(row), (t) => {
+      const lens = seen.entries[t]?.lens;
+      if (!lens) return plain(t);
+      const [id, p] = lens[row];
+      const leads = row >= leadsFrom(lens) ? "leads" : "";
+      return element("td", {class: `lens-cell ${leads} ${selected(t)}`, "data-t": t,
+        style: `--shade:${opacity(p).toFixed(3)}`}, element("span", {}, visible(vocab[id])));
+    });
+  }
+  line("token that came", (t) => plain(t, seen.ids[t + 1]), "came-row");
+  const scroll = $("lens"), left = scroll.scrollLeft;
+  scroll.replaceChildren(table);
+  scroll.scrollLeft = left;
+  const cell = table.querySelector(".selected"), head = table.querySelector("th").offsetWidth;
+  if (cell && cell.offsetLeft - scroll.scrollLeft < head) scroll.scrollLeft = cell.offsetLeft - head;
+  if (cell && cell.offsetLeft + cell.offsetWidth > scroll.scrollLeft + scroll.clientWidth) {
+    scroll.scrollLeft = cell.offsetLeft + cell.offsetWidth - scroll.clientWidth;
+  }
+  const lens = seen.entries[at.token]?.lens;
+  if (!lens) return say($("lens-reading"), "…");
+  const parts = ["After ", word(vocab[seen.ids[at.token]]), ": "];
+  lens.forEach(([id, p], row) => {
+    parts.push(`${row ? "; " : ""}${rowName(row)} `, word(vocab[id]), ` ${percent(p)}`);
+  });
+  const from = leadsFrom(lens);
+  parts.push(". The final answer ", word(vocab[lens.at(-1)[0]]),
+    from === 0 ? " leads from the embedding on." : ` leads from layer ${from} on.`);
+  say($("lens-reading"), ...parts);
+}
+
+// ---- ablation
+
+function drawAblation(seen, at, config, progress) {
+  const {loss, ablated} = seen;
+  const changes = ablated?.map((row) => row.map((without) => without - loss));
+  const largest = Math.max(0.05, ...(changes ?? []).flat());
+  drawHeads($("ablation"), config, at, (layer, head) => {
+    if (!changes) return [["…"], ": not computed yet", 0];
+    const change = changes[layer][head];
+    return [[signed(change)], `: ${signed(change)} nats per token`, Math.max(0, change / largest)];
+  });
+  if (!changes) {
+    return say($("ablation-reading"), loss === null ? "The text is too short." : progress);
+  }
+  say($("ablation-reading"), `Without head ${at.head + 1} of layer ${at.layer + 1}, the loss of this text `,
+    `is ${fixed(ablated[at.layer][at.head], 3)} instead of ${fixed(loss, 3)} nats per token.`);
+}
+
+// ---- residual stream
+
+function drawStream(seen, at, vocab) {
+  const entry = seen.entries[at.token];
+  if (!entry) return $("stream").replaceChildren();
+  say($("stream-intro"), "At ", word(vocab[seen.ids[at.token]]), ", how long the vector is, and what each layer adds:");
+  const {sizes} = entry;
+  const largest = Math.max(...sizes.flat());
+  const row = (name, value, kind) => element("tr", {class: kind},
+    element("th", {scope: "row"}, name),
+    element("td", {}, element("span", {class: "bar"}, element("i", {style: `width:${(100 * value) / largest}%`}))),
+    element("td", {class: "value"}, fixed(value, 1)));
+  const rows = [row("embedding", sizes[0][0], "size")];
+  sizes.slice(0, -1).forEach(([, attention, mlp], layer) => {
+    rows.push(row(`+ attention ${layer + 1}`, attention, "added"), row(`+ MLP ${layer + 1}`, mlp, "added"),
+      row(`after layer ${layer + 1}`, sizes[layer + 1][0], "size"));
+  });
+  $("stream").replaceChildren(...rows);
+}
+
+// ---- walkthrough
+
+/** The steps, [title, sentence], with the numbers of the selected token. */
+function walk(seen, at, vocab, {config, n_vocab, sampled}) {
+  const entry = seen.entries[at.token], {lens, sizes, top} = entry;
+  const token = word(vocab[seen.ids[at.token]]), C = config.n_embd, hs = C / config.n_head;
+  const weights = entry.attention[at.layer][at.head];
+  const most = weights.reduce((best, w, i) => (w > weights[best] ? i : best), 0);
+  const [, attention, mlp] = sizes[at.layer];
+  const act = {gelu_tanh: "GELU", gelu: "GELU", relu2: "ReLU²"}[config.act];
+  const layers = config.n_layer === 1 ? "1 layer" : `${config.n_layer} layers`;
+  const position = config.pos === "rope"
+    ? `There is no position vector: RoPE will rotate queries and keys by angles that grow with the position, here ${at.token}.`
+    : `The vector of position ${at.token} in wpe is added.`;
+  return [
+    ["Tokens", "The text is cut into tokens of a vocabulary of ", n_vocab.toLocaleString("en"), ". ",
+      token.cloneNode(true), ` has the id ${seen.ids[at.token]}.`],
+    ["Embedding", `The id selects a row of wte: a vector of ${C} numbers. ${position} Its size here: ${fixed(sizes[0][0], 1)}.`],
+    ["Query, key, value", `In layer ${at.layer + 1}, c_attn turns the normalized vector into queries, keys and values, `,
+      `${hs} numbers each for each of the ${config.n_head} heads.`],
+    ["Attention", `Head ${at.head + 1} compares its query with the keys of ${at.token + 1} tokens. After the softmax, `,
+      word(vocab[seen.ids[most]]), most === at.token ? " itself" : `, ${at.token - most} back,`, ` has the largest weight: ${percent(weights[most])}.`],
+    ["Values", `The head takes the mean of the values with these weights. c_proj mixes all heads and adds a vector of size ${fixed(attention, 1)}.`],
+    ["MLP", `c_fc, ${act} and c_proj process this token alone: ${C} numbers become ${4 * C} and ${C} again. They add a vector of size ${fixed(mlp, 1)}.`],
+    ["Layers", `After ${layers} the vector has size ${fixed(sizes.at(-1)[0], 1)}. The final answer leads from `,
+      leadsFrom(lens) === 0 ? "the embedding on." : `layer ${leadsFrom(lens)} on.`],
+    ["Probabilities", `ln_f and the LM head give ${n_vocab.toLocaleString("en")} logits, and softmax makes probabilities of them. `,
+      word(vocab[top[0][0]]), ` is the most likely: ${percent(top[0][1])}.`],
+    ["Sampling", sampled.temperature < 1e-5 ? "At temperature 0, the most likely token is taken."
+      : `The logits are divided by the temperature, ${sampled.temperature}. One random number then selects a token. It is appended, and everything repeats.`],
+  ];
+}
+
+function drawWalk(seen, at, vocab, data) {
+  if (!seen.entries[at.token]) return;
+  $("walk").replaceChildren(...walk(seen, at, vocab, data).map(([title, ...parts]) =>
+    element("li", {}, element("h3", {}, title), element("p", {}, ...parts))));
+}
