@@ -253,7 +253,7 @@ function largestDifference(live) {
 function describe() {
   const count = data.parameters >= 1e6 ? `${fixed(data.parameters / 1e6)}M` : data.parameters.toLocaleString("en");
   const facts = [`${config.n_layer} layers`, `${config.n_head} heads`, `${config.n_embd} channels`,
-    `context of ${config.block_size} tokens`, `${nVocab.toLocaleString("en")} tokens in the vocabulary`,
+    `context ${config.block_size}`, `vocabulary ${nVocab.toLocaleString("en")}`,
     `${count} parameters`];
   if (data.val_loss !== null) facts.push(`validation loss ${fixed(data.val_loss)}`);
   say($("name"), visible(data.name));
@@ -266,6 +266,8 @@ function start() {
   listen();
   drawSurpriseLegend(nVocab);
   drawWeightLegends();
+  const longest = Math.max(...moments.flatMap((m) => m.top_ids.flat()).map((id) => visible(vocab[id]).length));
+  document.documentElement.style.setProperty("--token-width", `${Math.min(12, longest + 1)}ch`);
   $("moment").max = moments.length - 1;
   $("moment").value = page.moment;
   $("training").hidden = moments.length === 1;

@@ -41,6 +41,11 @@ function word(text) {
   return element("b", {class: "token"}, visible(text));
 }
 
+/** A bar of this share of its width. */
+function bar(share) {
+  return element("span", {class: "bar"}, element("i", {style: `width:${(100 * share).toFixed(2)}%`}));
+}
+
 /** Replace the content of a node by a sentence of strings and nodes. */
 function say(node, ...parts) {
   node.replaceChildren(...parts);
@@ -48,7 +53,11 @@ function say(node, ...parts) {
 
 const percent = (p) => (p >= 0.0995 ? `${(100 * p).toFixed(0)}%`
   : p >= 0.00095 ? `${(100 * p).toFixed(1)}%` : p > 0 ? "<0.1%" : "0%");
-const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(2)}`;
+/** A change with its sign: +0.120, −0.003, 0.000. */
+function signed(x) {
+  const digits = Math.abs(x).toFixed(3);
+  return digits === "0.000" ? digits : `${x < 0 ? "−" : "+"}${digits}`;
+}
 const bits = (p) => -Math.log2(p);
 const fixed = (x, digits = 2) => x.toFixed(digits);
 
@@ -82,6 +91,7 @@ function drawTokens(seen, at, vocab, nVocab) {
     if (text.endsWith("\n")) nodes.push(element("br"));
   });
   $("tokens").replaceChildren(...nodes);
+  $("prompt-note").hidden = !seen.promptLength || seen.promptLength === seen.ids.length;
   $("tokens").setAttribute("aria-activedescendant", `token-${at.token}`);
   const t = at.token, id = seen.ids[t];
   if (id === undefined) return say($("selection"), "The text is empty.");
@@ -98,7 +108,7 @@ function drawTokens(seen, at, vocab, nVocab) {
 
 function drawSurpriseLegend(nVocab) {
   $("surprise-legend").replaceChildren(element("span", {}, "0 bits"), element("i"),
-    element("span", {}, `${fixed(fullSurprise(nVocab), 1)} bits: as guessing among ${nVocab.toLocaleString("en")} tokens`));
+    element("span", {}, `${fixed(fullSurprise(nVocab), 1)} bits (pure guessing)`));
 }
 
 // ---- the next token
@@ -114,7 +124,7 @@ function drawNext(seen, at, vocab, live) {
   const came = seen.ids[at.token + 1];
   $("candidates").replaceChildren(...entry.top.map(([id, p]) => {
     const parts = [element("span", {class: "token"}, visible(vocab[id])),
-      element("span", {class: "bar"}, element("i", {style: `width:${(100 * p).toFixed(2)}%`})),
+      bar(p),
       element("span", {class: "value"}, percent(p)),
       element("span", {class: "came"}, id === came ? "came" : "")];
     const label = `${visible(vocab[id])}, ${percent(p)}${id === came ? ", the token that came" : ""}`;
@@ -207,8 +217,9 @@ function drawAttention(seen, at, vocab, config, ink) {
   const order = Array.from(weights.keys()).sort((a, b) => weights[b] - weights[a]).slice(0, 5);
   $("looks-list").replaceChildren(...order.map((s) => {
     const back = at.token - s;
-    return element("li", {}, word(vocab[seen.ids[s]]),
-      ` ${back === 0 ? "itself" : `${back} back`} `, element("span", {class: "value"}, percent(weights[s])));
+    return element("li", {}, element("span", {class: "token"}, visible(vocab[seen.ids[s]])),
+      bar(weights[s]), element("span", {class: "value"}, percent(weights[s])),
+      element("span", {class: "back"}, back === 0 ? "itself" : `${back} back`));
   }));
 }
 
@@ -297,19 +308,18 @@ function drawAblation(seen, at, config, progress) {
 function drawStream(seen, at, vocab) {
   const entry = seen.entries[at.token];
   if (!entry) return $("stream").replaceChildren();
-  say($("stream-intro"), "At ", word(vocab[seen.ids[at.token]]), ", how long the vector is, and what each layer adds:");
+  say($("stream-intro"), "At ", word(vocab[seen.ids[at.token]]), ", the stream grows from ",
+    `${fixed(entry.sizes[0][0], 1)} to ${fixed(entry.sizes.at(-1)[0], 1)}.`);
   const {sizes} = entry;
   const largest = Math.max(...sizes.flat());
-  const row = (name, value, kind) => element("tr", {class: kind},
-    element("th", {scope: "row"}, name),
-    element("td", {}, element("span", {class: "bar"}, element("i", {style: `width:${(100 * value) / largest}%`}))),
-    element("td", {class: "value"}, fixed(value, 1)));
-  const rows = [row("embedding", sizes[0][0], "size")];
-  sizes.slice(0, -1).forEach(([, attention, mlp], layer) => {
-    rows.push(row(`+ attention ${layer + 1}`, attention, "added"), row(`+ MLP ${layer + 1}`, mlp, "added"),
-      row(`after layer ${layer + 1}`, sizes[layer + 1][0], "size"));
+  const cell = (value) => element("td", {}, value === undefined ? ""
+    : element("span", {}, bar(value / largest), element("span", {class: "value"}, fixed(value, 1))));
+  const head = ["", "size after it", "attention adds", "MLP adds"].map((name) => element("th", {scope: "col"}, name));
+  const rows = sizes.map(([size], row) => {
+    const [, attention, mlp] = sizes[row - 1] ?? []; // layer `row` added these
+    return element("tr", {}, element("th", {scope: "row"}, rowName(row)), cell(size), cell(attention), cell(mlp));
   });
-  $("stream").replaceChildren(...rows);
+  $("stream").replaceChildren(element("tr", {}, ...head), ...rows);
 }
 
 // ---- walkthrough
