@@ -302,7 +302,7 @@ def look(start, tokenizer, prompt, cfg):
         stored = stored_weights(model.state_dict(), settings)
         data["vocab"] = list(tokenizer.chars)
         data["logits"] = packed(seen.logits, "<f4")
-        data["shapes"] = {name: weight.numel() for name, weight in stored.items()}
+        data["shapes"] = [[name, weight.numel()] for name, weight in stored.items()]
         data["weights"] = packed(torch.cat([w.flatten() for w in stored.values()]), "<f2")
     else:
         used = set(data["ids"])

@@ -147,13 +147,13 @@ function fromFloat16(bits) {
   });
 }
 
-/** {name: Float32Array} of all weights. shapes: {name: number of weights}, in the order of the
- *  float16 numbers in base64. */
+/** {name: Float32Array} of all weights. shapes: [[name, number of weights], ...], in the order of
+ *  the float16 numbers in base64. */
 function readWeights(shapes, base64) {
   const all = fromFloat16(new Uint16Array(bytesOf(base64)));
   const weights = {};
   let start = 0;
-  for (const [name, n] of Object.entries(shapes)) {
+  for (const [name, n] of shapes) {
     weights[name] = all.subarray(start, start + n);
     start += n;
   }
