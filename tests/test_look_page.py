@@ -15,23 +15,18 @@ import torch
 from helpers import GPT2_TINY, MODERN_TINY, ROOT, model_of, tokens
 
 from internals import checkpoint
-from model import GPT, GPTConfig
-from sample import Sampler, make_cache, stream
+from model import GPTConfig
+from sample import Sampler, draw, make_cache, stream
 
 sys.path.insert(0, str(ROOT / "tools"))
 
 import look
 
+webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+Keys = webdriver.Keys
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-selenium = pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
-if not (CHROMIUM and DRIVER):
-    pytest.skip("needs chromium and chromedriver", allow_module_level=True)
-
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium, chromedriver")
 
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync")
@@ -47,7 +42,7 @@ def browser(tmp_path_factory):
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     driver.set_script_timeout(60)
     yield driver
     driver.quit()
@@ -99,7 +94,7 @@ def opened(browser, site):
 
 
 def text(browser, name):
-    return browser.find_element(By.ID, name).text
+    return browser.find_element("id", name).text
 
 
 def set_text(browser, value):
@@ -141,7 +136,8 @@ def test_hostile_text_is_shown_as_text(opened, site):
     set_text(opened, HOSTILE)
     assert opened.execute_script("return document.querySelectorAll('img').length") == 0
     shown = opened.execute_script("return [...$('tokens').children].map((t) => t.textContent)")
-    assert shown == [*"</script><img·src=x>&\"'", "[202E]", "\u05d0", "e", "◌\u0301", "😀", "[0000]"]
+    assert shown == [*"</script><img·src=x>&\"'", "[202E]",
+                     "\u05d0", "e", "◌\u0301", "😀", "[0000]"]
     assert "<img src=x onerror=alert(1)>".replace(" ", "·") in text(opened, "name")
     assert opened.get_log("browser") == []
 
@@ -149,36 +145,36 @@ def test_hostile_text_is_shown_as_text(opened, site):
 def test_views_follow_the_selected_token(opened):
     views = ("selection", "next-intro", "looks", "lens-reading", "stream-intro", "walk")
     before = {view: text(opened, view) for view in views}
-    opened.find_element(By.ID, "token-9").click()
+    opened.find_element("id", "token-9").click()
     finish(opened)
     after = {view: text(opened, view) for view in views}
     assert all(before[view] != after[view] for view in views)
-    opened.find_element(By.ID, "tokens").send_keys(Keys.ARROW_RIGHT)
+    opened.find_element("id", "tokens").send_keys(Keys.ARROW_RIGHT)
     finish(opened)
-    selected = opened.find_elements(By.CSS_SELECTOR, "#tokens [aria-selected=true]")
+    selected = opened.find_elements("css selector", "#tokens [aria-selected=true]")
     assert [node.get_attribute("id") for node in selected] == ["token-10"]
     assert all(after[view] != text(opened, view) for view in views)
 
 
 def test_a_head_is_selected_with_the_keyboard_in_both_grids(opened):
-    opened.find_element(By.ID, "maps").send_keys(Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    opened.find_element("id", "maps").send_keys(Keys.ARROW_DOWN, *[Keys.ARROW_RIGHT] * 2)
     finish(opened)
     assert text(opened, "map-title") == "Layer 2, head 2"
     assert "Without head 2 of layer 2" in text(opened, "ablation-reading")
-    opened.find_element(By.ID, "ablation").send_keys(Keys.ARROW_UP)
+    opened.find_element("id", "ablation").send_keys(Keys.ARROW_UP)
     finish(opened)
-    checked = opened.find_elements(By.CSS_SELECTOR, "[aria-checked=true]")
+    checked = opened.find_elements("css selector", "[aria-checked=true]")
     assert [node.get_attribute("id") for node in checked] == ["maps-0-1", "ablation-0-1"]
 
 
 def test_the_slider_shows_the_text_at_each_snapshot(opened):
     labels, shades = [], []
-    slider = opened.find_element(By.ID, "moment")
+    slider = opened.find_element("id", "moment")
     for key in Keys.HOME, Keys.ARROW_RIGHT:
         slider.send_keys(key)
         finish(opened)
         labels.append(text(opened, "moment-label"))
-        shades.append(opened.find_element(By.ID, "token-7").get_attribute("style"))
+        shades.append(opened.find_element("id", "token-7").get_attribute("style"))
     losses = opened.execute_script("return data.moments.map((moment) => moment.loss)")
     assert labels[1] == f"10 · loss of this text {losses[1]:.2f}"
     assert labels[0] != labels[1] and shades[0] != shades[1]
@@ -217,12 +213,13 @@ def test_recorded_and_computed_values_are_equal(opened):
 
 def test_typed_text_gets_pytorchs_logits_and_its_own_ablation(opened, site):
     model, _ = site
-    box = opened.find_element(By.ID, "typed")
+    box = opened.find_element("id", "typed")
     box.clear()
     box.send_keys("Jam on\ntoast", Keys.BACKSPACE, Keys.HOME, Keys.DELETE, "R")
     finish(opened)
     assert opened.execute_script("return $('typed').value") == "Jam on\nRoas"
-    torch.testing.assert_close(computed(opened), logits_of(model, "Jam on\nRoas"), rtol=0, atol=1e-4)
+    logits = logits_of(model, "Jam on\nRoas")
+    torch.testing.assert_close(computed(opened), logits, rtol=0, atol=1e-4)
     idx = torch.tensor([CHARS.index(char) for char in "Jam on\nRoas"])[None]
     expected = look.ablation(model, idx, len(CHARS))
     ablated = torch.tensor(opened.execute_script("return page.ablated"))
@@ -238,16 +235,16 @@ def test_an_unknown_character_is_named_and_left_out(opened, site):
 
 
 def test_a_candidate_continues_the_text_after_the_selected_token(opened):
-    opened.find_element(By.ID, "tokens").send_keys(Keys.HOME, Keys.ARROW_RIGHT)
+    opened.find_element("id", "tokens").send_keys(Keys.HOME, Keys.ARROW_RIGHT)
     finish(opened)
     best = opened.execute_script("return vocab[page.live.entries[1].top[2][0]]")
-    opened.find_elements(By.CSS_SELECTOR, "#candidates button")[2].click()
+    opened.find_elements("css selector", "#candidates button")[2].click()
     finish(opened)
     assert opened.execute_script("return $('typed').value") == "RO" + best
-    opened.find_element(By.ID, "sample-one").click()
+    opened.find_element("id", "sample-one").click()
     finish(opened)
     assert opened.execute_script("return page.live.ids.length") == 4
-    opened.find_element(By.ID, "reset").click()
+    opened.find_element("id", "reset").click()
     finish(opened)
     assert opened.execute_script("return page.live.ids.length") == 32
 
@@ -320,15 +317,14 @@ def test_edited_text_is_computed_as_if_it_were_typed_at_once(opened, site):
 
 def test_tokens_are_drawn_as_in_sample_py(opened):
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(0)) * 3
-    cases = [(temperature, top_k, uniform) for temperature in (0.0, 0.5, 1.5) for top_k in (1, 5, 40)
-             for uniform in (0.0, 0.3, 0.7, 0.99)]
-    from sample import draw
+    cases = list(itertools.product((0.0, 0.5, 1.5), (1, 5, 40), (0.0, 0.3, 0.7, 0.99)))
     expected = [draw(logits, torch.tensor([[uniform]]), temperature, top_k).item()
                 for temperature, top_k, uniform in cases]
     result = opened.execute_script("""
         const [logits, cases] = arguments;
         return cases.map(([temperature, topK, uniform]) => (
-          draw(new Float32Array(logits), temperature, topK, uniform)));""", logits[0].tolist(), cases)
+          draw(new Float32Array(logits), temperature, topK, uniform)));""",
+        logits[0].tolist(), cases)
     assert result == expected and len(set(expected)) > 4
 
 
@@ -353,8 +349,8 @@ def test_a_page_without_the_model_shows_the_recorded_values(browser, site, tmp_p
     look.main([f"--out_dir={site[1].parent}", "--start=ROMEO", f"--out={tmp_path / 'x.html'}"])
     open_page(browser, tmp_path / "x.html")
     assert "the model does not run in it" in text(browser, "proof")
-    assert not browser.find_element(By.ID, "typed").is_displayed()
-    browser.find_element(By.ID, "token-8").click()
+    assert not browser.find_element("id", "typed").is_displayed()
+    browser.find_element("id", "token-8").click()
     finish(browser)
     assert "token 9 of 32" in text(browser, "selection")
     assert text(browser, "ablation-reading").startswith("Without head 1 of layer 1, the loss")
@@ -368,5 +364,5 @@ def test_a_model_that_differs_from_pytorch_is_not_used(browser, site, tmp_path):
     (tmp_path / "x.html").write_text(broken, encoding="utf-8")
     open_page(browser, tmp_path / "x.html")
     assert "its logits would differ from PyTorch's" in text(browser, "proof")
-    assert not browser.find_element(By.ID, "typed").is_displayed()
-    assert browser.find_element(By.ID, "token-8").is_displayed()
+    assert not browser.find_element("id", "typed").is_displayed()
+    assert browser.find_element("id", "token-8").is_displayed()

@@ -11,8 +11,16 @@ const idOf = new Map(Object.entries(vocab).map(([id, text]) => [text, Number(id)
 const moments = data.moments.map((moment) => (
   {...moment, entries: null, loss: moment.loss, ablated: moment.ablated_loss}));
 
-const at = {token: Math.max(0, data.prompt_length - 1), layer: 0, head: 0};
+const at = firstSelection(moments[data.main]);
 const page = {moment: data.main, live: null, ablated: null, ablating: null, changed: 0, sampling: false};
+
+/** Where the page opens: the position after the prompt at which the model was most uncertain, and
+ *  the head without which the loss would be highest. */
+function firstSelection({entropy, ablated}) {
+  const start = data.prompt_length - 1;
+  const {n_head} = config, head = argmax((ablated ?? [[0]]).flat());
+  return {token: start + argmax(entropy.slice(start)), layer: Math.floor(head / n_head), head: head % n_head};
+}
 
 // ---- what is shown
 
@@ -183,7 +191,7 @@ function resetText() {
   page.live.setIds(data.ids);
   $("typed").value = data.ids.map((id) => vocab[id]).join("");
   say($("unknown"), "");
-  at.token = Math.max(0, data.prompt_length - 1);
+  Object.assign(at, firstSelection(moments[data.main]));
   changed();
 }
 

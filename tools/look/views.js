@@ -51,8 +51,13 @@ function say(node, ...parts) {
   node.replaceChildren(...parts);
 }
 
-const percent = (p) => (p >= 0.0995 ? `${(100 * p).toFixed(0)}%`
-  : p >= 0.00095 ? `${(100 * p).toFixed(1)}%` : p > 0 ? "<0.1%" : "0%");
+/** A probability as text: 43%, 4.3%, and never 0% or 100% unless it is exact. */
+function percent(p) {
+  if (p > 0 && p < 0.0005) return "<0.1%";
+  if (p > 0.9995 && p < 1) return ">99.9%";
+  return `${(100 * p).toFixed(p > 0 && p < 0.0995 ? 1 : 0)}%`;
+}
+
 /** A change with its sign: +0.120, −0.003, 0.000. */
 function signed(x) {
   const digits = Math.abs(x).toFixed(3);
