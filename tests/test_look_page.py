@@ -72,7 +72,7 @@ def finish(browser):
     """Wait until the page has computed and drawn everything."""
     browser.execute_async_script("""
         const done = arguments[0];
-        const wait = () => (page.working || drawing ? setTimeout(wait, 20) : done());
+        const wait = () => (page.working || frames.top || frames.bottom ? setTimeout(wait, 20) : done());
         wait();""")
 
 

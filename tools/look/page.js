@@ -47,26 +47,38 @@ function seenNow() {
 
 // ---- drawing: at most once per frame
 
-let drawing = 0;
+const frames = {top: 0, bottom: 0};
+
+/** The upper cards follow in the next frame, the lower ones in the frame after it, so that each
+ *  frame is short. */
 function redraw() {
-  drawing ||= requestAnimationFrame(() => {
-    drawing = 0;
-    drawPage();
+  frames.top ||= requestAnimationFrame(() => {
+    frames.top = 0;
+    drawTop();
+    frames.bottom ||= requestAnimationFrame(() => {
+      frames.bottom = 0;
+      drawBottom();
+    });
   });
 }
 
-function drawPage() {
+function drawTop() {
   const seen = seenNow(), isLive = page.live !== null && page.moment === data.main;
   at.token = Math.max(0, Math.min(at.token, seen.ids.length - 1));
   const ink = getComputedStyle(document.documentElement).getPropertyValue("--weight-rgb").split(",").map(Number);
   drawTokens(seen, at, vocab, nVocab);
   drawNext(seen, at, vocab, isLive);
   drawAttention(seen, at, vocab, config, ink);
-  drawLens(seen, at, vocab, config);
+  drawMoment(seen);
+}
+
+function drawBottom() {
+  const seen = seenNow();
   drawAblation(seen, at, config, "It is computed while the page is idle.");
+  drawLens(seen, at, vocab, config);
   drawStream(seen, at, vocab);
   drawWalk(seen, at, vocab, data);
-  drawMoment(seen);
+  scrollLens();
 }
 
 function drawMoment(seen) {
@@ -276,6 +288,7 @@ function start() {
   drawWeightLegends();
   const longest = Math.max(...moments.flatMap((m) => m.top_ids.flat()).map((id) => visible(vocab[id]).length));
   document.documentElement.style.setProperty("--token-width", `${Math.min(12, longest + 1)}ch`);
+  if (longest > 1) document.documentElement.style.setProperty("--column-width", "52px");
   $("moment").max = moments.length - 1;
   $("moment").value = page.moment;
   $("training").hidden = moments.length === 1;
@@ -304,7 +317,8 @@ function start() {
     $("top-k").value = Math.min(data.sampled.top_k ?? nVocab, nVocab);
     say($("moment-note"), "Earlier steps show the recorded text.");
   }
-  drawPage();
+  drawTop();
+  drawBottom();
 }
 
 start();

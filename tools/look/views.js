@@ -181,17 +181,18 @@ function drawHeads(container, config, at, content) {
 /** A weight as the opacity of ink. The square root makes small weights visible. */
 const opacity = (weight) => Math.sqrt(weight);
 
-/** Paint the attention of one head, a pixel per weight. */
-function paintMap(canvas, entries, layer, head, ink) {
+/** Paint the attention of one head, a pixel per weight. ink: [red, green, blue]. */
+function paintMap(canvas, entries, layer, head, [red, green, blue]) {
   const T = Math.max(1, entries.length);
   canvas.width = canvas.height = T;
-  const image = new ImageData(T, T);
+  const pixels = new Uint32Array(T * T); // one is alpha, blue, green, red, from the highest byte on
   entries.forEach((entry, t) => {
-    entry.attention[layer][head].forEach((weight, s) => {
-      image.data.set([...ink, Math.round(255 * opacity(weight))], 4 * (t * T + s));
-    });
+    const weights = entry.attention[layer][head];
+    for (let s = 0; s <= t; s++) {
+      pixels[t * T + s] = (Math.round(255 * opacity(weights[s])) << 24) | (blue << 16) | (green << 8) | red;
+    }
   });
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(pixels.buffer), T, T), 0, 0);
 }
 
 function drawAttention(seen, at, vocab, config, ink) {
@@ -249,7 +250,7 @@ function leadsFrom(lens) {
 const rowName = (row) => (row === 0 ? "embedding" : `layer ${row}`);
 
 function drawLens(seen, at, vocab, config) {
-  const table = element("table");
+  const table = element("table", {style: `--columns:${seen.ids.length}`});
   const line = (name, cell, className = "") => {
     const row = element("tr", {class: className}, element("th", {scope: "row"}, name));
     seen.ids.forEach((_, t) => row.append(cell(t)));
@@ -270,14 +271,7 @@ function drawLens(seen, at, vocab, config) {
     });
   }
   line("token that came", (t) => plain(t, seen.ids[t + 1]), "came-row");
-  const scroll = $("lens"), left = scroll.scrollLeft;
-  scroll.replaceChildren(table);
-  scroll.scrollLeft = left;
-  const cell = table.querySelector(".selected"), head = table.querySelector("th").offsetWidth;
-  if (cell && cell.offsetLeft - scroll.scrollLeft < head) scroll.scrollLeft = cell.offsetLeft - head;
-  if (cell && cell.offsetLeft + cell.offsetWidth > scroll.scrollLeft + scroll.clientWidth) {
-    scroll.scrollLeft = cell.offsetLeft + cell.offsetWidth - scroll.clientWidth;
-  }
+  $("lens").replaceChildren(table);
   const lens = seen.entries[at.token]?.lens;
   if (!lens) return say($("lens-reading"), "…");
   const parts = ["After ", word(vocab[seen.ids[at.token]]), ": "];
@@ -288,6 +282,15 @@ function drawLens(seen, at, vocab, config) {
   parts.push(". The final answer ", word(vocab[lens.at(-1)[0]]),
     from === 0 ? " leads from the embedding on." : ` leads from layer ${from} on.`);
   say($("lens-reading"), ...parts);
+}
+
+/** Scroll the lens so that the selected token is visible. */
+function scrollLens() {
+  const scroll = $("lens"), cell = scroll.querySelector(".selected");
+  if (!cell) return;
+  const left = cell.offsetLeft, width = cell.offsetWidth, names = scroll.querySelector("th").offsetWidth;
+  const most = left - names, least = left + width - scroll.clientWidth;
+  scroll.scrollLeft = Math.max(least, Math.min(scroll.scrollLeft, most));
 }
 
 // ---- ablation
