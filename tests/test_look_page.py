@@ -72,7 +72,8 @@ def finish(browser):
     """Wait until the page has computed and drawn everything."""
     browser.execute_async_script("""
         const done = arguments[0];
-        const wait = () => (page.working || frames.top || frames.bottom ? setTimeout(wait, 20) : done());
+        const busy = () => page.working || frames.top || frames.bottom;
+        const wait = () => (busy() ? setTimeout(wait, 20) : done());
         wait();""")
 
 
