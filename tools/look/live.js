@@ -15,7 +15,9 @@ function argmax(values) {
  *  the id that `uniform`, a random number in [0, 1), hits. Temperature 0: the most likely id. */
 function draw(logits, temperature, topK, uniform) {
   if (temperature < 1e-5) return argmax(logits);
-  const ids = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a]).slice(0, topK);
+  const ids = Array.from(logits.keys())
+    .sort((a, b) => logits[b] - logits[a])
+    .slice(0, topK);
   const probs = softmax(ids.map((id) => logits[id] / temperature));
   let cumulative = 0;
   for (let i = 0; i < ids.length; i++) {
@@ -141,7 +143,9 @@ function bytesOf(base64) {
 /** float16 numbers, given as their bits, in float32. */
 function fromFloat16(bits) {
   return Float32Array.from(bits, (b) => {
-    const sign = b & 0x8000 ? -1 : 1, exponent = (b >> 10) & 0x1f, fraction = b & 0x3ff;
+    const sign = b & 0x8000 ? -1 : 1,
+      exponent = (b >> 10) & 0x1f,
+      fraction = b & 0x3ff;
     if (exponent === 0) return sign * fraction * 2 ** -24; // subnormal
     return sign * (1 + fraction / 1024) * 2 ** (exponent - 15); // tools/look.py excludes infinity
   });
@@ -162,7 +166,8 @@ function readWeights(shapes, base64) {
 
 /** The entries of a moment that tools/look.py recorded; they have the fields of an Entry. */
 function readEntries(moment, config) {
-  const {n_layer, n_head} = config, T = moment.top_ids.length;
+  const {n_layer, n_head} = config,
+    T = moment.top_ids.length;
   const triangle = (T * (T + 1)) / 2; // the weights of one head, row by row
   const packed = new Uint16Array(bytesOf(moment.attention));
   const layers = Array.from({length: n_layer}, (_, layer) => layer);
@@ -172,11 +177,16 @@ function readEntries(moment, config) {
     entropy: moment.entropy[t],
     chance: () => ({p: moment.next_prob[t], rank: moment.next_rank[t]}),
     lens: moment.lens_ids.map((row, i) => [row[t], moment.lens_probs[i][t]]),
-    sizes: moment.stream_size.map((row, layer) => layer < n_layer
-      ? [row[t], moment.added_size[layer][0][t], moment.added_size[layer][1][t]] : [row[t]]),
-    attention: layers.map((layer) => heads.map((head) => {
-      const start = (layer * n_head + head) * triangle + (t * (t + 1)) / 2;
-      return Float64Array.from(packed.subarray(start, start + t + 1), (n) => n / 65535);
-    })),
+    sizes: moment.stream_size.map((row, layer) =>
+      layer < n_layer
+        ? [row[t], moment.added_size[layer][0][t], moment.added_size[layer][1][t]]
+        : [row[t]],
+    ),
+    attention: layers.map((layer) =>
+      heads.map((head) => {
+        const start = (layer * n_head + head) * triangle + (t * (t + 1)) / 2;
+        return Float64Array.from(packed.subarray(start, start + t + 1), (n) => n / 65535);
+      }),
+    ),
   }));
 }

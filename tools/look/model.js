@@ -108,13 +108,15 @@ class CausalSelfAttention {
   /** x (C) -> [(C), the attention weights of each head]. cache: {keys, values}, a list of vectors
    *  per head. off: the number of a head that is switched off, or undefined. */
   forward(x, rope, cache, off) {
-    const C = x.length, {hs} = this;
+    const C = x.length,
+      {hs} = this;
     const qkv = this.c_attn.forward(x);
     const y = new Float32Array(C);
     const weights = [];
     for (let head = 0; head < this.n_head; head++) {
       const part = (start) => qkv.slice(start + head * hs, start + (head + 1) * hs);
-      let q = this.qk_norm.forward(part(0)), k = this.qk_norm.forward(part(C));
+      let q = this.qk_norm.forward(part(0)),
+        k = this.qk_norm.forward(part(C));
       if (rope) [q, k] = [rotate(q, rope), rotate(k, rope)];
       cache.keys[head].push(k);
       cache.values[head].push(part(2 * C));
@@ -129,7 +131,8 @@ class CausalSelfAttention {
 /** The error function, by a series whose terms are all positive; exact to 1e-12. */
 function erf(x) {
   if (Math.abs(x) > 5) return Math.sign(x);
-  let sum = 0, term = x;
+  let sum = 0,
+    term = x;
   for (let n = 1; Math.abs(term) > 1e-16 * Math.abs(sum); n++) {
     sum += term;
     term *= (2 * x * x) / (2 * n + 1);
@@ -221,11 +224,14 @@ class GPT {
    *  sizes[layer]: [stream before the layer, added by attention, added by the MLP], and at the end
    *  the stream after the last layer. */
   forward(id, cache, {off, wantLens = false} = {}) {
-    const C = this.config.n_embd, position = cache.length;
+    const C = this.config.n_embd,
+      position = cache.length;
     let x = this.wte.slice(id * C, (id + 1) * C);
     if (this.wpe) x = add(x, this.wpe.subarray(position * C, (position + 1) * C));
     const rope = this.wpe ? null : ropeAngles(position, C / this.config.n_head);
-    const attention = [], sizes = [], lens = wantLens ? [this.head(x)] : [];
+    const attention = [],
+      sizes = [],
+      lens = wantLens ? [this.head(x)] : [];
     this.h.forEach((block, layer) => {
       const offHead = off?.layer === layer ? off.head : undefined;
       let weights, added;

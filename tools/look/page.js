@@ -1,25 +1,41 @@
 // The page: what is shown, what is selected, and what happens when you type.
 "use strict";
 
-const TOLERANCE = 1e-3; // largest difference from PyTorch's logits with which the page's model is used
+const TOLERANCE = 1e-3; // the largest difference from PyTorch's logits with which the model is used
 const WORK_MS = 8; // time per frame for the model, so that typing and drawing never wait for it
 const QUIET_MS = 300; // ablation begins when the text has not changed for that long
 
 const data = JSON.parse($("data").textContent);
 const {config, vocab, n_vocab: nVocab} = data;
 const idOf = new Map(Object.entries(vocab).map(([id, text]) => [text, Number(id)]));
-const moments = data.moments.map((moment) => (
-  {...moment, entries: null, loss: moment.loss, ablated: moment.ablated_loss}));
+const moments = data.moments.map((moment) => ({
+  ...moment,
+  entries: null,
+  loss: moment.loss,
+  ablated: moment.ablated_loss,
+}));
 
 const at = firstSelection(moments[data.main]);
-const page = {moment: data.main, live: null, ablated: null, ablating: null, changed: 0, sampling: false};
+const page = {
+  moment: data.main,
+  live: null,
+  ablated: null,
+  ablating: null,
+  changed: 0,
+  sampling: false,
+};
 
 /** Where the page opens: the position after the prompt at which the model was most uncertain, and
  *  the head without which the loss would be highest. */
 function firstSelection({entropy, ablated}) {
   const start = data.prompt_length - 1;
-  const {n_head} = config, head = argmax((ablated ?? [[0]]).flat());
-  return {token: start + argmax(entropy.slice(start)), layer: Math.floor(head / n_head), head: head % n_head};
+  const {n_head} = config,
+    head = argmax((ablated ?? [[0]]).flat());
+  return {
+    token: start + argmax(entropy.slice(start)),
+    layer: Math.floor(head / n_head),
+    head: head % n_head,
+  };
 }
 
 // ---- what is shown
@@ -27,18 +43,35 @@ function firstSelection({entropy, ablated}) {
 /** The recorded text at one moment of training, as the views want it. */
 function recorded(moment) {
   moment.entries ??= readEntries(moment, config);
-  return {ids: data.ids, entries: moment.entries, forgotten: 0, promptLength: data.prompt_length,
-    loss: moment.loss, ablated: moment.ablated};
+  return {
+    ids: data.ids,
+    entries: moment.entries,
+    forgotten: 0,
+    promptLength: data.prompt_length,
+    loss: moment.loss,
+    ablated: moment.ablated,
+  };
 }
 
 function seenLive() {
-  const {live} = page, ids = live.window;
+  const {live} = page,
+    ids = live.window;
   const done = live.entries.length >= ids.length && ids.length > 1;
-  const loss = done ? live.entries.slice(0, -1).reduce(
-    (sum, entry, t) => sum - Math.log(entry.probs[ids[t + 1]]), 0) / (ids.length - 1) : null;
+  const loss = done
+    ? live.entries
+        .slice(0, -1)
+        .reduce((sum, entry, t) => sum - Math.log(entry.probs[ids[t + 1]]), 0) /
+      (ids.length - 1)
+    : null;
   const prompt = data.ids.slice(0, data.prompt_length).every((id, t) => live.ids[t] === id);
-  return {ids, entries: live.entries, forgotten: live.start, loss, ablated: page.ablated,
-    promptLength: prompt ? Math.max(0, data.prompt_length - live.start) : 0};
+  return {
+    ids,
+    entries: live.entries,
+    forgotten: live.start,
+    loss,
+    ablated: page.ablated,
+    promptLength: prompt ? Math.max(0, data.prompt_length - live.start) : 0,
+  };
 }
 
 function seenNow() {
@@ -63,9 +96,13 @@ function redraw() {
 }
 
 function drawTop() {
-  const seen = seenNow(), isLive = page.live !== null && page.moment === data.main;
+  const seen = seenNow(),
+    isLive = page.live !== null && page.moment === data.main;
   at.token = Math.max(0, Math.min(at.token, seen.ids.length - 1));
-  const ink = getComputedStyle(document.documentElement).getPropertyValue("--weight-rgb").split(",").map(Number);
+  const ink = getComputedStyle(document.documentElement)
+    .getPropertyValue("--weight-rgb")
+    .split(",")
+    .map(Number);
   drawTokens(seen, at, vocab, nVocab);
   drawNext(seen, at, vocab, isLive);
   drawAttention(seen, at, vocab, config, ink);
@@ -92,7 +129,8 @@ function drawMoment(seen) {
 // ---- work: the model computes a little in each frame
 
 function work() {
-  const {live} = page, end = performance.now() + WORK_MS;
+  const {live} = page,
+    end = performance.now() + WORK_MS;
   let isDrawn = true;
   while (performance.now() < end) {
     if (live.step()) {
@@ -159,9 +197,16 @@ function typed() {
   const chars = [...$("typed").value];
   const known = chars.filter((char) => idOf.has(char));
   const unknown = chars.find((char) => !idOf.has(char));
-  say($("unknown"), unknown === undefined ? "" : `The character ${visible(unknown)} is not among the `
-    + `${nVocab} of this model's vocabulary, so it is left out.`);
-  const caret = [...$("typed").value.slice(0, $("typed").selectionStart)].filter((c) => idOf.has(c));
+  say(
+    $("unknown"),
+    unknown === undefined
+      ? ""
+      : `The character ${visible(unknown)} is not among the ` +
+          `${nVocab} of this model's vocabulary, so it is left out.`,
+  );
+  const caret = [...$("typed").value.slice(0, $("typed").selectionStart)].filter((c) =>
+    idOf.has(c),
+  );
   page.live.setIds(known.map((char) => idOf.get(char)));
   at.token = Math.max(0, caret.length - 1 - page.live.start);
   changed();
@@ -263,18 +308,28 @@ function largestDifference(live) {
   live.setIds(data.ids);
   live.nextLogits();
   let largest = 0;
-  live.entries.forEach(({logits}, t) => logits.forEach((logit, i) => {
-    const difference = Math.abs(logit - expected[t * config.vocab_size + i]);
-    if (!(difference <= largest)) largest = difference; // NaN too
-  }));
+  live.entries.forEach(({logits}, t) =>
+    logits.forEach((logit, i) => {
+      const difference = Math.abs(logit - expected[t * config.vocab_size + i]);
+      if (!(difference <= largest)) largest = difference; // NaN too
+    }),
+  );
   return largest;
 }
 
 function describe() {
-  const count = data.parameters >= 1e6 ? `${fixed(data.parameters / 1e6)}M` : data.parameters.toLocaleString("en");
-  const facts = [`${config.n_layer} layers`, `${config.n_head} heads`, `${config.n_embd} channels`,
-    `context ${config.block_size}`, `vocabulary ${nVocab.toLocaleString("en")}`,
-    `${count} parameters`];
+  const count =
+    data.parameters >= 1e6
+      ? `${fixed(data.parameters / 1e6)}M`
+      : data.parameters.toLocaleString("en");
+  const facts = [
+    `${config.n_layer} layers`,
+    `${config.n_head} heads`,
+    `${config.n_embd} channels`,
+    `context ${config.block_size}`,
+    `vocabulary ${nVocab.toLocaleString("en")}`,
+    `${count} parameters`,
+  ];
   if (data.val_loss !== null) facts.push(`validation loss ${fixed(data.val_loss)}`);
   say($("name"), visible(data.name));
   document.title = `Look inside ${visible(data.name)}`;
@@ -286,7 +341,9 @@ function start() {
   listen();
   drawSurpriseLegend(nVocab);
   drawWeightLegends();
-  const longest = Math.max(...moments.flatMap((m) => m.top_ids.flat()).map((id) => visible(vocab[id]).length));
+  const longest = Math.max(
+    ...moments.flatMap((m) => m.top_ids.flat()).map((id) => visible(vocab[id]).length),
+  );
   document.documentElement.style.setProperty("--token-width", `${Math.min(12, longest + 1)}ch`);
   if (longest > 1) document.documentElement.style.setProperty("--column-width", "52px");
   $("moment").max = moments.length - 1;
@@ -301,7 +358,9 @@ function start() {
     const live = new LiveText(new GPT(config, readWeights(data.shapes, data.weights)), nVocab);
     page.difference = largestDifference(live);
     const shown = page.difference.toExponential(1);
-    proof = `The model does not run here: its logits would differ from PyTorch's by ${shown}. This page shows recorded values.`;
+    proof =
+      `The model does not run here: its logits would differ from PyTorch's by ${shown}. ` +
+      "This page shows recorded values.";
     if (page.difference < TOLERANCE) {
       page.live = live;
       page.ablated = moments[data.main].ablated;
@@ -319,6 +378,7 @@ function start() {
   }
   drawTop();
   drawBottom();
+  new IntersectionObserver(scrollLens).observe($("lens").closest(".card"));
 }
 
 start();

@@ -32,7 +32,7 @@ function visible(text) {
     if (INVISIBLE.test(char)) {
       return `[${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}]`;
     }
-    return /\p{M}/u.test(char) ? `◌${char}` : char; // a combining mark needs something to combine with
+    return /\p{M}/u.test(char) ? `◌${char}` : char; // a combining mark needs a base
   }).join("");
 }
 
@@ -43,7 +43,8 @@ function word(text) {
 
 /** A bar of this share of its width. */
 function bar(share) {
-  return element("span", {class: "bar"}, element("i", {style: `width:${(100 * share).toFixed(2)}%`}));
+  const width = `width:${(100 * share).toFixed(2)}%`;
+  return element("span", {class: "bar"}, element("i", {style: width}));
 }
 
 /** Replace the content of a node by a sentence of strings and nodes. */
@@ -87,11 +88,12 @@ function drawTokens(seen, at, vocab, nVocab) {
   seen.ids.forEach((id, t) => {
     const text = vocab[id];
     const shade = surprise[t] === null ? 0 : Math.min(1, surprise[t] / fullSurprise(nVocab));
+    const label = surprise[t] === null ? "" : `, ${fixed(surprise[t], 1)} bits`;
     const classes = ["token", t < seen.promptLength ? "prompt" : "", text.trim() ? "" : "space"];
     nodes.push(element("span", {
       id: `token-${t}`, "data-t": t, class: classes.join(" ").trim(), role: "option",
       "aria-selected": t === at.token, style: `--shade:${shade.toFixed(3)}`,
-      "aria-label": `${visible(text)}${surprise[t] === null ? "" : `, ${fixed(surprise[t], 1)} bits`}`,
+      "aria-label": visible(text) + label,
     }, visible(text)));
     if (text.endsWith("\n")) nodes.push(element("br"));
   });
@@ -100,8 +102,8 @@ function drawTokens(seen, at, vocab, nVocab) {
   $("tokens").setAttribute("aria-activedescendant", `token-${at.token}`);
   const t = at.token, id = seen.ids[t];
   if (id === undefined) return say($("selection"), "The text is empty.");
-  const chosen = ["Selected: token ", `${t + seen.forgotten + 1} of ${seen.ids.length + seen.forgotten}, `,
-    word(vocab[id])];
+  const place = `token ${t + seen.forgotten + 1} of ${seen.ids.length + seen.forgotten}`;
+  const chosen = [`Selected: ${place}, `, word(vocab[id])];
   if (surprise[t] === null) {
     say($("selection"), ...chosen, t ? "" : ". Nothing before it predicts it.");
   } else {
@@ -120,25 +122,29 @@ function drawSurpriseLegend(nVocab) {
 
 function drawNext(seen, at, vocab, live) {
   const entry = seen.entries[at.token];
-  if (!entry) {
-    say($("next-intro"), "…");
-    return $("candidates").replaceChildren();
-  }
+  const buttons = () => [...$("candidates").querySelectorAll("button")];
+  const focused = buttons().indexOf(document.activeElement); // the new buttons keep the focus
+  say($("next-facts"));
+  $("candidates").replaceChildren();
+  if (!entry) return say($("next-intro"), "…");
   const before = seen.ids.slice(Math.max(0, at.token - 11), at.token + 1).map((id) => vocab[id]);
-  say($("next-intro"), "After ", at.token > 11 ? "…" : "", word(before.join("")), " the model expects:");
+  const dots = at.token > 11 ? "…" : "";
+  say($("next-intro"), "After ", dots, word(before.join("")), " the model expects:");
   const came = seen.ids[at.token + 1];
   $("candidates").replaceChildren(...entry.top.map(([id, p]) => {
-    const parts = [element("span", {class: "token"}, visible(vocab[id])),
+    const parts = [
+      element("span", {class: "token"}, visible(vocab[id])),
       bar(p),
       element("span", {class: "value"}, percent(p)),
-      element("span", {class: "came"}, id === came ? "came" : "")];
-    const label = `${visible(vocab[id])}, ${percent(p)}${id === came ? ", the token that came" : ""}`;
+      element("span", {class: "came"}, id === came ? "came" : ""),
+    ];
+    const action = {type: "button", "data-id": id, title: "Continue the text with this token"};
     const row = live
-      ? element("button", {type: "button", "data-id": id, "aria-label": `${label}: continue with it`},
-        ...parts)
-      : element("div", {class: "plain", "aria-label": label}, ...parts);
+      ? element("button", action, ...parts)
+      : element("div", {class: "plain"}, ...parts);
     return element("li", {class: id === came ? "is-came" : ""}, row);
   }));
+  buttons()[focused]?.focus();
   const facts = [`Entropy ${fixed(entry.entropy)} bits: as uncertain as a choice among `,
     `${fixed(2 ** entry.entropy, 1)} equally likely tokens. `];
   if (came === undefined) {
@@ -158,12 +164,13 @@ function drawHeads(container, config, at, content) {
   const {n_layer, n_head} = config;
   container.style.setProperty("--heads", n_head);
   const name = container.id;
+  const [headWord, layerWord] = n_head > 6 ? ["", ""] : ["head ", "layer "]; // if there is room
   const nodes = [element("span")];
   for (let head = 0; head < n_head; head++) {
-    nodes.push(element("span", {class: "head-name"}, n_head > 6 ? `${head + 1}` : `head ${head + 1}`));
+    nodes.push(element("span", {class: "head-name"}, `${headWord}${head + 1}`));
   }
   for (let layer = 0; layer < n_layer; layer++) {
-    nodes.push(element("span", {class: "layer-name"}, n_head > 6 ? `${layer + 1}` : `layer ${layer + 1}`));
+    nodes.push(element("span", {class: "layer-name"}, `${layerWord}${layer + 1}`));
     for (let head = 0; head < n_head; head++) {
       const [children, label, shade] = content(layer, head);
       nodes.push(element("span", {
@@ -185,14 +192,16 @@ const opacity = (weight) => Math.sqrt(weight);
 function paintMap(canvas, entries, layer, head, [red, green, blue]) {
   const T = Math.max(1, entries.length);
   canvas.width = canvas.height = T;
-  const pixels = new Uint32Array(T * T); // one is alpha, blue, green, red, from the highest byte on
+  const pixels = new Uint32Array(T * T); // a pixel: alpha, blue, green, red, the highest byte first
+  const color = (blue << 16) | (green << 8) | red;
   entries.forEach((entry, t) => {
     const weights = entry.attention[layer][head];
     for (let s = 0; s <= t; s++) {
-      pixels[t * T + s] = (Math.round(255 * opacity(weights[s])) << 24) | (blue << 16) | (green << 8) | red;
+      pixels[t * T + s] = (Math.round(255 * opacity(weights[s])) << 24) | color;
     }
   });
-  canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(pixels.buffer), T, T), 0, 0);
+  const image = new ImageData(new Uint8ClampedArray(pixels.buffer), T, T);
+  canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
 function drawAttention(seen, at, vocab, config, ink) {
@@ -208,9 +217,12 @@ function drawAttention(seen, at, vocab, config, ink) {
   row.style.top = `${(100 * at.token) / T}%`;
   row.style.height = `${100 / T}%`;
   const entry = seen.entries[at.token];
+  $("looks-at").replaceChildren();
+  $("looks-list").replaceChildren();
   if (!entry) return say($("looks"), "…");
   const weights = entry.attention[at.layer][at.head];
-  say($("looks"), "From ", word(vocab[seen.ids[at.token]]), ` (token ${at.token + seen.forgotten + 1}), `,
+  const place = `(token ${at.token + seen.forgotten + 1})`;
+  say($("looks"), "From ", word(vocab[seen.ids[at.token]]), ` ${place}, `,
     `layer ${at.layer + 1}, head ${at.head + 1} looks at:`);
   const nodes = [];
   seen.ids.slice(0, at.token + 1).forEach((id, s) => {
@@ -284,12 +296,14 @@ function drawLens(seen, at, vocab, config) {
   say($("lens-reading"), ...parts);
 }
 
-/** Scroll the lens so that the selected token is visible. */
+/** Scroll the lens so that the selected token is visible, if the lens itself is. (Reading positions
+ *  in it would make the browser place its cells, which takes time at every typed character.) */
 function scrollLens() {
   const scroll = $("lens"), cell = scroll.querySelector(".selected");
-  if (!cell) return;
-  const left = cell.offsetLeft, width = cell.offsetWidth, names = scroll.querySelector("th").offsetWidth;
-  const most = left - names, least = left + width - scroll.clientWidth;
+  const {top, bottom} = scroll.closest(".card").getBoundingClientRect();
+  if (!cell || top > innerHeight || bottom < 0) return;
+  const most = cell.offsetLeft - scroll.querySelector("th").offsetWidth;
+  const least = cell.offsetLeft + cell.offsetWidth - scroll.clientWidth;
   scroll.scrollLeft = Math.max(least, Math.min(scroll.scrollLeft, most));
 }
 
@@ -305,66 +319,83 @@ function drawAblation(seen, at, config, progress) {
     return [[signed(change)], `: ${signed(change)} nats per token`, Math.max(0, change / largest)];
   });
   if (!changes) {
-    return say($("ablation-reading"), loss === null ? "The text is too short." : progress);
+    return say($("ablation-reading"), seen.ids.length < 2 ? "The text is too short." : progress);
   }
-  say($("ablation-reading"), `Without head ${at.head + 1} of layer ${at.layer + 1}, the loss of this text `,
-    `is ${fixed(ablated[at.layer][at.head], 3)} instead of ${fixed(loss, 3)} nats per token.`);
+  say($("ablation-reading"), `Without head ${at.head + 1} of layer ${at.layer + 1}, the loss of `,
+    `this text is ${fixed(ablated[at.layer][at.head], 3)} instead of ${fixed(loss, 3)} nats per `,
+    "token.");
 }
 
 // ---- residual stream
 
 function drawStream(seen, at, vocab) {
   const entry = seen.entries[at.token];
-  if (!entry) return $("stream").replaceChildren();
+  say($("stream-intro"));
+  $("stream").replaceChildren();
+  if (!entry) return;
   say($("stream-intro"), "At ", word(vocab[seen.ids[at.token]]), ", the stream grows from ",
     `${fixed(entry.sizes[0][0], 1)} to ${fixed(entry.sizes.at(-1)[0], 1)}.`);
   const {sizes} = entry;
   const largest = Math.max(...sizes.flat());
-  const cell = (value) => element("td", {}, value === undefined ? ""
-    : element("span", {}, bar(value / largest), element("span", {class: "value"}, fixed(value, 1))));
-  const head = ["", "size after it", "attention adds", "MLP adds"].map((name) => element("th", {scope: "col"}, name));
+  const cell = (value) => {
+    if (value === undefined) return element("td");
+    const text = element("span", {class: "value"}, fixed(value, 1));
+    return element("td", {}, element("span", {}, bar(value / largest), text));
+  };
+  const titles = ["", "size after it", "attention adds", "MLP adds"];
+  const head = titles.map((title) => element("th", {scope: "col"}, title));
   const rows = sizes.map(([size], row) => {
     const [, attention, mlp] = sizes[row - 1] ?? []; // layer `row` added these
-    return element("tr", {}, element("th", {scope: "row"}, rowName(row)), cell(size), cell(attention), cell(mlp));
+    const name = element("th", {scope: "row"}, rowName(row));
+    return element("tr", {}, name, cell(size), cell(attention), cell(mlp));
   });
   $("stream").replaceChildren(element("tr", {}, ...head), ...rows);
 }
 
 // ---- walkthrough
 
-/** The steps, [title, sentence], with the numbers of the selected token. */
+/** The steps, [title, parts of a sentence, ...], with the numbers of the selected token. */
 function walk(seen, at, vocab, {config, n_vocab, sampled}) {
-  const entry = seen.entries[at.token], {lens, sizes, top} = entry;
-  const token = word(vocab[seen.ids[at.token]]), C = config.n_embd, hs = C / config.n_head;
-  const weights = entry.attention[at.layer][at.head];
-  const most = weights.reduce((best, w, i) => (w > weights[best] ? i : best), 0);
-  const [, attention, mlp] = sizes[at.layer];
+  const {lens, sizes, top, attention} = seen.entries[at.token];
+  const {n_layer, n_head, n_embd: C} = config, id = seen.ids[at.token], layer = at.layer + 1;
+  const weights = attention[at.layer][at.head], most = argmax(weights), back = at.token - most;
+  const [, attended, processed] = sizes[at.layer].map((size) => fixed(size, 1));
+  const vocabulary = n_vocab.toLocaleString("en"), from = leadsFrom(lens);
   const act = {gelu_tanh: "GELU", gelu: "GELU", relu2: "ReLU²"}[config.act];
-  const layers = config.n_layer === 1 ? "1 layer" : `${config.n_layer} layers`;
   const position = config.pos === "rope"
-    ? `There is no position vector: RoPE will rotate queries and keys by angles that grow with the position, here ${at.token}.`
+    ? "There is no position vector: RoPE will rotate queries and keys by angles that grow with "
+      + `the position, here ${at.token}.`
     : `The vector of position ${at.token} in wpe is added.`;
+  const sampling = sampled.temperature < 1e-5
+    ? "At temperature 0, the most likely token is taken. "
+    : `The logits are divided by the temperature, ${sampled.temperature}, and one random number `
+      + "selects a token. ";
   return [
-    ["Tokens", "The text is cut into tokens of a vocabulary of ", n_vocab.toLocaleString("en"), ". ",
-      token.cloneNode(true), ` has the id ${seen.ids[at.token]}.`],
-    ["Embedding", `The id selects a row of wte: a vector of ${C} numbers. ${position} Its size here: ${fixed(sizes[0][0], 1)}.`],
-    ["Query, key, value", `In layer ${at.layer + 1}, c_attn turns the normalized vector into queries, keys and values, `,
-      `${hs} numbers each for each of the ${config.n_head} heads.`],
-    ["Attention", `Head ${at.head + 1} compares its query with the keys of ${at.token + 1} tokens. After the softmax, `,
-      word(vocab[seen.ids[most]]), most === at.token ? " itself" : `, ${at.token - most} back,`, ` has the largest weight: ${percent(weights[most])}.`],
-    ["Values", `The head takes the mean of the values with these weights. c_proj mixes all heads and adds a vector of size ${fixed(attention, 1)}.`],
-    ["MLP", `c_fc, ${act} and c_proj process this token alone: ${C} numbers become ${4 * C} and ${C} again. They add a vector of size ${fixed(mlp, 1)}.`],
-    ["Layers", `After ${layers} the vector has size ${fixed(sizes.at(-1)[0], 1)}. The final answer leads from `,
-      leadsFrom(lens) === 0 ? "the embedding on." : `layer ${leadsFrom(lens)} on.`],
-    ["Probabilities", `ln_f and the LM head give ${n_vocab.toLocaleString("en")} logits, and softmax makes probabilities of them. `,
-      word(vocab[top[0][0]]), ` is the most likely: ${percent(top[0][1])}.`],
-    ["Sampling", sampled.temperature < 1e-5 ? "At temperature 0, the most likely token is taken."
-      : `The logits are divided by the temperature, ${sampled.temperature}. One random number then selects a token. It is appended, and everything repeats.`],
+    ["Tokens", `The text is cut into tokens of a vocabulary of ${vocabulary}. `, word(vocab[id]),
+      ` has the id ${id}.`],
+    ["Embedding", `The id selects a row of wte: a vector of ${C} numbers. ${position} Its size `,
+      `here: ${fixed(sizes[0][0], 1)}.`],
+    ["Query, key, value", `In layer ${layer}, c_attn turns the normalized vector into queries, `,
+      `keys and values, ${C / n_head} numbers each for each of the ${n_head} heads.`],
+    ["Attention", `Head ${at.head + 1} compares its query with the keys of ${at.token + 1} `,
+      "tokens. After the softmax, ", word(vocab[seen.ids[most]]),
+      back === 0 ? " itself" : `, ${back} back,`, ` has the largest weight: `,
+      `${percent(weights[most])}.`],
+    ["Values", "The head takes the mean of the values with these weights. c_proj mixes all heads ",
+      `and adds a vector of size ${attended}.`],
+    ["MLP", `c_fc, ${act} and c_proj process this token alone: ${C} numbers become ${4 * C} and `,
+      `${C} again. They add a vector of size ${processed}.`],
+    ["Layers", `After all ${n_layer} layers the vector has size ${fixed(sizes.at(-1)[0], 1)}. The `,
+      `final answer leads from ${from === 0 ? "the embedding" : `layer ${from}`} on.`],
+    ["Probabilities", `ln_f and the LM head give ${vocabulary} logits, and softmax makes `,
+      "probabilities of them. ", word(vocab[top[0][0]]),
+      ` is the most likely: ${percent(top[0][1])}.`],
+    ["Sampling", sampling, "It is appended, and everything repeats."],
   ];
 }
 
 function drawWalk(seen, at, vocab, data) {
-  if (!seen.entries[at.token]) return;
+  if (!seen.entries[at.token]) return $("walk").replaceChildren();
   $("walk").replaceChildren(...walk(seen, at, vocab, data).map(([title, ...parts]) =>
     element("li", {}, element("h3", {}, title), element("p", {}, ...parts))));
 }
