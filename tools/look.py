@@ -150,7 +150,7 @@ def ablation(model, idx, n_vocab):
 
 def text_loss(logits, idx, n_vocab):
     """The mean cross-entropy of a text, in nats per token, from logits (T, V) and idx (1, T)."""
-    return F.cross_entropy(logits[:-1, :n_vocab].double(), idx[0, 1:])
+    return F.cross_entropy(logits[:-1, :n_vocab].cpu().double(), idx[0, 1:].cpu())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -176,12 +176,12 @@ def moment(model, idx, n_vocab, step):
     The ids from n_vocab on, which only pad the vocabulary, are left out, as in sampling. The lists
     are indexed by layer, if they depend on it, and then by position."""
     seen = record(model, idx)
-    logits = seen.logits[:, :n_vocab].double()
+    logits = seen.logits[:, :n_vocab].cpu().double()  # Apple's GPUs have no float64
     log_probs = logits.log_softmax(dim=-1)
     probs = log_probs.exp()
     top = probs.topk(min(TOP, n_vocab))
-    came = idx[0, 1:, None]  # the token that follows each token but the last
-    lens = [head(model, x)[:, :n_vocab].double().softmax(dim=-1).max(dim=-1) for x in seen.stream]
+    came = idx[0, 1:, None].cpu()  # the token that follows each token but the last
+    lens = [head(model, x)[:, :n_vocab].softmax(dim=-1).max(dim=-1) for x in seen.stream]
     T = idx.shape[1]
     rows, columns = torch.tril_indices(T, T)
     result = {
@@ -296,7 +296,8 @@ def look(start, tokenizer, prompt, cfg):
         "config": asdict(settings), "parameters": sum(p.numel() for p in model.parameters()),
         "val_loss": start.best_loss if 0 < start.best_loss < math.inf else None,
         "n_vocab": n_vocab, "prompt_length": len(ids), "ids": idx[0].tolist(),
-        "moments": moments, "main": moments.index(shown), "sampled": asdict(cfg) | {"start": None},
+        "moments": moments, "main": moments.index(shown),
+        "sampled": {"temperature": cfg.temperature, "top_k": cfg.top_k},
     }
     if live:
         stored = stored_weights(model.state_dict(), settings)
@@ -337,8 +338,7 @@ def main(argv=None):
     with replacing(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     runs = "the model runs in it" if "weights" in data else "it shows recorded values"
-    print(f"{out}: {len(text) / 1e6:.1f} MB, {len(data['ids'])} tokens, {len(data['moments'])} "
-          f"moments of training; {runs}")
+    print(f"{out}: {len(text) / 1e6:.1f} MB; {runs}")
 
 
 if __name__ == "__main__":
