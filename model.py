@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 @dataclass
 class GPTConfig:
-    """The shape of a model. Raises ValueError for settings that do not fit together."""
+    """The settings of a model. Raises ValueError if they do not fit together."""
 
     block_size: int = 1024  # context length in tokens
     vocab_size: int = 50304  # GPT-2's 50257 tokens, padded to a multiple of 64 for speed
@@ -36,7 +36,7 @@ class GPTConfig:
     n_head: int = 12  # attention heads per block
     n_embd: int = 768  # channels, a multiple of n_head
     dropout: float = 0.0  # probability; 0 for pretraining, 0.1 and more for small data
-    bias: bool = False  # biases in Linear and LayerNorm layers, as GPT-2 has them
+    bias: bool = False  # True, as in GPT-2: Linear and LayerNorm layers have biases
     pos: Literal["learned", "rope"] = "learned"  # learned position embeddings, or rotary (RoPE)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # rmsnorm: no mean, no learned scale
     norm_eps: float = 1e-5  # added to the variance, so that a norm never divides by zero
@@ -56,16 +56,16 @@ class GPTConfig:
         if self.pos == "rope" and self.n_embd // self.n_head % 2:
             raise ValueError("pos=rope rotates pairs of channels: n_embd / n_head must be even")
         for field in fields(self):
-            choices = get_args(field.type)  # of a Literal; int, float and bool have none
-            if choices and getattr(self, field.name) not in choices:
-                raise ValueError(f"{field.name} must be one of {', '.join(choices)}")
+            value, choices = getattr(self, field.name), get_args(field.type)  # (): not a Literal
+            if choices and value not in choices:
+                raise ValueError(f"{field.name}={value} must be one of {', '.join(choices)}")
 
 
 class Attend(nn.Module):
     """softmax(q k^T / sqrt(hs)) v: each token's output is a weighted mean of the values.
 
-    q (B, nh, T, hs), k and v of n tokens (B, nh, n, hs) -> (B, nh, T, hs). mask (T, n): True where
-    a token may look; None: causal. It is a module so that internals/cpu.py can replace it."""
+    q (B, nh, T, hs), k and v of n tokens (B, nh, n, hs) -> (B, nh, T, hs). mask (T, n): True if a
+    query may attend to a key; None: causal. On a CPU, CPUAttend (internals/cpu.py) replaces it."""
 
     def __init__(self, dropout):
         super().__init__()
@@ -75,7 +75,7 @@ class Attend(nn.Module):
         dropout = self.dropout if self.training else 0.0
         # Causality: is_causal masks every key after the query's own position, so that no token sees
         # what it must predict; with a KV cache, KVCache.mask does it. PyTorch divides the scores by
-        # sqrt(hs), as a sum of hs products grows like that and large scores make softmax one-hot.
+        # sqrt(hs): a sum of hs products has about that size, and large scores make softmax one-hot.
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
 
 
@@ -92,7 +92,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.attend = Attend(config.dropout)
         self.drop = nn.Dropout(config.dropout)
-        self.qk_norm = nn.Identity()  # else LayerNorm: on a CPU twice as fast as nn.RMSNorm
+        self.qk_norm = nn.Identity()  # or LayerNorm, twice as fast on a CPU as nn.RMSNorm
         if config.qk_norm:
             self.qk_norm = nn.LayerNorm(config.n_embd // config.n_head, elementwise_affine=False)
 
@@ -119,8 +119,8 @@ class CausalSelfAttention(nn.Module):
 def rope_angles(positions, head_size):
     """cos and sin (T, 1, hs) of the angles by which RoPE rotates at positions (T,).
 
-    Channel i is paired with channel i + hs/2. The first pair turns by 1 radian per token and tells
-    neighbors apart; the last turns by about 1/10000 and tells distant positions apart."""
+    Channel i is paired with channel i + hs/2. The first pair is rotated by 1 radian per token,
+    which tells neighbors apart; the last by about 1/10000, which tells distant positions apart."""
     channels = torch.arange(0, head_size, 2, device=positions.device)
     inv_freq = 10000.0 ** -(channels / head_size)  # (hs / 2,)
     angles = torch.outer(positions, inv_freq)  # (T, hs / 2)
@@ -143,7 +143,7 @@ class ReLU2(nn.Module):
 
 
 class MLP(nn.Module):
-    """Each token processes by itself what attention has collected. (B, T, C) -> (B, T, C)"""
+    """Processes each token separately, after attention has mixed them. (B, T, C) -> (B, T, C)"""
 
     def __init__(self, config):
         super().__init__()
@@ -167,9 +167,9 @@ def make_norm(config):
 
 
 class Block(nn.Module):
-    """Attention, then the MLP. Residual: each adds its result to x, so gradients reach every layer
-    unchanged. Pre-norm: each reads a normalized copy, and x itself, the residual stream, is never
-    rescaled, which keeps the training of deep models stable (Xiong et al. 2020)."""
+    """Attention, then the MLP. Residual: each adds its result to x, so gradients have a direct path
+    to every layer. Pre-norm: each reads a normalized copy, and x itself, the residual stream, is
+    never rescaled, which keeps the training of deep models stable (Xiong et al. 2020)."""
 
     def __init__(self, config, layer):
         super().__init__()
@@ -184,7 +184,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The whole model. Its weights are sampled with torch's global generator."""
+    """The complete model. Its weights are sampled with torch's global generator."""
 
     def __init__(self, config):
         super().__init__()
@@ -199,15 +199,15 @@ class GPT(nn.Module):
         self.transformer["ln_f"] = make_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tied:
-            # reading a token and predicting it share one vector (Press & Wolf 2017)
+            # one vector per token both embeds and predicts it (Press & Wolf 2017)
             self.lm_head.weight = self.transformer.wte.weight
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self):
-        """GPT-2's initialization: matrices normal with a standard deviation of 0.02, biases 0."""
+        """GPT-2's initialization, except that OpenAI's code uses a std of 0.01 for wpe."""
         # 2 n_layer projections add to the residual stream. Their std is divided by sqrt(2 n_layer),
-        # so that the sum has one scale at any depth. With std 0, each block starts as the identity.
+        # so that the sum does not grow with depth. With std 0, each block starts as the identity.
         zero = self.config.zero_init
         residual_std = 0.0 if zero else 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, p in self.named_parameters():
@@ -236,7 +236,7 @@ class GPT(nn.Module):
             positions = cache.positions
         x, rope = self.transformer.wte(idx), None  # (B, T, C)
         if self.config.pos == "learned":
-            x = x + self.transformer.wpe(positions)  # attention alone could not tell the order
+            x = x + self.transformer.wpe(positions)  # one attention layer could not tell the order
         else:
             rope = rope_angles(positions, self.config.n_embd // self.config.n_head)
         x = self.transformer.drop(x)
@@ -244,27 +244,27 @@ class GPT(nn.Module):
             x = block(x, rope, cache)
         x = self.transformer.ln_f(x)
         if targets is None:
-            x = x[:, -1:]  # the next token needs the last position alone
+            x = x[:, -1:]  # only the last position predicts the next token
         logits = self.lm_head(x)
         if self.config.softcap:  # no logit grows without bound (Gemma 2, 2024)
             logits = self.config.softcap * torch.tanh(logits / self.config.softcap)
         if targets is None:
             return logits, None
         # Small initial weights give small logits, so all V tokens are about equally likely and the
-        # first loss is about ln(V). Check this first: much more means that something is wrong.
+        # first loss is about ln(V). Check this first: if it is much higher, something is wrong.
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits, loss
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
         """idx (B, T) -> idx and its continuation (B, T + max_new_tokens). Call model.eval() first,
-        or dropout is on. This is the simple, slow way: every token recomputes the whole window;
-        sample.py does the same with a KV cache. A full window drops its older half.
-        """
+        or dropout is on. Every token recomputes the whole window; sample.py has a KV cache instead.
+        A full window drops its older half: a drop moves the other tokens to new positions, which
+        makes a KV cache invalid, so dropping one at a time would recompute it for every token."""
         start = max(0, idx.shape[-1] - self.block_size)  # the window is idx[:, start:]
         for _ in range(max_new_tokens):
             logits = self(idx[..., start:])[0][:, -1]  # (B, V)
-            next_ids = logits.argmax(dim=-1, keepdim=True)  # (B, 1): at temperature 0
+            next_ids = logits.argmax(dim=-1, keepdim=True)  # (B, 1); kept only if temperature is 0
             if top_k is not None:
                 kept = logits.topk(min(top_k, logits.shape[1])).values
                 logits = logits.masked_fill(logits < kept[:, -1:], -math.inf)
@@ -287,8 +287,8 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name):
-        """GPT-2, or a model of its kind, in Hugging Face's format: a folder, or a name on the hub
-        such as "gpt2". Raises ValueError for another kind of model, OSError for missing files."""
+        """A model with GPT-2's architecture in Hugging Face's format: a folder, or a name on the
+        hub ("gpt2"). Raises ValueError for another architecture, OSError for missing files."""
         from internals import huggingface
         config, weights = huggingface.read(name)
         return cls.from_weights(GPTConfig(**config), weights)

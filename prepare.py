@@ -269,7 +269,7 @@ def main(argv=None):
     first = cfg.texts[0]
     options = {name: given[name] for name in ("digits", "reverse") if name in given}
     if options and first != "addition":
-        raise UserError(f"--{next(iter(options))} is for addition alone, not for {first}")
+        raise UserError(f"--{next(iter(options))} applies only to addition, not to {first}")
 
     if first in builtin:
         if len(cfg.texts) > 1 or "name" in given or "tokenizer" in given:

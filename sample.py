@@ -72,11 +72,11 @@ class SampleConfig:
 
 
 class KVCache:
-    """The tokens in view, and their keys and values, so that those are computed only once.
+    """The tokens in the context, and their keys and values, which are computed only once.
 
     ids: the tokens (batch_size, n), n <= block_size; one row while all samples share a prompt.
     length: the number of tokens whose keys and values are stored, 2 x n_layer x C numbers each.
-    positions (T,): where the T tokens computed now are. mask (T, n): True where they may look.
+    positions (T,): those of the T tokens computed now. mask (T, n): True where they attend.
     static: n is block_size in the mask and in attention, with future places masked. So no shape
     changes from token to token, as torch.compile and CUDA graphs need.
     """
@@ -94,7 +94,7 @@ class KVCache:
             rows = max(len(self.ids), len(ids))
             ids = torch.cat((self.ids.expand(rows, -1), ids.expand(rows, -1)), dim=1)
         if ids.shape[-1] > self.block_size:
-            ids, self.length = ids[:, -n_kept:], 0  # new positions: keys, values are recomputed
+            ids, self.length = ids[:, -n_kept:], 0  # positions change, so recompute keys, values
         self.ids = ids
 
     def next_logits(self, model):
@@ -136,7 +136,7 @@ def make_cache(model, batch_size, **options):
 class Sampler:
     """Chooses the next tokens of a batch: called with logits (B, V) and the ids (B, n) so far, it
     returns ids (B, 1). Sample i has its own random numbers, from seeds[i]; see `draw` and
-    `penalize`. Ids from n_vocab on, which only pad the vocabulary, are never chosen."""
+    `penalize`. `stream` passes only the first n_vocab logits: later ids pad the vocabulary."""
 
     def __init__(self, seeds, n_vocab=None, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0,
                  repetition_penalty=1.0):
@@ -196,8 +196,8 @@ def stream(model, idx, sampler, cache):
 
 def complete(model, tokenizer, prompt, max_new_tokens=200, temperature=0.8, top_k=200, seed=1337,
              stop=None, **filters):
-    """The prompt and its continuation, as text, up to `stop` or the end of text. filters: others of
-    Sampler, such as top_p. Dropout is off meanwhile. Raises UserError for an unknown character."""
+    """The prompt and its continuation as text, up to `stop` or the end of text. filters: see
+    Sampler. Dropout is off meanwhile. Raises UserError for an unknown character."""
     idx = torch.tensor(tokenizer.encode(prompt, special=True))[None]  # (1, T)
     idx = idx.to(model.transformer.wte.weight.device)
     sampler = Sampler([seed], tokenizer.n_vocab, temperature, top_k, **filters)
@@ -228,7 +228,7 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
     UserError if the logits are NaN."""
     idx = torch.tensor(tokenizer.encode(prompt, special=True))[None]  # (1, T)
     if (n := idx.shape[1]) > model.block_size:
-        print(f"warning: of the {n:,} tokens of the prompt the model sees the last "
+        print(f"warning: the prompt has {n:,} tokens, but the model sees only the last "
               f"{model.block_size:,}", file=sys.stderr)
     samples = [Sample("" if cfg.interactive else prompt, tokenizer, cfg.stop) for _ in seeds]
     separator = "\n" if cfg.interactive else f"\n{SEPARATOR}\n"
@@ -255,7 +255,7 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
 
 
 def interact(model, tokenizer, cfg, loaded):
-    """Continue from each line that is typed, until Ctrl-D. What was said before stays in view."""
+    """Continue from each line that is typed, until Ctrl-D. Earlier lines stay in the context."""
     with suppress(ImportError):
         import readline  # noqa: F401  # arrow keys and history in input(); not on Windows
     on_terminal = sys.stdin.isatty()

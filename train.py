@@ -64,17 +64,17 @@ class TrainConfig:
     data_dir: str | None = None  # folder of the datasets; None: data/ next to train.py
     gradient_accumulation_steps: Count = 40  # micro-batches per step, over all processes
     batch_size: Count = 12  # sequences per micro-batch
-    align: Count = 1  # sequences begin at multiples of it; if all lines have one length, give that
+    align: Count = 1  # sequences start at multiples of it; for lines of equal length, that length
     # -- model
     init_from: str = "scratch"  # or resume, auto (resume if possible), a folder, gpt2, ...
-    # a bundle of settings for model, optimizer and schedule; each can still be set by itself
+    # a preset of settings for model, optimizer and schedule; each can still be set separately
     recipe: Literal[*RECIPES] | None = None
     size: Literal[*SIZES] | None = None  # n_layer, n_head and n_embd by a name
     # -- optimizer
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: only for the matrices in the blocks
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: matrices in the blocks; the rest: AdamW
     learning_rate: Positive = 6e-4  # peak learning rate (AdamW)
     muon_lr: Positive = 0.02  # peak learning rate (Muon)
-    embedding_lr: Positive | None = None  # of the token embedding; None: learning_rate
+    embedding_lr: Positive | None = None  # peak, of the token embedding; None: learning_rate
     weight_decay: NonNegative = 1e-1  # of matrices and embeddings, not of biases and norm scales
     beta1: Probability = 0.9  # AdamW: decay of the mean of gradients
     beta2: Probability = 0.95  # AdamW: decay of the mean of squared gradients
@@ -84,7 +84,7 @@ class TrainConfig:
     max_iters: Natural = 600000  # steps
     decay_lr: bool = True  # False: constant learning rates without warmup
     cooldown: Fraction = 0.0  # linear decay over this last fraction of the steps; 0: cosine decay
-    warmup_iters: Natural | None = None  # linear warmup; None: 2000, or a tenth of a short run
+    warmup_iters: Natural | None = None  # linear warmup; None: a tenth of the decay, at most 2000
     lr_decay_iters: Count | None = None  # the step at which the decay ends; None: max_iters
     min_lr: NonNegative | None = None  # learning rate after the decay; None: a tenth of the peak
     # -- system
@@ -108,7 +108,7 @@ class TrainConfig:
 
     @property
     def warmup_steps(self):
-        """The steps of warmup. One that would fill the whole run is cut to a tenth of the run."""
+        """Steps of warmup. A warmup as long as the run is cut to a tenth of the run."""
         steps = self.warmup_iters
         if steps is None:
             steps = min(2000, self.decay_steps // 10)
@@ -116,7 +116,7 @@ class TrainConfig:
 
 
 # --------------------------------------------------------------------------------------------------
-# The schedule and the data: functions of their arguments alone
+# The learning-rate schedule, the order of the data, and evaluation
 
 
 def learning_rate(step, cfg):
@@ -125,7 +125,7 @@ def learning_rate(step, cfg):
     linearly in the last part of the steps (Hägele et al. 2024). After the decay it is min_lr."""
     if not cfg.decay_lr:
         return cfg.learning_rate
-    if step < cfg.warmup_steps:
+    if step < cfg.warmup_steps:  # small steps first: AdamW has averaged few gradients so far
         return cfg.learning_rate * (step + 1) / (cfg.warmup_steps + 1)
     highest = cfg.learning_rate
     lowest = highest / 10 if cfg.min_lr is None else cfg.min_lr
@@ -243,7 +243,7 @@ def train(cfg, model_cfg, data, start, world, log, signals):
     # float16 has too few exponent bits for small gradients: the scaler multiplies the loss, and
     # unscale_ divides the gradients again. With other dtypes it does nothing.
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
-    optimizer = make_optimizer(raw_model, cfg, dtype)  # which also says why biases do not decay
+    optimizer = make_optimizer(raw_model, cfg, dtype)  # its docstring: why biases do not decay
     if start.optimizer is not None:  # the run resumes
         optimizer.load_state_dict(start.optimizer)
     if start.scaler:
@@ -271,7 +271,7 @@ def train(cfg, model_cfg, data, start, world, log, signals):
 
     # ---- the loop
     first_step = saved_step = step
-    skipped = longest = torch.zeros((), device=device)  # non-finite steps in a row: now, at most
+    skipped = longest = torch.zeros((), device=device)  # non-finite steps in a row: now, maximum
     signals.catch()
     while True:
         due = step % cfg.eval_interval == 0 or step == cfg.max_iters or cfg.eval_only
@@ -303,30 +303,30 @@ def train(cfg, model_cfg, data, start, world, log, signals):
         seed_step(cfg.seed, step, world.rank)
         lr = learning_rate(step, cfg)
         for group in optimizer.param_groups:
-            group["lr"] = lr * group["scale"]  # as embedding_lr or muon_lr is to learning_rate
+            group["lr"] = lr * group["scale"]  # scale: for example, muon_lr / learning_rate
         loss = torch.zeros((), device=device)
         for micro in range(accumulation):
             if world.size > 1:  # average gradients over the processes only in the last backward
                 model.require_backward_grad_sync = micro == accumulation - 1
             with autocast:
-                # gradients add up over micro-batches, and their mean is wanted
+                # backward adds up gradients; dividing each loss makes the sum their mean
                 micro_loss = model(x, y)[1] / accumulation
             x, y = next(batches)  # the CPU prepares it while the GPU computes
             scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
         loss = world.mean(loss)  # like the gradients: a NaN in one process is now in all of them
         scaler.unscale_(optimizer)
-        # one step along a huge gradient could undo all learning: its norm is limited
+        # one step along a huge gradient could undo all learning, so its norm is limited
         norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), cfg.grad_clip or math.inf)
         finite = torch.isfinite(loss + norm)
         optimizer.step(skip=~finite)  # decided on the device: the CPU does not wait for it
-        scaler.update()
+        scaler.update()  # float16: halves its factor after an overflow, and later doubles it again
         raw_model.zero_grad(set_to_none=True)
         step, consumed = step + 1, consumed + step_sequences  # even if the update was skipped
         # end of the core. Below: logging, and ending a run that skips every update
         # ------------------------------------------------------------------------------------------
 
-        skipped = (skipped + 1) * ~finite
+        skipped = torch.where(finite, 0.0, skipped + 1)
         longest = torch.maximum(longest, skipped)  # rarely read, because that waits for the GPU
         if step % cfg.log_interval == 0:
             logged = torch.stack((loss, norm, skipped)).tolist()  # waits for the GPU
@@ -334,7 +334,7 @@ def train(cfg, model_cfg, data, start, world, log, signals):
         if (step % MAX_SKIPPED == 0 or step == cfg.max_iters) and longest >= MAX_SKIPPED:
             raise UserError(NOT_FINITE.format(step=step, lr=cfg.learning_rate))
 
-    if saved_step != step or (step == 0 and not stopping):
+    if saved_step != step or (step == 0 and not stopping):  # max_iters=0 saves the new model
         save("ckpt.pt")
     log.end(step, best_loss, best_step, stopping, out_of_patience)
     return log.metrics
@@ -348,7 +348,7 @@ def main(argv=None):
     with World(cfg.device, cfg.backend, cfg.deterministic) as world:
         with world.master_first():  # one process prepares a corpus that is missing
             data = open_dataset(cfg.dataset, cfg.data_dir)
-        model_cfg = dataset.fit(model_cfg, data, cfg, start, given)
+        model_cfg = dataset.match(model_cfg, data, cfg, start, given)
         devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
         with devices.out_of_memory_hint(cfg), RunLog(cfg, world) as log, StopSignals() as signals:
             return train(cfg, model_cfg, data, start, world, log, signals)

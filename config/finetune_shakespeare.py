@@ -15,7 +15,7 @@ batch_size = 1
 gradient_accumulation_steps = 32
 max_iters = 20
 
-learning_rate = 3e-5  # 5% of config/train_gpt2.py's, so that GPT-2 does not forget what it learned
+learning_rate = 3e-5  # 5% of that in config/train_gpt2.py, so that GPT-2 does not forget
 decay_lr = False
 
 eval_interval = 5

@@ -68,7 +68,7 @@ def mlp(x, weights, name):  # (T, C) -> (T, C), for each token independently
 def gpt2(ids, weights, n_layer, n_head):
     """Token ids (T,) -> logits (T, V). Row i scores every token of the vocabulary as the successor
     of ids[i]; the softmax of the row is the predicted distribution."""
-    # Token and position embedding. Without wpe, attention could not tell the order of the tokens.
+    # Token and position embedding. Without wpe, a layer could not tell the order of the tokens.
     wte, wpe = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
     x = wte[ids] + wpe[:len(ids)]  # (T, C): the residual stream
     for i in range(n_layer):
@@ -103,7 +103,7 @@ def main():
     print(f"loss of the random model: {loss:.2f}; ln(vocab_size): {np.log(config.vocab_size):.2f}")
 
     # Greedy decoding: append the most likely next token, and run the model on the longer text. An
-    # untrained model usually repeats the last token: the LM head has the same embedding as a row.
+    # untrained model usually repeats the last token: its row of the LM head is its own embedding.
     for _ in range(8):
         logits = gpt2(ids, weights, config.n_layer, config.n_head)
         ids = np.append(ids, logits[-1].argmax())

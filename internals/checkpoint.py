@@ -49,7 +49,7 @@ from internals.files import DATA, replacing
 from model import GPTConfig
 
 OF_ONE_CALL = ("out_dir", "init_from", "eval_only")  # settings that a resumed run does not inherit
-OF_ONE_MACHINE = ("device", "dtype", "compile", "backend")  # in nanoGPT, their defaults need a GPU
+OF_ONE_MACHINE = ("device", "dtype", "compile", "backend")  # not inherited from nanoGPT: for a GPU
 SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 MAX_BLOCK_SIZE = 2**20  # with RoPE, the shape of no weight depends on block_size
 MAX_COUNT = 2**53  # of steps and sequences
@@ -424,9 +424,9 @@ def checked_scaler(scaler):
 
 
 def nanogpt_meta(folder, config, vocab_size):
-    """The meta of a nanoGPT checkpoint in `folder`. It is the meta file of its dataset, which is
-    searched next to the checkpoint, in nanoGPT's data folder, and in ours. GPT-2's if there is
-    none."""
+    """The meta of a nanoGPT checkpoint in `folder`: the meta file of its dataset, which is searched
+    next to the checkpoint, in nanoGPT's data folder, and in ours. If none exists, it is that of
+    GPT-2."""
     dataset = str((config or {}).get("dataset", ""))
     places = [folder]
     if dataset:
@@ -484,7 +484,7 @@ def read_model(name):
         known = ["scratch", "resume", "auto", *HUB_NAMES]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else (
-            f"nor one of {', '.join(known)}, nor OWNER/NAME on the hub")
+            f"use one of {', '.join(known)}, or OWNER/NAME on the hub")
         raise UserError(f"init_from={name} is not a folder of a run or a model; {hint}")
     return from_hugging_face(name)
 

@@ -174,7 +174,7 @@ def parse_pickle(content):
     return {"tokenizer": "char", "chars": "".join(chars), "vocab_size": len(chars)}
 
 
-def fit(model_cfg, data, cfg, start, given):
+def match(model_cfg, data, cfg, start, given):
     """Returns model_cfg; for a new model, with the vocabulary size of the dataset.
 
     start: the Checkpoint that training starts from; its model is None for a new model.
@@ -195,7 +195,7 @@ def fit(model_cfg, data, cfg, start, given):
     if start.model is None and "vocab_size" not in given:
         model_cfg = replace(model_cfg, vocab_size=data.padded_vocab_size)
     if start.model is not None and not data.same_tokenizer(start.meta):
-        raise UserError(f"{data.folder} has another tokenizer than the model to start from: "
+        raise UserError(f"{data.folder} has a different tokenizer than the model to start from: "
                         "prepare the text with --tokenizer=NAME, the name of the model's dataset")
     if model_cfg.vocab_size < data.vocab_size:
         raise UserError(f"vocab_size={model_cfg.vocab_size} is less than the {data.vocab_size} "

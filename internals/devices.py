@@ -9,7 +9,9 @@ import torch
 from configurator import UserError, reason
 from internals import cpu
 
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # data sheets: dense bfloat16
+# data sheets: dense bfloat16. The first name that is in the name of the device counts.
+PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
+              "H200": 989e12}
 
 
 def find_device(name):

@@ -141,7 +141,7 @@ def read_config(hf):
         ("quantization_config", not hf.get("quantization_config")),
     ]:
         if not allowed:
-            raise ValueError(f"{name}={shown(hf.get(name))} in config.json is not GPT-2's")
+            raise ValueError(f"{name}={shown(hf.get(name))} in config.json differs from GPT-2")
     norm_eps = hf.get("layer_norm_epsilon", 1e-5)
     if type(norm_eps) is not float or not 0 < norm_eps < 1:  # this refuses NaN too
         raise ValueError(f"layer_norm_epsilon={shown(norm_eps)} in config.json must be above 0 and "
@@ -313,9 +313,8 @@ def write_config(config, n_vocab):
         ("act", list(acts)),
     ]:
         if config[name] not in choices:
-            raise ValueError(f"{name}={config[name]} is not GPT-2's: it must be "
-                             f"{' or '.join(map(str, choices))}, or no other program could run "
-                             "the model")
+            raise ValueError(f"{name}={config[name]} cannot be exported, because GPT-2 has no such "
+                             f"setting: it must be {' or '.join(map(str, choices))}")
     return {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "torch_dtype": "float32",
         "n_positions": config["block_size"],

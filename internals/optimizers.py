@@ -18,7 +18,7 @@ class Optimizers:
         """One update. skip: a bool tensor () on the device of the parameters; if it is true, the
         parameters and the state are not changed at all."""
         for optimizer in self.optimizers:
-            # AdamW (fused) and Muon read found_inf on the device, so the CPU does not wait for it
+            # how GradScaler makes an optimizer skip; read on the device, so the CPU does not wait
             optimizer.found_inf = skip.float()
             optimizer.step()
 

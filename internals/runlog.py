@@ -174,8 +174,8 @@ class RunLog:
             self.say("    " + line)
 
     def after_evaluation(self, step):
-        """The evaluation is over, with its checkpoints and its sample: save a snapshot if the run
-        has snapshots, plot the losses, and time the steps that follow."""
+        """Called after an evaluation, its checkpoints and its sample: saves a snapshot if the run
+        has snapshots, plots the losses, and times the steps that follow."""
         if self.writes and self.cfg.snapshots:
             checkpoint.write_snapshot(self.out_dir, step, self.model)
         if step > 0:
@@ -284,9 +284,10 @@ def draw_losses(metrics, path):
     axes = figure.subplots()
     drawn = []
     for key, label, style in (
-            ("loss", "batch of one step", {"color": "tab:blue", "alpha": 0.3, "linewidth": 0.8}),
-            ("train_loss", "training text", {"color": "tab:blue", "marker": "."}),
-            ("val_loss", "validation text", {"color": "tab:orange", "marker": "."})):
+            ("loss", "training loss (one batch)",
+             {"color": "tab:blue", "alpha": 0.3, "linewidth": 0.8}),
+            ("train_loss", "training loss", {"color": "tab:blue", "marker": "."}),
+            ("val_loss", "validation loss", {"color": "tab:orange", "marker": "."})):
         points = [(m["step"], m[key]) for m in metrics if m.get(key) is not None]
         drawn += points
         if points:

@@ -1,4 +1,4 @@
-"""Ctrl-C and other signals: a run that gets a signal saves a checkpoint, and then ends by it.
+"""Ctrl-C and other signals: a run that gets one saves a checkpoint, and then ends with that signal.
 
 If this module is imported before torch, a Ctrl-C during the other imports prints one line instead
 of a traceback.

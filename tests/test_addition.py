@@ -94,8 +94,9 @@ def test_options_of_sums_are_refused_for_other_corpora(mistake, tmp_path):
     data = f"--data_dir={tmp_path}"
     for what in ("plays_char", "openwebtext", tmp_path / "a.txt"):
         line = mistake(prepare.main, what, "--digits=2", data)
-        assert f"--digits is for addition alone, not for {what}" in line
-        assert "--reverse is for addition" in mistake(prepare.main, what, "--reverse=False", data)
+        assert f"--digits applies only to addition, not to {what}" in line
+        line = mistake(prepare.main, what, "--reverse=False", data)
+        assert "--reverse applies only to addition" in line
     assert "digits=4 must be 1, 2 or 3" in mistake(prepare.main, "addition", "--digits=4", data)
     assert "give it alone" in mistake(prepare.main, "addition", "--name=sums", data)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
@@ -201,7 +202,7 @@ def test_each_wrong_sum_is_counted_and_shown(run, tmp_path, capsys, monkeypatch)
     use(prompts[1:3], prompts[3:4])
     exact, total, shown = counted(capsys, out_dir)
     assert (exact, total, len(shown)) == (7, 10, 3)
-    assert f"  {prompts[1]}9{lines[1][5]}, but the sum is {lines[1][4:]}" in shown
+    assert f"  {prompts[1]}9{lines[1][5]}, but the correct line is {lines[1]}" in shown
     use(prompts[:7])
     exact, _, shown = counted(capsys, out_dir)
     assert (exact, len(shown)) == (3, add.SHOWN)

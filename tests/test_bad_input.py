@@ -166,7 +166,7 @@ def test_data_of_another_tokenizer_does_not_resume(mistake, tiny, trained, tmp_p
     (tmp_path / "b.txt").write_text("another text, with other letters! " * 99, encoding="utf-8")
     prepare.main([str(tmp_path / "b.txt"), f"--data_dir={tmp_path}"])
     line = mistake(train.main, *tiny(init_from="resume", dataset="b", data_dir=tmp_path))
-    assert "another tokenizer than the model to start from" in line
+    assert "a different tokenizer than the model to start from" in line
 
 
 def test_another_shape_does_not_resume(mistake, trained):

@@ -505,7 +505,7 @@ def test_folders_that_have_a_checkpoint_are_named(out, mistake):
     ("", "init_from= is empty"), ("gpt2-md", "did you mean gpt2-medium?"),
     ("gpt2-xxl", "did you mean gpt2-xl?"), ("distilgpt", "did you mean distilgpt2?"),
     ("scrtach", "did you mean scratch?"), ("Resume", "did you mean resume?"),
-    ("llama", "nor one of scratch, resume, auto, gpt2, gpt2-medium"),
+    ("llama", "use one of scratch, resume, auto, gpt2, gpt2-medium"),
 ])
 def test_a_name_that_is_nearly_right_is_not_asked_for(mistake, monkeypatch, name, message):
     monkeypatch.setattr(checkpoint.huggingface, "find", lambda name: Path("/asked/for") / name)

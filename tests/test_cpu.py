@@ -9,9 +9,18 @@ import torch
 from helpers import GPT2_TINY, MODELS, MODERN, model_of, tokens
 
 from configurator import UserError
-from internals.cpu import CPUAttend, CPUDropout, Packed, drop, quantized, speed_up
+from internals.cpu import (
+    CPUAttend,
+    CPUDropout,
+    CPUReLU2,
+    CPURMSNorm,
+    Packed,
+    drop,
+    quantized,
+    speed_up,
+)
 from internals.devices import for_sampling
-from model import GPT, Attend, GPTConfig
+from model import GPT, Attend, GPTConfig, ReLU2
 from sample import KVCache, Sampler, make_cache, stream
 
 WIDE_TINY = GPTConfig(block_size=32, vocab_size=61, n_layer=2, n_head=4, n_embd=256, bias=True)
@@ -80,6 +89,25 @@ def test_with_a_cache_dropout_and_bfloat16_weights_dtypes_are_not_mixed():
     for _ in islice(stream(model, tokens(GPT2_TINY, 1, 3), Sampler([0]), cache), 3):
         pass
     assert cache.layers[0].dtype == torch.float32
+
+
+# ---- RMSNorm and ReLU squared
+
+
+@pytest.mark.parametrize("plain, faster", [
+    (torch.nn.RMSNorm(6, 1e-5, elementwise_affine=False), CPURMSNorm(6, 1e-5, False)),
+    (ReLU2(), CPUReLU2())], ids=["RMSNorm", "ReLU2"])
+def test_a_fast_layer_has_the_values_and_gradients_of_the_plain_one(plain, faster):
+    x = torch.randn(2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x.requires_grad_()
+    results = []
+    for layer in plain, faster:
+        y = layer(x)
+        results.append((y, *torch.autograd.grad(y.sin().sum(), x)))
+    torch.testing.assert_close(*results)
+    assert torch.autograd.gradcheck(faster, x)
+    with torch.no_grad():
+        torch.testing.assert_close(faster(x), results[0][0])
 
 
 # ---- dropout

@@ -180,8 +180,8 @@ def test_idx_of_another_dtype_is_named(dtype):
     ({"n_embd": 100, "n_head": 12}, "n_embd=100 is not divisible by n_head=12.* 96$"),
     ({"n_embd": 2, "n_head": 12}, "n_embd=2 is not divisible by n_head=12.* 12$"),
     ({"n_layer": 0}, "n_layer.* must be 1 or more"),
-    ({"act": "swish"}, "act must be one of gelu_tanh, gelu, relu2"),
-    ({"pos": "alibi"}, "pos must be one of learned, rope"),
+    ({"act": "swish"}, "act=swish must be one of gelu_tanh, gelu, relu2"),
+    ({"pos": "alibi"}, "pos=alibi must be one of learned, rope"),
     ({"pos": "rope", "n_embd": 15, "n_head": 5}, "n_embd / n_head must be even"),
 ])
 def test_impossible_shapes_are_refused(shape, message):

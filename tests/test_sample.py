@@ -119,7 +119,7 @@ def test_a_prompt_can_come_from_a_file(trained, capsys, tmp_path):
 def test_a_long_prompt_is_cropped_with_a_warning(trained, capsys):
     main([f"--out_dir={trained}", "--start=" + "Line " * 10, "--max_new_tokens=1"])
     err = capsys.readouterr().err
-    assert "warning: of the 50 tokens of the prompt the model sees the last 16" in err
+    assert "warning: the prompt has 50 tokens, but the model sees only the last 16" in err
 
 
 def test_a_model_is_loaded_in_eval_mode(trained):

@@ -96,7 +96,8 @@ def test_gpt2s_context_is_whole_unless_it_is_cropped(start, gpt2, bpe_data, tmp_
     ({"act": "gelu"}, "act=gelu, but the model to start from has gelu_tanh"),
     ({"vocab_size": 50304}, "vocab_size=50304, but the model to start from has 50257"),
     ({"size": "gpt-nano"}, "n_layer=3, but the model to start from has 2"),
-    ({"dataset": "tiny", "block_size": 16}, "has another tokenizer than the model to start from"),
+    ({"dataset": "tiny", "block_size": 16},
+     "has a different tokenizer than the model to start from"),
 ])
 def test_what_does_not_fit_to_gpt2_is_refused(mistake, tiny, gpt2, bpe_data, data_dir, tmp_path,
                                               change, message):
@@ -153,7 +154,7 @@ def test_data_of_another_tokenizer_does_not_go_with_a_run(mistake, start, tiny, 
     start("scratch", **{name: TINY_RUN[name] for name in FINE_TUNING}, max_iters=1)
     line = mistake(train.main, f"--init_from={tmp_path / 'out'}", "--dataset=bpe",
                    f"--data_dir={bpe_data}", f"--out_dir={tmp_path / 'other'}")
-    assert "another tokenizer" in line and not (tmp_path / "other").exists()
+    assert "a different tokenizer" in line and not (tmp_path / "other").exists()
 
 
 def test_a_rate_of_its_own_for_the_embedding_can_come_later(tiny, tmp_path):

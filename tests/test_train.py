@@ -540,8 +540,9 @@ def test_the_picture_has_a_curve_for_each_kind_of_loss(tmp_path, monkeypatch):
     runlog.draw_losses([{"step": 0, "train_loss": 5, "val_loss": 6}, {"step": 1, "loss": 4.5},
                         {"step": 2, "loss": None}, {"step": 2, "train_loss": 3, "val_loss": 4},
                         {"step": 4, "train_loss": 2, "val_loss": 4.5}], tmp_path / "loss.png")
-    assert curves == {"batch of one step": [[1, 4.5]], "training text": [[0, 5], [2, 3], [4, 2]],
-                      "validation text": [[0, 6], [2, 4], [4, 4.5]], "best: 4.0000": [[2, 4]]}
+    assert curves == {"training loss (one batch)": [[1, 4.5]],
+                      "training loss": [[0, 5], [2, 3], [4, 2]],
+                      "validation loss": [[0, 6], [2, 4], [4, 4.5]], "best: 4.0000": [[2, 4]]}
 
 
 @pytest.mark.parametrize("name", ["lr_$1e-3_$x", r"a $\foo$ b", "出力"])

@@ -4,7 +4,8 @@
     python tools/add.py --out_dir=out-addition
 
 The prompt is a line of val.bin up to its "=". The model continues it by greedy decoding. A sum is
-exact if all its digits and the end of the line are right.
+exact if all its digits and the end of the line are right. By default, sums are written with their
+last digit first.
 """
 
 import itertools
@@ -76,7 +77,7 @@ def main(argv=None):
     exact = len(lines) - len(wrong)
     print(f"exact: {exact:,} of {len(lines):,} ({exact / len(lines):.2%})")
     for line, answer in wrong[:SHOWN]:
-        print(f"  {answer.rstrip()}, but the sum is {line.rpartition('=')[2].rstrip()}")
+        print(f"  {answer.rstrip()}, but the correct line is {line.rstrip()}")
 
 
 if __name__ == "__main__":

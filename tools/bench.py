@@ -3,6 +3,7 @@
     python tools/bench.py train config/train_gpt2.py    a training step, against transformers' GPT-2
     python tools/bench.py sample --size=gpt2            sampling, against other implementations
     python tools/bench.py loop config/quickstart.py     train.py, against a bare training loop
+    python tools/bench.py gpu --nanogpt=FOLDER          all that matters on a GPU (bench_gpu.py)
 
 The candidates run in alternation in one process. The output is the median of each candidate, and
 its time relative to the first candidate, computed round by round: on a shared machine, only
@@ -353,7 +354,10 @@ if __name__ == "__main__":
             print(__doc__)
         elif kind in kinds:
             kinds[kind](sys.argv[2:])
+        elif kind == "gpu":
+            import bench_gpu  # which imports this file
+            bench_gpu.main(sys.argv[2:])
         else:
             raise UserError(f"{kind!r} cannot be measured: the first word must be "
-                            f"{', '.join(kinds)}, as in `python tools/bench.py loop "
+                            f"{', '.join(kinds)}, gpu, as in `python tools/bench.py loop "
                             "config/quickstart.py`")
