@@ -261,29 +261,38 @@ function leadsFrom(lens) {
 
 const rowName = (row) => (row === 0 ? "embedding" : `layer ${row}`);
 
+/** A column of the lens: what is read at one token, predicted after each layer, and what came. */
+function lensColumn(t, {lens}, id, next, vocab) {
+  const from = leadsFrom(lens);
+  const cells = lens.map(([best, p], row) => element("span", {
+    class: row >= from ? "cell leads" : "cell", style: `--shade:${opacity(p).toFixed(3)}`,
+  }, visible(vocab[best])));
+  const came = next === undefined ? "" : visible(vocab[next]);
+  return element("div", {class: "position", "data-t": t},
+    element("span", {}, visible(vocab[id])), ...cells, element("span", {}, came));
+}
+
+/** Only columns that have changed are built again: a typed character is one new column. */
 function drawLens(seen, at, vocab, config) {
-  const table = element("table", {style: `--columns:${seen.ids.length}`});
-  const line = (name, cell, className = "") => {
-    const row = element("tr", {class: className}, element("th", {scope: "row"}, name));
-    seen.ids.forEach((_, t) => row.append(cell(t)));
-    table.append(row);
-  };
-  const selected = (t) => (t === at.token ? "selected" : "");
-  const plain = (t, id) => element("td", {class: selected(t), "data-t": t},
-    id === undefined ? "" : visible(vocab[id]));
-  line("token read", (t) => plain(t, seen.ids[t]), "read");
-  for (let row = 0; row <= config.n_layer; row++) {
-    line(rowName(row), (t) => {
-      const lens = seen.entries[t]?.lens;
-      if (!lens) return plain(t);
-      const [id, p] = lens[row];
-      const leads = row >= leadsFrom(lens) ? "leads" : "";
-      return element("td", {class: `lens-cell ${leads} ${selected(t)}`, "data-t": t,
-        style: `--shade:${opacity(p).toFixed(3)}`}, element("span", {}, visible(vocab[id])));
-    });
+  const view = $("lens");
+  if (!view.firstChild) {
+    const rows = Array.from({length: config.n_layer + 1}, (_, row) => rowName(row));
+    const names = ["token read", ...rows, "token that came"];
+    view.append(element("div", {class: "names"}, ...names.map((n) => element("span", {}, n))));
   }
-  line("token that came", (t) => plain(t, seen.ids[t + 1]), "came-row");
-  $("lens").replaceChildren(table);
+  const columns = view.children; // the first one has the names
+  seen.entries.forEach((entry, t) => {
+    const shown = [entry, seen.ids[t], seen.ids[t + 1]];
+    const old = columns[t + 1];
+    if (!old || shown.some((part, i) => part !== old.shown[i])) {
+      const column = lensColumn(t, ...shown, vocab);
+      column.shown = shown;
+      if (old) old.replaceWith(column);
+      else view.append(column);
+    }
+    columns[t + 1].classList.toggle("selected", t === at.token);
+  });
+  while (columns.length > seen.entries.length + 1) view.lastChild.remove();
   const lens = seen.entries[at.token]?.lens;
   if (!lens) return say($("lens-reading"), "…");
   const parts = ["After ", word(vocab[seen.ids[at.token]]), ": "];
@@ -299,11 +308,11 @@ function drawLens(seen, at, vocab, config) {
 /** Scroll the lens so that the selected token is visible, if the lens itself is. (Reading positions
  *  in it would make the browser place its cells, which takes time at every typed character.) */
 function scrollLens() {
-  const scroll = $("lens"), cell = scroll.querySelector(".selected");
+  const scroll = $("lens"), column = scroll.querySelector(".selected");
   const {top, bottom} = scroll.closest(".card").getBoundingClientRect();
-  if (!cell || top > innerHeight || bottom < 0) return;
-  const most = cell.offsetLeft - scroll.querySelector("th").offsetWidth;
-  const least = cell.offsetLeft + cell.offsetWidth - scroll.clientWidth;
+  if (!column || top > innerHeight || bottom < 0) return;
+  const most = column.offsetLeft - scroll.firstChild.offsetWidth;
+  const least = column.offsetLeft + column.offsetWidth - scroll.clientWidth;
   scroll.scrollLeft = Math.max(least, Math.min(scroll.scrollLeft, most));
 }
 
