@@ -52,6 +52,7 @@ class TrainConfig:
     eval_iters: Count = 200  # batches per evaluation and split: always the same sequences
     eval_only: bool = False  # evaluate once and write nothing
     always_save_checkpoint: bool = True  # False: save at an evaluation only if it is the best
+    snapshots: bool = False  # save the weights alone at each evaluation, for tools/look.py
     patience: Natural = 0  # stop after this many evaluations without a better one; 0: never
     sample_tokens: Natural = 200  # length of the sample shown at an evaluation; 0: none
     wandb_log: bool = False  # also log to a tracker
@@ -96,8 +97,7 @@ class TrainConfig:
 
     def __post_init__(self):
         if self.decay_lr and (self.min_lr or 0) > self.learning_rate:
-            raise ValueError(f"min_lr={self.min_lr} must be at most learning_rate="
-                             f"{self.learning_rate}")
+            raise ValueError(f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}")
         if self.lr_decay_iters is not None and (self.warmup_iters or 0) >= self.lr_decay_iters:
             raise ValueError(f"warmup_iters={self.warmup_iters} must be below lr_decay_iters="
                              f"{self.lr_decay_iters}")

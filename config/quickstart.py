@@ -31,6 +31,7 @@ beta2 = 0.95
 eval_interval = 150
 eval_iters = 50
 log_interval = 10
+snapshots = True  # python tools/look.py --out_dir=out-quickstart shows how the model learned
 
 if torch.cuda.is_available():
     n_layer, n_head, n_embd, block_size = 6, 6, 384, 256

@@ -21,6 +21,7 @@ one-line error, and an absurd size never allocates memory. The functions differ 
     read             one checkpoint file, with the optimizer
     first_undamaged  the first undamaged checkpoint in the folder of a run
     read_model       only the weights: from a folder, a file, a Hugging Face folder, or its hub
+    read_snapshot    only the weights: at one step of a run
     starting_point   what `train.py --init_from=...` starts from, and the resulting settings
 
 Left out: sharded checkpoints, and conversions between optimizers.
@@ -39,6 +40,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 
 from configurator import UserError, build, convert, reason
 from internals import huggingface
@@ -536,6 +538,47 @@ def no_checkpoint(out_dir):
     others = sorted({str(path.parent) for path in out_dir.parent.glob("out*/*.pt")})
     hint = f"; there is one in {', '.join(others[:3])}" if others else ""
     return f"there is no checkpoint in {out_dir}: train first, or give another folder{hint}"
+
+
+# --------------------------------------------------------------------------------------------------
+# Snapshots: the weights alone, at each evaluation of a run. Nothing resumes from them.
+
+
+def snapshot_paths(out_dir):
+    """{step: path} of the snapshots in out_dir, in the order of the steps."""
+    numbered = {}
+    for path in Path(out_dir, "snapshots").glob("step-*.safetensors"):
+        number = path.stem.removeprefix("step-")
+        if number.isdecimal():
+            numbered[int(number)] = path
+    return dict(sorted(numbered.items()))
+
+
+def write_snapshot(out_dir, step, model):
+    """Write the weights of a GPT to out_dir/snapshots/step-000150.safetensors."""
+    weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
+    if model.config.tied:
+        del weights["lm_head.weight"]  # it is the token embedding
+    with replacing(Path(out_dir, "snapshots", f"step-{step:06}.safetensors")) as temporary:
+        temporary.write_bytes(save(weights, metadata={"format": "pt"}))
+
+
+def read_snapshot(path, model_args):
+    """The weights in a snapshot, in the form of a state_dict. Raises UserError if the file is
+    damaged or does not fit model_args."""
+    try:
+        return checked_weights(huggingface.open_weights(path), build(GPTConfig, model_args),
+                               from_nanogpt=False)[0]
+    except ValueError as error:
+        raise UserError(f"{path} is not a snapshot of this run: {error}") from None
+
+
+def remove_snapshots_after(out_dir, step):
+    """Remove the snapshots of later steps. A run that was killed, or that resumes from an earlier
+    checkpoint, will train these steps again, perhaps with other settings."""
+    for number, path in snapshot_paths(out_dir).items():
+        if number > step:
+            path.unlink()
 
 
 # --------------------------------------------------------------------------------------------------

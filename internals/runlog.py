@@ -20,11 +20,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from configurator import UserError
+from internals import checkpoint
 from internals.devices import mfu, num_params, peak_flops
 from internals.files import replacing
 from prepare import tokenizer_from_meta
 
-FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "ckpt.pt")  # in out_dir
+# in out_dir
+FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "snapshots", "ckpt.pt")
 
 
 class RunLog:
@@ -66,7 +68,8 @@ class RunLog:
 
     def begin(self, model, data, dtype, compiled, start):
         """Print a summary of the run and prepare its files: a new run moves the files of an earlier
-        run to a subfolder, and a resumed run cuts metrics.jsonl at its checkpoint.
+        run to a subfolder, and a resumed run cuts metrics.jsonl at its checkpoint and removes the
+        snapshots after it.
 
         model: the GPT. data: the Dataset. dtype: its name. compiled: a bool. start: (the first
         step, the lowest validation loss so far or None).
@@ -85,6 +88,7 @@ class RunLog:
                 self.tracker = start_tracker(cfg, settings)
             if cfg.init_from != "resume":
                 keep_previous(self.out_dir, self.say)
+            checkpoint.remove_snapshots_after(self.out_dir, self.first_step)
             due = self.first_step % cfg.eval_interval == 0 or self.first_step == cfg.max_iters
             self.metrics = read_metrics(self.out_dir / "metrics.jsonl", self.first_step, due)
             with replacing(self.out_dir / "metrics.jsonl") as temporary:
@@ -170,8 +174,10 @@ class RunLog:
             self.say("    " + line)
 
     def after_evaluation(self, step):
-        """Called after an evaluation, its checkpoints and its sample: plots the losses, and
-        times the steps that follow."""
+        """Called after an evaluation, its checkpoints and its sample: saves a snapshot if the run
+        has snapshots, plots the losses, and times the steps that follow."""
+        if self.writes and self.cfg.snapshots:
+            checkpoint.write_snapshot(self.out_dir, step, self.model)
         if step > 0:
             self.plot(step)
         now = time.perf_counter()
@@ -228,6 +234,7 @@ class RunLog:
         self.say(f"  metrics      {self.out_dir / 'metrics.jsonl'}")
         self.say(f"  picture      {self.out_dir / 'loss.png'}")
         self.say(f"  sample       python sample.py --out_dir={folder}")
+        self.say(f"  look inside  python tools/look.py --out_dir={folder}")
 
 
 def keep_previous(out_dir, say):

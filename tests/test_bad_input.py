@@ -55,7 +55,7 @@ def trained(tiny, tmp_path):
     ({"device": "meta"}, "device=meta cannot be used here: only cpu, cuda and mps are supported"),
     ({"learning_rate": 0}, "learning_rate=0.0 must be above 0"),
     ({"learning_rate": "nan"}, "learning_rate=nan must be above 0"),
-    ({"min_lr": 1.0}, "min_lr=1.0 must be at most learning_rate=0.01"),
+    ({"min_lr": 1.0}, "min_lr=1.0 is above learning_rate=0.01"),
     ({"beta2": 1.5}, "beta2=1.5 must be at least 0 and below 1"),
     ({"warmup_iters": 10, "lr_decay_iters": 10}, "warmup_iters=10 must be below lr_decay_iters=10"),
     ({"lr_decay_iters": 0}, "lr_decay_iters=0 must be 1 or more"),

@@ -11,6 +11,7 @@ import torch
 from helpers import MODERN, equal, finished, logged, losses, same_run, script, state, wait_for
 
 import train
+from configurator import UserError
 from internals import checkpoint
 from internals.runlog import read_metrics
 from train import main
@@ -283,6 +284,58 @@ def test_the_evaluation_at_the_end_of_a_run_stays_when_it_is_trained_longer(tiny
     main(tiny(max_iters=12, eval_interval=4, init_from="resume"))
     steps = [m["step"] for m in logged(tmp_path / "out") if "val_loss" in m]
     assert steps == [0, 4, 6, 8, 12]
+
+
+def snapshots(out_dir):
+    """{step: weights} of the snapshots in the folder of a run."""
+    model_args = state(out_dir).model_args
+    return {step: checkpoint.read_snapshot(path, model_args)
+            for step, path in checkpoint.snapshot_paths(out_dir).items()}
+
+
+def test_snapshots_are_the_weights_at_each_evaluation_and_change_nothing_else(tiny, tmp_path):
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    main(tiny(out_dir=plain))
+    main(tiny(snapshots=True))
+    assert same_run(plain, out)
+    kept = snapshots(out)
+    assert list(kept) == [0, 4, 8, 12] and equal(kept[12], state(out).model)
+    assert not equal(kept[0], kept[4]) and not (plain / "snapshots").exists()
+    names = sorted(path.name for path in (out / "snapshots").iterdir())
+    assert names == [f"step-{step:06}.safetensors" for step in kept]  # no temporary files
+
+
+def test_snapshots_after_the_checkpoint_to_resume_are_removed_and_written_again(tiny, tmp_path):
+    """A resumed run has its settings, so snapshots too."""
+    out = tmp_path / "out"
+    main(tiny(snapshots=True, max_iters=8, lr_decay_iters=12))
+    later = out / "snapshots" / "step-000012.safetensors"
+    later.write_bytes(b"of a run that was killed before it saved step 12")
+    (out / "snapshots" / "step-000016.safetensors").write_bytes(b"of a longer run")
+    main([f"--out_dir={out}", "--init_from=resume", "--max_iters=12"])
+    kept = snapshots(out)
+    assert list(kept) == [0, 4, 8, 12] and equal(kept[12], state(out).model)
+
+
+def test_a_new_run_moves_the_snapshots_of_the_old_one_with_its_other_files(tiny, tmp_path):
+    out = tmp_path / "out"
+    main(tiny(snapshots=True, max_iters=4))
+    old = snapshots(out)
+    main(tiny(snapshots=True, max_iters=8, eval_interval=8, seed=2))
+    assert list(snapshots(out)) == [0, 8]
+    assert equal(snapshots(out / "previous-1"), old)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda content: content[:-9], "is damaged"),
+    (lambda content: content.replace(b"wpe", b"wtf"), "transformer.wpe.weight is missing"),
+])
+def test_a_snapshot_that_does_not_fit_is_reported(tiny, tmp_path, damage, message):
+    main(tiny(snapshots=True, max_iters=0, eval_iters=1))
+    path = tmp_path / "out" / "snapshots" / "step-000000.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=f"step-000000.safetensors is not a snapshot .*{message}"):
+        snapshots(tmp_path / "out")
 
 
 def test_lines_that_are_no_metrics_are_left_out(tmp_path):

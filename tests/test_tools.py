@@ -120,7 +120,8 @@ def test_tools_refuse_what_is_outside_a_limit(mistake, tool, argv, message):
     assert message in mistake(tool, *argv)
 
 
-@pytest.mark.parametrize("tool", ["ablate", "add", "bench", "evaluate", "export", "finetune"])
+@pytest.mark.parametrize("tool", ["ablate", "add", "bench", "evaluate", "export", "finetune",
+                                  "look"])
 def test_every_tool_has_a_help(tool, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [f"{tool}.py", "--help"])
     with contextlib.suppress(SystemExit):

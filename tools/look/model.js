@@ -1,0 +1,248 @@
+// The forward pass of model.py in plain JavaScript, one token at a time, with a KV cache.
+//
+//     const model = new GPT(config, weights);      // {name: Float32Array}, the names of model.py
+//     const cache = model.newCache();
+//     const {logits} = model.forward(id, cache);   // the token that follows
+//
+// A vector is a Float32Array; sums are computed in float64. What a token computes depends only on
+// the tokens before it, so forward() takes one token and adds its keys and values to the cache. It
+// also returns what the page shows: attention weights, the lens, and sizes of vectors.
+"use strict";
+
+/** A linear layer: weight is (n_out, n_in), row by row; bias is (n_out) or undefined. */
+class Linear {
+  constructor(weight, bias, n_in) {
+    Object.assign(this, {weight, bias, n_in, n_out: weight.length / n_in});
+  }
+
+  forward(x) {
+    const {weight, bias, n_in, n_out} = this;
+    const y = new Float32Array(n_out);
+    for (let o = 0, w = 0; o < n_out; o++) {
+      let sum = bias ? bias[o] : 0;
+      for (let i = 0; i < n_in; i++) sum += weight[w++] * x[i];
+      y[o] = sum;
+    }
+    return y;
+  }
+}
+
+/** The Linear layer of this name among the weights of a model. */
+function linear(weights, name, n_in) {
+  return new Linear(weights[`${name}.weight`], weights[`${name}.bias`], n_in);
+}
+
+/** LayerNorm; without weight and bias if they are undefined. */
+class LayerNorm {
+  constructor(eps, weight, bias) {
+    Object.assign(this, {eps, weight, bias});
+  }
+
+  forward(x) {
+    const mean = x.reduce((sum, a) => sum + a, 0) / x.length;
+    const variance = x.reduce((sum, a) => sum + (a - mean) ** 2, 0) / x.length;
+    const scale = 1 / Math.sqrt(variance + this.eps);
+    return x.map((a, i) => (a - mean) * scale * (this.weight?.[i] ?? 1) + (this.bias?.[i] ?? 0));
+  }
+}
+
+/** RMSNorm: no mean, no learned scale. */
+class RMSNorm {
+  constructor(eps) {
+    this.eps = eps;
+  }
+
+  forward(x) {
+    const scale = 1 / Math.sqrt(x.reduce((sum, a) => sum + a * a, 0) / x.length + this.eps);
+    return x.map((a) => a * scale);
+  }
+}
+
+/** cos and sin of the angles by which RoPE rotates at a position: hs / 2 numbers each. */
+function ropeAngles(position, headSize) {
+  const channels = Array.from({length: headSize / 2}, (_, i) => 2 * i);
+  const angles = channels.map((i) => position * 10000 ** -(i / headSize));
+  return [angles.map(Math.cos), angles.map(Math.sin)];
+}
+
+/** Rotate the pairs (a, b) of one head's vector x: channel i is paired with channel i + hs / 2. */
+function rotate(x, [cos, sin]) {
+  const half = x.length / 2;
+  const y = new Float32Array(x.length);
+  for (let i = 0; i < half; i++) {
+    const [a, b] = [x[i], x[i + half]];
+    y[i] = a * cos[i] - b * sin[i];
+    y[i + half] = b * cos[i] + a * sin[i];
+  }
+  return y;
+}
+
+function softmax(scores) {
+  const highest = scores.reduce((a, b) => Math.max(a, b), -Infinity);
+  const exps = Float64Array.from(scores, (score) => Math.exp(score - highest));
+  const sum = exps.reduce((a, b) => a + b, 0);
+  return exps.map((e) => e / sum);
+}
+
+/** softmax(q k^T / sqrt(hs)) v for one query q and the keys and values up to its own position.
+ *  Causality: the cache has no later keys. Returns [the weighted mean of the values, weights]. */
+function attend(q, keys, values) {
+  const dot = (k) => k.reduce((sum, a, i) => sum + a * q[i], 0);
+  const weights = softmax(keys.map((k) => dot(k) / Math.sqrt(q.length)));
+  const y = new Float32Array(q.length);
+  values.forEach((v, t) => {
+    for (let i = 0; i < y.length; i++) y[i] += weights[t] * v[i];
+  });
+  return [y, weights];
+}
+
+class CausalSelfAttention {
+  constructor(config, weights, prefix) {
+    const C = config.n_embd;
+    Object.assign(this, {n_head: config.n_head, hs: C / config.n_head});
+    this.c_attn = linear(weights, `${prefix}.c_attn`, C); // q, k and v
+    this.c_proj = linear(weights, `${prefix}.c_proj`, C);
+    this.qk_norm = config.qk_norm ? new LayerNorm(1e-5) : {forward: (x) => x};
+  }
+
+  /** x (C) -> [(C), the attention weights of each head]. cache: {keys, values}, a list of vectors
+   *  per head. off: the number of a head that is switched off, or undefined. */
+  forward(x, rope, cache, off) {
+    const C = x.length,
+      {hs} = this;
+    const qkv = this.c_attn.forward(x);
+    const y = new Float32Array(C);
+    const weights = [];
+    for (let head = 0; head < this.n_head; head++) {
+      const part = (start) => qkv.slice(start + head * hs, start + (head + 1) * hs);
+      let q = this.qk_norm.forward(part(0)),
+        k = this.qk_norm.forward(part(C));
+      if (rope) [q, k] = [rotate(q, rope), rotate(k, rope)];
+      cache.keys[head].push(k);
+      cache.values[head].push(part(2 * C));
+      const [mean, row] = attend(q, cache.keys[head], cache.values[head]);
+      if (head !== off) y.set(mean, head * hs); // else this head adds zeros
+      weights.push(row);
+    }
+    return [this.c_proj.forward(y), weights];
+  }
+}
+
+/** The error function, by a series whose terms are all positive; exact to 1e-12. */
+function erf(x) {
+  if (Math.abs(x) > 5) return Math.sign(x);
+  let sum = 0,
+    term = x;
+  for (let n = 1; Math.abs(term) > 1e-16 * Math.abs(sum); n++) {
+    sum += term;
+    term *= (2 * x * x) / (2 * n + 1);
+  }
+  return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
+}
+
+const ACTIVATIONS = {
+  gelu_tanh: (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
+  gelu: (x) => 0.5 * x * (1 + erf(x / Math.SQRT2)),
+  relu2: (x) => Math.max(0, x) ** 2,
+};
+
+class MLP {
+  constructor(config, weights, prefix) {
+    const C = config.n_embd;
+    this.c_fc = linear(weights, `${prefix}.c_fc`, C);
+    this.c_proj = linear(weights, `${prefix}.c_proj`, 4 * C);
+    this.act = ACTIVATIONS[config.act];
+  }
+
+  forward(x) {
+    return this.c_proj.forward(this.c_fc.forward(x).map(this.act));
+  }
+}
+
+function makeNorm(config, weights, prefix) {
+  if (config.norm === "rmsnorm") return new RMSNorm(config.norm_eps);
+  return new LayerNorm(config.norm_eps, weights[`${prefix}.weight`], weights[`${prefix}.bias`]);
+}
+
+const add = (x, y) => x.map((a, i) => a + y[i]);
+const size = (x) => Math.sqrt(x.reduce((sum, a) => sum + a * a, 0)); // the L2 norm
+
+class Block {
+  constructor(config, weights, layer) {
+    const prefix = `transformer.h.${layer}`;
+    this.ln_1 = makeNorm(config, weights, `${prefix}.ln_1`);
+    this.attn = new CausalSelfAttention(config, weights, `${prefix}.attn`);
+    this.ln_2 = makeNorm(config, weights, `${prefix}.ln_2`);
+    this.mlp = new MLP(config, weights, `${prefix}.mlp`);
+  }
+
+  /** Returns [x, attention weights, [size of x before, of what attention adds, of the MLP's]]. */
+  forward(x, rope, cache, off) {
+    const [attended, weights] = this.attn.forward(this.ln_1.forward(x), rope, cache, off);
+    const middle = add(x, attended);
+    const processed = this.mlp.forward(this.ln_2.forward(middle));
+    return [add(middle, processed), weights, [size(x), size(attended), size(processed)]];
+  }
+}
+
+class GPT {
+  constructor(config, weights) {
+    this.config = config;
+    this.wte = weights["transformer.wte.weight"];
+    this.wpe = weights["transformer.wpe.weight"]; // undefined with RoPE
+    this.h = Array.from({length: config.n_layer}, (_, layer) => new Block(config, weights, layer));
+    this.ln_f = makeNorm(config, weights, "transformer.ln_f");
+    const head = config.tied ? this.wte : weights["lm_head.weight"];
+    this.lm_head = new Linear(head, undefined, config.n_embd);
+  }
+
+  /** Keys and values of the tokens so far: a list of vectors per layer and head. */
+  newCache() {
+    const lists = () => Array.from({length: this.config.n_head}, () => []);
+    return {length: 0, layers: this.h.map(() => ({keys: lists(), values: lists()}))};
+  }
+
+  /** Keep only the first n tokens of the cache. */
+  truncate(cache, n) {
+    for (const {keys, values} of cache.layers) {
+      for (const list of [...keys, ...values]) list.length = Math.min(list.length, n);
+    }
+    cache.length = Math.min(cache.length, n);
+  }
+
+  /** The logits (V) that a residual stream x (C) would give if it were the last one. */
+  head(x) {
+    const {softcap} = this.config;
+    const logits = this.lm_head.forward(this.ln_f.forward(x));
+    return softcap ? logits.map((a) => softcap * Math.tanh(a / softcap)) : logits;
+  }
+
+  /** The next token's logits after token `id`, at the position after the tokens of the cache.
+   *  off: {layer, head}, an attention head that is switched off.
+   *  Returns {logits, attention, lens, sizes}: attention[layer][head] are the weights of this token
+   *  over the tokens up to it; lens: the logits of the embedding and after each layer, if wanted;
+   *  sizes[layer]: [stream before the layer, added by attention, added by the MLP], and at the end
+   *  the stream after the last layer. */
+  forward(id, cache, {off, wantLens = false} = {}) {
+    const C = this.config.n_embd,
+      position = cache.length;
+    let x = this.wte.slice(id * C, (id + 1) * C);
+    if (this.wpe) x = add(x, this.wpe.subarray(position * C, (position + 1) * C));
+    const rope = this.wpe ? null : ropeAngles(position, C / this.config.n_head);
+    const attention = [],
+      sizes = [],
+      lens = wantLens ? [this.head(x)] : [];
+    this.h.forEach((block, layer) => {
+      const offHead = off?.layer === layer ? off.head : undefined;
+      let weights, added;
+      [x, weights, added] = block.forward(x, rope, cache.layers[layer], offHead);
+      attention.push(weights);
+      sizes.push(added);
+      if (wantLens) lens.push(this.head(x));
+    });
+    sizes.push([size(x)]);
+    cache.length++;
+    const logits = wantLens ? lens.at(-1) : this.head(x);
+    return {logits, attention, lens, sizes};
+  }
+}
