@@ -76,12 +76,12 @@ class RecordingAttend(Attend):
     off: the number of a head whose output is replaced by zeros, or None."""
 
     def __init__(self, old):
-        super().__init__(old.dropout)
+        super().__init__(old.dropout, old.scale)
         self.weights, self.off = None, None
 
     def forward(self, q, k, v, mask=None):
         future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
-        scores = q @ k.mT / math.sqrt(q.shape[3])
+        scores = self.scale * q @ k.mT
         self.weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)
         y = super().forward(q, k, v, mask)
         if self.off is not None:

@@ -84,11 +84,11 @@ function softmax(scores) {
   return exps.map((e) => e / sum);
 }
 
-/** softmax(q k^T / sqrt(hs)) v for one query q and the keys and values up to its own position.
+/** softmax(scale q k^T) v for one query q and the keys and values up to its own position.
  *  Causality: the cache has no later keys. Returns [the weighted mean of the values, weights]. */
-function attend(q, keys, values) {
+function attend(q, keys, values, scale) {
   const dot = (k) => k.reduce((sum, a, i) => sum + a * q[i], 0);
-  const weights = softmax(keys.map((k) => dot(k) / Math.sqrt(q.length)));
+  const weights = softmax(keys.map((k) => scale * dot(k)));
   const y = new Float32Array(q.length);
   values.forEach((v, t) => {
     for (let i = 0; i < y.length; i++) y[i] += weights[t] * v[i];
@@ -100,6 +100,7 @@ class CausalSelfAttention {
   constructor(config, weights, prefix) {
     const C = config.n_embd;
     Object.assign(this, {n_head: config.n_head, hs: C / config.n_head});
+    this.scale = config.attn_scale / Math.sqrt(this.hs);
     this.c_attn = linear(weights, `${prefix}.c_attn`, C); // q, k and v
     this.c_proj = linear(weights, `${prefix}.c_proj`, C);
     this.qk_norm = config.qk_norm ? new LayerNorm(1e-5) : {forward: (x) => x};
@@ -120,7 +121,7 @@ class CausalSelfAttention {
       if (rope) [q, k] = [rotate(q, rope), rotate(k, rope)];
       cache.keys[head].push(k);
       cache.values[head].push(part(2 * C));
-      const [mean, row] = attend(q, cache.keys[head], cache.values[head]);
+      const [mean, row] = attend(q, cache.keys[head], cache.values[head], this.scale);
       if (head !== off) y.set(mean, head * hs); // else this head adds zeros
       weights.push(row);
     }
