@@ -9,8 +9,7 @@
     Block:  x = x + attn(ln_1(x)),  then  x = x + mlp(ln_2(x))
 
 - with bias=True it is GPT-2 exactly (Radford et al. 2019), and parameters have GPT-2's names
-- later improvements, each a setting: RoPE, RMSNorm without parameters, QK-norm, ReLU squared,
-  zero-initialized output projections, an untied LM head, logit soft-capping
+- later improvements, such as RoPE and QK-norm, are settings; docs/modern.md explains each
 
 Shapes: B sequences in a batch, T tokens, C = n_embd channels, nh heads of size hs = C / nh,
 V tokens in the vocabulary.
@@ -42,6 +41,7 @@ class GPTConfig:
     act: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"  # GPT-2's GELU, exact GELU, ReLU^2
     qk_norm: bool = False  # normalize queries and keys, which bounds the attention scores
     attn_scale: float = 1.0  # attention scores are multiplied by it; above 1: sharper attention
+    smear: bool = False  # add a learned share of the previous token's embedding to each token's
     zero_init: bool = False  # c_proj of attention and MLP, and an untied LM head, start at zero
     tied: bool = True  # the LM head shares its weights with the token embedding
     softcap: float = 0.0  # logits become softcap * tanh(logits / softcap); 0: off
@@ -50,9 +50,7 @@ class GPTConfig:
         if min(self.block_size, self.vocab_size, self.n_layer, self.n_head, self.n_embd) < 1:
             raise ValueError("block_size, vocab_size, n_layer, n_head, n_embd must be 1 or more")
         if self.n_embd % self.n_head:
-            nearest = self.n_head * max(1, round(self.n_embd / self.n_head))
-            raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; "
-                             f"the nearest multiple is {nearest}")
+            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
         if self.pos == "rope" and self.n_embd // self.n_head % 2:
             raise ValueError("pos=rope rotates pairs of channels: n_embd / n_head must be even")
         for field in fields(self):
@@ -199,6 +197,7 @@ class GPT(nn.Module):
         self.transformer["drop"] = nn.Dropout(config.dropout)
         self.transformer["h"] = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.transformer["ln_f"] = make_norm(config)
+        self.smear = nn.Parameter(torch.zeros(config.n_embd)) if config.smear else None
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tied:
             # one vector per token both embeds and predicts it (Press & Wolf 2017)
@@ -216,7 +215,7 @@ class GPT(nn.Module):
                 p.normal_(0.0, residual_std)
             elif p.dim() == 2:
                 p.normal_(0.0, 0.02)
-            elif name.endswith("bias"):
+            elif name.endswith(("bias", "smear")):
                 p.zero_()
         if self.config.zero_init and not self.config.tied:
             self.lm_head.weight.zero_()
@@ -226,15 +225,16 @@ class GPT(nn.Module):
 
         With targets (B, T): returns logits (B, T, V) and the mean cross-entropy in nats over the
         targets that are not -1. Without: the logits of the last position (B, 1, V), and None.
-        cache: a KVCache (sample.py); it has the positions of idx, and earlier keys and values."""
-        if idx.dim() != 2 or not 1 <= idx.shape[1] <= self.block_size:
-            raise ValueError(f"idx {tuple(idx.shape)} must be (B, T), 1 <= T <= {self.block_size}")
-        if idx.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"idx must be torch.int64, not {idx.dtype}")
-        positions = torch.arange(idx.shape[1], device=idx.device)
+        cache: a KVCache (sample.py): the positions of idx, the ids before them, keys and values."""
+        if idx.dtype != torch.int64 or idx.dim() != 2 or not 1 <= idx.shape[1] <= self.block_size:
+            raise ValueError(f"idx must be int64 (B, T) with 1 <= T <= {self.block_size}, but is "
+                             f"{idx.dtype} {tuple(idx.shape)}")
+        positions, before = torch.arange(idx.shape[1], device=idx.device), F.pad(idx, (1, -1))
         if cache is not None:
-            positions = cache.positions
+            positions, before = cache.positions, cache.before
         x, rope = self.transformer.wte(idx), None  # (B, T, C)
+        if self.smear is not None:  # pairs of tokens are known at once, without a layer's attention
+            x = x + self.smear * self.transformer.wte(before) * (positions > 0)[:, None]
         if self.config.pos == "learned":
             x = x + self.transformer.wpe(positions)  # one attention layer could not tell the order
         else:

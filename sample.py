@@ -74,10 +74,10 @@ class KVCache:
 
     ids: the tokens (batch_size, n), n <= block_size; one row while all samples share a prompt.
     length: the number of tokens whose keys and values are stored, 2 x n_layer x C numbers each.
-    positions (T,): those of the T tokens computed now. mask (T, n): True where they attend.
+    positions (T,), before (B, T): of the T tokens computed now, their positions and the ids before
+    them. mask (T, n): True where they attend.
     static: n is block_size in the mask and in attention, with future places masked. So no shape
-    changes from token to token, as torch.compile and CUDA graphs need.
-    """
+    changes from token to token, as torch.compile and CUDA graphs need."""
 
     def __init__(self, batch_size, block_size, dtype=None, static=False, keep=True):
         """dtype: of the stored keys and values; None: as they are computed. keep=False: nothing is
@@ -103,6 +103,8 @@ class KVCache:
         new = self.ids[..., self.length:].clone(memory_format=torch.contiguous_format)
         n = self.ids.shape[-1]
         self.positions = torch.arange(self.length, n, device=new.device)
+        before = torch.nn.functional.pad(self.ids, (1, -1))[..., self.length:]
+        self.before = before.clone(memory_format=torch.contiguous_format)
         places = torch.arange(self.block_size if self.static else n, device=new.device)
         self.mask = self.positions[:, None] >= places  # causal: no key after the query
         # prompts differ in length: model.forward bypasses torch.compile, which would compile each
@@ -166,8 +168,7 @@ def draw(logits, uniform, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
     top_k: keep the k most likely ids.
     top_p: keep the fewest most likely ids whose probabilities sum to top_p (Holtzman et al. 2020).
     min_p: keep ids at least this likely relative to the most likely one (Nguyen et al. 2024).
-    They act in this order, each on what the one before has kept.
-    """
+    They act in this order, each on what the one before has kept."""
     if temperature < 1e-5:  # float32 could not divide by it
         return logits.argmax(dim=-1, keepdim=True)
     V = logits.shape[1]

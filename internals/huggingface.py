@@ -175,7 +175,8 @@ def weight_shapes(config):
     """{name: shape} of GPT's state_dict, in its order, without a tied head. config: a dict of
     GPTConfig's fields. No model is built, so this needs no memory for weights."""
     C = config["n_embd"]
-    names = {"transformer.wte.weight": (config["vocab_size"], C)}
+    names = {"smear": (C,)} if config.get("smear") else {}
+    names["transformer.wte.weight"] = (config["vocab_size"], C)
     if config.get("pos", "learned") == "learned":
         names["transformer.wpe.weight"] = (config["block_size"], C)
 
@@ -310,7 +311,7 @@ def write_config(config, n_vocab):
     acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     for name, choices in [
         ("pos", ["learned"]), ("norm", ["layernorm"]), ("qk_norm", [False]), ("softcap", [0.0]),
-        ("attn_scale", [1.0]), ("act", list(acts)),
+        ("attn_scale", [1.0]), ("smear", [False]), ("act", list(acts)),
     ]:
         if config[name] not in choices:
             raise ValueError(f"{name}={config[name]} cannot be exported, because GPT-2 has no such "

@@ -59,7 +59,7 @@ def trained(tiny, tmp_path):
     ({"beta2": 1.5}, "beta2=1.5 must be at least 0 and below 1"),
     ({"warmup_iters": 10, "lr_decay_iters": 10}, "warmup_iters=10 must be below lr_decay_iters=10"),
     ({"lr_decay_iters": 0}, "lr_decay_iters=0 must be 1 or more"),
-    ({"n_embd": 15}, "n_embd=15 is not divisible by n_head=2; the nearest multiple is 16"),
+    ({"n_embd": 15}, "n_embd=15 must be a multiple of n_head=2"),
     ({"dropout": 1}, "dropout=1.0 must be at least 0 and below 1"),
     ({"dtype": "fp16"}, "dtype must be auto|float32|bfloat16|float16, not 'fp16'"),
     ({"init_from": "resum"}, "or a model; did you mean resume?"),

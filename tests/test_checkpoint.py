@@ -178,7 +178,7 @@ MOMENT = ("optimizer", 0, "state", 3)
     (drop("model_args", "n_head"), "model_args has no n_head"),
     (change("model_args", "n_layer", to="two"), "n_layer must be int"),
     (change("model_args", "n_layer", to=2.5), "n_layer"),
-    (change("model_args", "n_head", to=3), "n_embd=16 is not divisible by n_head=3"),
+    (change("model_args", "n_head", to=3), "n_embd=16 must be a multiple of n_head=3"),
     (change("model_args", "dropout", to=math.nan), "dropout=nan must be"),
     (change("model_args", "act", to="relu"), "act"),
     (change("model_args", "experts", to=8), "'experts' in model_args is unknown to this version"),

@@ -271,8 +271,9 @@ def rounded_model(config, seed, spread=0.4):
 def test_the_page_computes_pytorchs_logits_for_all_settings_of_a_model(opened):
     shape = GPTConfig(block_size=12, vocab_size=11, n_layer=2, n_head=2, n_embd=8, norm_eps=1e-3,
                       attn_scale=1.5)
-    configs = [replace(shape, **dict(zip(CHOICES, values, strict=True)))
-               for values in itertools.product(*CHOICES.values())]
+    settings = [dict(zip(CHOICES, values, strict=True))
+                for values in itertools.product(*CHOICES.values())]
+    configs = [replace(shape, **some, smear=some["bias"]) for some in settings]
     models = [rounded_model(config, seed) for seed, config in enumerate(configs)]
     idx = tokens(shape, 1, 12)
     results = opened.execute_script("""

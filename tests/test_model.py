@@ -157,13 +157,13 @@ def test_matrices_decay_and_biases_and_norm_scales_do_not():
 @pytest.mark.parametrize("shape", [(1, 33), (5,), (1, 0), (1, 2, 3)])
 def test_idx_must_be_a_batch_of_sequences_that_fit(shape):
     idx = torch.zeros(shape, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"idx \(.*\) must be \(B, T\), 1 <= T <= 32$"):
+    with pytest.raises(ValueError, match=r"idx must be int64 \(B, T\) with 1 <= T <= 32, but"):
         GPT(GPT2_TINY)(idx)
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 0)])
 def test_generate_needs_a_batch_of_sequences_too(shape):
-    with pytest.raises(ValueError, match=r"idx \(.*\) must be \(B, T\), 1 <= T <= 32$"):
+    with pytest.raises(ValueError, match=r"idx must be int64 \(B, T\) with 1 <= T <= 32, but"):
         GPT(GPT2_TINY).generate(torch.zeros(shape, dtype=torch.long), 3)
 
 
@@ -172,13 +172,13 @@ def test_idx_of_another_dtype_is_named(dtype):
     """As from np.uint16, the dtype of a .bin file."""
     idx = torch.zeros(1, 3).to(dtype)
     for compute in GPT(GPT2_TINY), lambda idx: GPT(GPT2_TINY).generate(idx, 1):
-        with pytest.raises(ValueError, match=f"idx must be torch.int64, not {dtype}$"):
+        with pytest.raises(ValueError, match=f"idx must be int64 .* but is {dtype} "):
             compute(idx)
 
 
 @pytest.mark.parametrize("shape, message", [
-    ({"n_embd": 100, "n_head": 12}, "n_embd=100 is not divisible by n_head=12.* 96$"),
-    ({"n_embd": 2, "n_head": 12}, "n_embd=2 is not divisible by n_head=12.* 12$"),
+    ({"n_embd": 100, "n_head": 12}, "n_embd=100 must be a multiple of n_head=12"),
+    ({"n_embd": 2, "n_head": 12}, "n_embd=2 must be a multiple of n_head=12"),
     ({"n_layer": 0}, "n_layer.* must be 1 or more"),
     ({"act": "swish"}, "act=swish must be one of gelu_tanh, gelu, relu2"),
     ({"pos": "alibi"}, "pos=alibi must be one of learned, rope"),

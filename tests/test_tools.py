@@ -103,7 +103,7 @@ def test_train_accepts_the_settings_of_every_variant(monkeypatch, leave_out, tmp
     options = ["--steps=8", "--seeds=1", f"--leave_out={leave_out}",
                f"--picture={tmp_path / 'x.png'}"]
     ablate.main(options)
-    assert len(ran) == 11 and all(cfg.data_dir is None for cfg in ran)
+    assert len(ran) == 12 and all(cfg.data_dir is None for cfg in ran)
     ablate.main([*options, f"--data_dir={tmp_path}"])
     assert all(cfg.data_dir == str(tmp_path) for cfg in ran[10:])
 

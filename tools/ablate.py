@@ -47,6 +47,7 @@ CHANGES = [  # (name, the settings that it changes)
     ("+ RMSNorm", from_recipe("norm")),
     ("+ QK-norm", from_recipe("qk_norm")),
     ("+ attention scale", from_recipe("attn_scale")),
+    ("+ smear", from_recipe("smear")),
     ("+ ReLU²", from_recipe("act")),
     ("+ zero-init", from_recipe("zero_init")),
     ("+ untied head", from_recipe("tied", embedding_lr=0.04)),

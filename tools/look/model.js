@@ -192,6 +192,7 @@ class GPT {
     this.wte = weights["transformer.wte.weight"];
     this.wpe = weights["transformer.wpe.weight"]; // undefined with RoPE
     this.h = Array.from({length: config.n_layer}, (_, layer) => new Block(config, weights, layer));
+    this.smear = weights.smear; // undefined without smear
     this.ln_f = makeNorm(config, weights, "transformer.ln_f");
     const head = config.tied ? this.wte : weights["lm_head.weight"];
     this.lm_head = new Linear(head, undefined, config.n_embd);
@@ -200,7 +201,7 @@ class GPT {
   /** Keys and values of the tokens so far: a list of vectors per layer and head. */
   newCache() {
     const lists = () => Array.from({length: this.config.n_head}, () => []);
-    return {length: 0, layers: this.h.map(() => ({keys: lists(), values: lists()}))};
+    return {length: 0, ids: [], layers: this.h.map(() => ({keys: lists(), values: lists()}))};
   }
 
   /** Keep only the first n tokens of the cache. */
@@ -208,7 +209,7 @@ class GPT {
     for (const {keys, values} of cache.layers) {
       for (const list of [...keys, ...values]) list.length = Math.min(list.length, n);
     }
-    cache.length = Math.min(cache.length, n);
+    cache.length = cache.ids.length = Math.min(cache.length, n);
   }
 
   /** The logits (V) that a residual stream x (C) would give if it were the last one. */
@@ -228,6 +229,10 @@ class GPT {
     const C = this.config.n_embd,
       position = cache.length;
     let x = this.wte.slice(id * C, (id + 1) * C);
+    if (this.smear && position) {
+      const before = cache.ids[position - 1]; // the previous token
+      x = x.map((a, i) => a + this.smear[i] * this.wte[before * C + i]);
+    }
     if (this.wpe) x = add(x, this.wpe.subarray(position * C, (position + 1) * C));
     const rope = this.wpe ? null : ropeAngles(position, C / this.config.n_head);
     const attention = [],
@@ -242,7 +247,7 @@ class GPT {
       if (wantLens) lens.push(this.head(x));
     });
     sizes.push([size(x)]);
-    cache.length++;
+    cache.length = cache.ids.push(id);
     const logits = wantLens ? lens.at(-1) : this.head(x);
     return {logits, attention, lens, sizes};
   }

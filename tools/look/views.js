@@ -375,6 +375,7 @@ function walk(seen, at, vocab, {config, n_vocab, sampled}) {
     ? "There is no position vector: RoPE will rotate queries and keys by angles that grow with "
       + `the position, here ${at.token}.`
     : `The vector of position ${at.token} in wpe is added.`;
+  const smear = config.smear ? "A learned share of the previous token's vector is added. " : "";
   const sampling = sampled.temperature < 1e-5
     ? "At temperature 0, the most likely token is taken. "
     : `The logits are divided by the temperature, ${sampled.temperature}, and one random number `
@@ -382,7 +383,7 @@ function walk(seen, at, vocab, {config, n_vocab, sampled}) {
   return [
     ["Tokens", `The text is cut into tokens of a vocabulary of ${vocabulary}. `, word(vocab[id]),
       ` has the id ${id}.`],
-    ["Embedding", `The id selects a row of wte: a vector of ${C} numbers. ${position} Its size `,
+    ["Embedding", `The id selects a row of wte: a vector of ${C} numbers. ${smear}${position} Its size `,
       `here: ${fixed(sizes[0][0], 1)}.`],
     ["Query, key, value", `In layer ${layer}, c_attn turns the normalized vector into queries, `,
       `keys and values, ${C / n_head} numbers each for each of the ${n_head} heads.`],
