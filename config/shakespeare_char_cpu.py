@@ -1,0 +1,31 @@
+# The lowest loss on the characters of Tiny Shakespeare that five minutes on two CPU cores can reach.
+# The cores need bfloat16 instructions (avx512_bf16); without them, a step takes longer.
+#   python train.py config/shakespeare_char_cpu.py
+# Half the time, for the loss that nanoGPT's README reports after three minutes on an A100:
+#   python train.py config/shakespeare_char_cpu.py --max_iters=1200
+# docs/benchmarks.md has the losses and times of both.
+
+out_dir = "out-shakespeare-char-cpu"
+dataset = "shakespeare_char"
+
+gradient_accumulation_steps = 1
+batch_size = 8
+block_size = 256
+n_layer = 4
+n_head = 3
+n_embd = 192
+max_iters = 2500
+
+# these settings were chosen with the last tenth of the training text, not with the validation text
+recipe = "modern"
+softcap = 0.0  # in a model of this size, it costs time and does not lower the loss
+weight_decay = 0.1  # five epochs: the model would learn the text by heart. Dropout is worse here
+learning_rate = 1.6e-2  # peak learning rate of the LM head (AdamW)
+embedding_lr = 0.04  # peak learning rate of the token embedding (AdamW)
+muon_lr = 0.02  # peak learning rate of the matrices in the blocks (Muon)
+beta1 = 0.8
+beta2 = 0.95
+
+eval_interval = 500
+eval_iters = 20
+log_interval = 20
