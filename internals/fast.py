@@ -1,0 +1,96 @@
+"""GPT-2's BPE by gigatoken, an optional package that is many times as fast as tiktoken.
+
+It is used only if its ids equal those of tiktoken on the beginning of the text at hand.
+"""
+
+import base64
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from configurator import reason
+
+SAMPLE = 10_000_000  # characters that are compared
+CACHE_LIMIT = 1 << 28  # bytes of text after which the cache is emptied, if its size is unknown
+
+
+class Gigatoken:
+    """Encodes text to the ids of GPT-2's BPE. Threads can share it.
+
+    gigatoken remembers the ids of each word that it has seen, without a limit. So when the process
+    takes more than `memory` bytes, a new encoder replaces the old one.
+    """
+
+    def __init__(self, bpe, workers, end_of_text):
+        """bpe: tiktoken's encoding, whose table is used. end_of_text: the special token, as text.
+        Raises ImportError if the package is not installed."""
+        # its pool of threads is made when it first encodes, and has one thread per core otherwise
+        os.environ.setdefault("RAYON_NUM_THREADS", str(workers))
+        from gigatoken.gigatoken_rs import BPETokenizer
+
+        self.parallel = workers > 1
+        self.memory = 200e6 + 100e6 * workers
+        ranks = sorted(bpe._mergeable_ranks.items(), key=lambda item: item[1])
+        table = b"".join(b"%s %d\n" % (base64.b64encode(token), i) for token, i in ranks)
+
+        def new_encoder():
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "gpt2.tiktoken")
+                path.write_bytes(table)
+                specials = {end_of_text: bpe.eot_token}
+                return BPETokenizer.from_tiktoken(str(path), "gpt2", specials)
+
+        self.new_encoder = new_encoder
+        self.encoder, self.encoded = new_encoder(), 0
+
+    def encode(self, text):
+        """The ids of a text as a uint32 array; the text of the special token becomes its id."""
+        data = text.encode("utf-8")
+        self.encoded += len(data)
+        memory = resident_bytes()
+        full = self.encoded > CACHE_LIMIT if memory is None else memory > self.memory
+        if full:
+            self.encoder, self.encoded = self.new_encoder(), 0
+        # unlike encode, encode_batch lets other threads run
+        batch = self.encoder.encode_batch([data], parallel=self.parallel)
+        return np.asarray(batch.layout.content.data)
+
+
+def resident_bytes():
+    """The memory that this process takes now; None if it is not known."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):  # not Linux
+        return None
+
+
+def pays(size):
+    """Whether the comparison with tiktoken is a small part of the work. size: bytes of the text;
+    None if unknown."""
+    return size is None or size > 2 * SAMPLE
+
+
+def verified(bpe, reader, workers, end_of_text):
+    """Returns a Gigatoken; or None if it is not installed, or not right about the beginning of the
+    text of the Reader. Prints which."""
+    texts, compared = reader.sample(SAMPLE).blocks, 0
+    try:
+        fast = Gigatoken(bpe, workers, end_of_text)
+        for text in texts:
+            ids = fast.encode(text)
+            expected = bpe.encode_to_numpy(text, allowed_special={end_of_text},
+                                           disallowed_special=())
+            compared += len(text)
+            if not np.array_equal(ids, expected):
+                raise ValueError("its ids differ from those of tiktoken in the first "
+                                 f"{compared:,} characters")
+    except ImportError:
+        return None
+    except Exception as error:  # whatever it is, tiktoken can do the work
+        print(f"gigatoken is not used: {reason(error)}")
+        return None
+    print(f"gigatoken encodes: its ids are those of tiktoken in the first {compared:,} characters")
+    return fast
