@@ -133,9 +133,8 @@ class GPT2Tokenizer:
     def encode(self, text, special=False):
         """special: encode "<|endoftext|>" as the special token, not as text."""
         if special:
-            ids = self.bpe.encode(text, allowed_special={END_OF_TEXT})
-        else:
-            ids = [i for piece in encode.pieces([text]) for i in self.bpe.encode_ordinary(piece)]
+            return np.array(self.bpe.encode(text, allowed_special={END_OF_TEXT}), dtype=np.int64)
+        ids = [i for piece in encode.pieces([text]) for i in self.bpe.encode_ordinary(piece)]
         return np.array(ids, dtype=np.int64)
 
     def encode_documents(self, texts, ends=True):
@@ -172,9 +171,7 @@ def find_tokenizer(kind, data_dir):
     its vocabulary is not known before the text is read."""
     if kind == "char":
         return None
-    if kind == "gpt2":
-        return GPT2Tokenizer()
-    meta = dataset.read_meta(data_dir / kind)
+    meta = dataset.GPT2_META if kind == "gpt2" else dataset.read_meta(data_dir / kind)
     if meta is None:
         raise UserError(f"tokenizer={kind} is neither char nor gpt2, nor a dataset in {data_dir}")
     return tokenizer_from_meta(meta)
@@ -198,27 +195,21 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
     if isinstance(tokenizer, GPT2Tokenizer) and cfg.fast and fast.pays(reader.size):
         tokenizer.faster = fast.verified(tokenizer.bpe, reader, workers, END_OF_TEXT)
     sampled = tokenizer or CharTokenizer(encode.survey(sample.blocks)[1])
-    expected = plan.make_plan(reader, sample, sampled.encode_documents, workers)
-    if cfg.sources:
-        print(expected)
+    plan.announce(reader, sample, sampled.encode_documents, workers, folder)
     if cfg.dry_run:
-        expected.check_disk(folder)
         return False
     bins.announce_replacing(folder)
 
     n_characters = None
     if reader.one_text or tokenizer is None:  # the text is read twice
         with plan.progress(reader.size, "reading") as done:
-            n_characters, chars = encode.survey(reader.blocks(done))
-        if not reader.one_text:
-            chars = "".join(sorted({*chars, "\n"}))  # a newline ends each document
+            n_characters, chars = encode.survey(reader.blocks(done), newline=not reader.one_text)
         tokenizer = tokenizer or CharTokenizer(chars)
 
     def write(val_fraction):
         counts, identity = encode.Counts(), [reader.identity, tokenizer.meta, val_fraction]
         with plan.progress(reader.size, "encoding") as done:
             partial = bins.Partial(folder, identity)
-            expected.check_disk(folder, partial.size)
             units = encode.units(reader, n_characters, val_fraction, counts, done)
             chunks = encode.encoded(units, tokenizer.encode_documents, workers, partial.n_chunks)
             write_bins(folder, tokenizer, chunks, source, command, partial, counts)
@@ -247,8 +238,7 @@ def write_bins(folder, tokenizer, chunks, source, command, partial=None, counts=
 def prepare_texts(texts, folder, tokenizer, source, command, cfg=None):
     """prepare_sources for texts in memory."""
     reader = Reader([sources.Memory(text) for text in texts])
-    cfg = cfg or PrepareConfig(sources=())
-    return prepare_sources(reader, folder, tokenizer, source, command, cfg)
+    return prepare_sources(reader, folder, tokenizer, source, command, cfg or PrepareConfig(()))
 
 
 def prepare_corpus(folder, command=None, cfg=None, **options):
@@ -289,8 +279,7 @@ def main(argv=None):
         raise UserError(f"--{next(iter(options))} is for addition alone, not for {first}")
 
     if first in builtin:
-        fixed = {"name", "tokenizer", "val_fraction", "text_field", "errors"}
-        if len(cfg.sources) > 1 or fixed & given.keys():
+        if len(cfg.sources) > 1 or {"name", "tokenizer", "val_fraction", "errors"} & given.keys():
             raise UserError(f"{first} is a built-in dataset with a fixed name and tokenizer: "
                             "give it alone, without --name and --tokenizer")
         folder = data_dir / first
@@ -303,9 +292,7 @@ def main(argv=None):
         with nullcontext() if cfg.dry_run else locked(folder):
             done = prepare_sources(reader, folder, cfg.tokenizer, source, command, cfg)
     if done:
-        data = dataset.load(folder)
-        print(data.summary())
-        print(plan.summary(data.meta, time.perf_counter() - started))
+        plan.report(dataset.load(folder), time.perf_counter() - started)
 
 
 if __name__ == "__main__":

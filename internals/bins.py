@@ -43,11 +43,6 @@ class Partial:
             self.files = {split: open(self.path(split), "wb") for split in SPLITS}
             self.hashes = {split: hashlib.sha256() for split in SPLITS}
 
-    @property
-    def size(self):
-        """The bytes of both bins so far."""
-        return sum(file.tell() for file in self.files.values())
-
     def path(self, split):
         return self.folder / f"{split}.bin"
 
@@ -137,8 +132,8 @@ def announce_replacing(folder):
     another program made it."""
     if (folder / "train.bin").exists():
         if not (folder / "meta.json").exists():
-            raise UserError(f"{folder / 'train.bin'} has no meta.json next to it, so prepare.py did "
-                            "not write it: move it away, or choose another --name")
+            raise UserError(f"{folder / 'train.bin'} has no meta.json next to it, so prepare.py "
+                            "did not write it: move it away, or choose another --name")
         print(f"{relative(folder)}: this replaces the dataset of that name")
 
 

@@ -4,7 +4,6 @@ import fnmatch
 import html
 import importlib
 import re
-import shutil
 import sys
 import tempfile
 import urllib.request
@@ -17,6 +16,7 @@ import numpy as np
 from configurator import UserError, reason
 from internals import files
 from internals.files import check_sha, open_wheel, read_text, replacing
+from internals.plan import free_bytes
 
 TINY_SHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
                     "data/tinyshakespeare/input.txt")
@@ -165,9 +165,7 @@ class HubDocuments:
             self.datasets = importlib.import_module("datasets")
         except ImportError:
             raise UserError(f"{name} needs an additional package: pip install datasets") from None
-        partial = folder / "partial"  # an interrupted run has used some of the space
-        present = sum(path.stat().st_size for path in partial.glob("*.bin"))
-        free = (shutil.disk_usage(folder).free + present) / 1e9
+        free = free_bytes(folder) / 1e9
         if free < gigabytes:
             raise UserError(f"{name} takes {gigabytes} GB of disk space, but {folder} has only "
                             f"{free:.1f} GB free: choose another disk with --data_dir")

@@ -207,14 +207,15 @@ def encoded(units, encode, workers, skip=0):
                 result.cancel()
 
 
-def survey(blocks):
+def survey(blocks, newline=False):
     """(number of characters, the distinct characters in the order of code points) of blocks of
-    text."""
-    seen, characters = np.zeros(0x110000, dtype=bool), 0
+    text. newline: count a newline among the distinct characters in any case."""
+    seen, n_characters = np.zeros(0x110000, dtype=bool), 0
+    seen[ord("\n")] = newline
     for block in blocks:
         seen[code_points(block)] = True
-        characters += len(block)
-    return characters, "".join(map(chr, np.flatnonzero(seen).tolist()))
+        n_characters += len(block)
+    return n_characters, "".join(map(chr, np.flatnonzero(seen).tolist()))
 
 
 def code_points(text):

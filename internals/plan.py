@@ -4,70 +4,61 @@ import os
 import shutil
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from configurator import UserError
 
 
-@dataclass
-class Plan:
-    """An estimate. sources: their number. size: their bytes; None if unknown, as the rest is then.
-    seconds: with this number of workers."""
+def announce(reader, sample, encode, workers, folder):
+    """Print what the preparation of the text of a Reader will take: tokens, disk and time. Raises
+    UserError if the disk of `folder` is too small.
 
-    sources: int
-    size: int | None
-    workers: int
-    tokens: int = 0
-    seconds: float = 0.0
-
-    @property
-    def disk(self):
-        return 2 * self.tokens  # an id has two bytes
-
-    def __str__(self):
-        files = "1 source" if self.sources == 1 else f"{self.sources:,} sources"
-        if self.size is None:
-            return f"{files} of unknown size"
-        threads = "1 thread" if self.workers == 1 else f"{self.workers} threads"
-        return (f"{files} of {amount(self.size)}: about {self.tokens:,} tokens, "
-                f"{amount(self.disk)} of disk, {duration(self.seconds)} with {threads}")
-
-    def check_disk(self, folder, present=0):
-        """Raises UserError if the disk of `folder` is too small. present: bytes of the bins that an
-        earlier run has written."""
-        while not folder.exists():
-            folder = folder.parent
-        free, needed = shutil.disk_usage(folder).free, self.disk - present
-        if needed > free:
-            raise UserError(f"the bins need about {amount(needed)} of disk space, but {folder} has "
-                            f"only {amount(free)} free: choose another disk with --data_dir")
+    sample: the Sample that the estimate is from. encode: encodes its documents. workers: threads.
+    """
+    sources = counted(len(reader.sources), "source")
+    if reader.size is None:
+        print(f"{sources} of unknown size")
+        return
+    started = time.perf_counter()
+    text = "".join(sample.blocks)
+    tokens = len(encode([text], False) if reader.one_text else encode(sample.blocks))
+    encode_seconds = time.perf_counter() - started
+    passes = 2 if reader.one_text else 1  # the first one counts the characters
+    share = reader.size / max(1, sample.size)
+    seconds = share * (passes * sample.seconds + encode_seconds / workers)
+    needed = 2 * share * tokens  # a token has two bytes
+    print(f"{sources} of {amount(reader.size)}: about {share * tokens:,.0f} tokens, "
+          f"{amount(needed)} of disk, {duration(seconds)} with {counted(workers, 'thread')}")
+    free = free_bytes(folder)
+    if needed > free:
+        raise UserError(f"the bins need about {amount(needed)} of disk space, but {folder} has "
+                        f"only {amount(free)} free: choose another disk with --data_dir")
 
 
-def make_plan(reader, sample, encode, workers):
-    """The Plan for a Reader, estimated from its Sample. encode: list of str -> ids."""
-    plan = Plan(len(reader.sources), reader.size, workers)
-    if reader.size is not None:
-        started = time.perf_counter()
-        text = "".join(sample.blocks)
-        tokens = len(encode([text], False) if reader.one_text else encode(sample.blocks))
-        seconds = time.perf_counter() - started
-        passes = 2 if reader.one_text else 1  # the first one counts the characters
-        share = reader.size / max(1, sample.size)
-        plan.tokens = round(share * tokens)
-        plan.seconds = share * (passes * sample.seconds + seconds / workers)
-    return plan
+def free_bytes(folder):
+    """The disk space for the dataset in `folder`, which need not exist. What an interrupted run has
+    written there counts as free, because it is either continued or removed."""
+    present = sum(path.stat().st_size for path in folder.glob("partial/*.bin"))
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free + present
 
 
-def summary(meta, seconds):
-    """One line about a dataset that was prepared in this time, from its meta.json."""
-    tokens, size = (meta["train_tokens"] + meta["val_tokens"], meta["bytes"])
+def report(data, seconds):
+    """Print the summary of a Dataset that was prepared in this time."""
+    tokens, meta = len(data.train) + len(data.val), data.meta
     documents = "one text"
     if meta["documents"] > 1:
         documents = f"{meta['documents']:,} documents ({meta['val_documents']:,} for validation)"
-    return (f"{documents}, {amount(size)}, {size / tokens:.2f} bytes per token; "
-            f"{tokens / seconds:,.0f} tokens/s in {duration(seconds)}")
+    print(data.summary())
+    print(f"{documents}, {amount(meta['bytes'])}, {meta['bytes'] / tokens:.2f} bytes per token; "
+          f"{tokens / seconds:,.0f} tokens/s in {duration(seconds)}")
+
+
+def counted(n, noun):
+    """'1 source', '2 sources'"""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 @contextmanager
