@@ -51,6 +51,7 @@ class TrainConfig:
     log_interval: Count = 1  # steps between log lines
     eval_iters: Count = 200  # batches per evaluation and split: always the same sequences
     eval_only: bool = False  # evaluate once and write nothing
+    dry_run: bool = False  # print what the run takes, after three steps, and write nothing
     always_save_checkpoint: bool = True  # False: save at an evaluation only if it is the best
     patience: Natural = 0  # stop after this many evaluations without a better one; 0: never
     sample_tokens: Natural = 200  # length of the sample shown at an evaluation; 0: none
@@ -66,8 +67,7 @@ class TrainConfig:
     align: Count = 1  # sequences begin at multiples of it; if all lines have one length, give that
     # -- model
     init_from: str = "scratch"  # or resume, auto (resume if possible), a folder, gpt2, ...
-    # a bundle of settings for model, optimizer and schedule; each can still be set by itself
-    recipe: Literal[*RECIPES] | None = None
+    recipe: Literal[*RECIPES] | None = None  # a bundle of settings; each can be set by itself too
     size: Literal[*SIZES] | None = None  # n_layer, n_head and n_embd by a name
     # -- optimizer
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: only for the matrices in the blocks
@@ -351,7 +351,7 @@ def main(argv=None):
         model_cfg = dataset.fit(model_cfg, data, cfg, start, given)
         devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
         with devices.out_of_memory_hint(cfg), RunLog(cfg, world) as log, StopSignals() as signals:
-            return train(cfg, model_cfg, data, start, world, log, signals)
+            return train(log.shortened(start.step), model_cfg, data, start, world, log, signals)
 
 
 if __name__ == "__main__":
