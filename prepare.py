@@ -86,14 +86,15 @@ class CharTokenizer:
         self.n_vocab = len(chars)
         self.default_start = "\n" if "\n" in chars else chars[0]
         self.meta = {"tokenizer": "char", "chars": chars}
-        # the id of each code point; MAX_VOCAB, which is not an id, if the vocabulary lacks it
-        self.id_of = np.full(sys.maxunicode + 1, MAX_VOCAB, dtype=np.uint16)
-        self.id_of[encode.code_points(chars)] = np.arange(len(chars))
+        # the id of each code point up to one above the last; MAX_VOCAB, which is not an id, if none
+        points = encode.code_points(chars)
+        self.id_of = np.full(points.max() + 2, MAX_VOCAB, dtype=np.uint16)
+        self.id_of[points] = np.arange(len(chars))
 
     def encode(self, text, special=False):
         """Raises UserError if a character is not in the vocabulary; the message names it. special:
         for the interface of GPT2Tokenizer; it has no effect here."""
-        ids = self.id_of[encode.code_points(text)]
+        ids = self.id_of[np.minimum(encode.code_points(text), len(self.id_of) - 1)]
         unknown = np.flatnonzero(ids == MAX_VOCAB)
         if len(unknown):
             char = text[unknown[0]]
@@ -167,8 +168,7 @@ def tokenizer_from_meta(meta):
 
 
 def find_tokenizer(kind, data_dir):
-    """The tokenizer for `kind`: gpt2, or the name of a dataset in data_dir. None for char, because
-    its vocabulary is not known before the text is read."""
+    """The tokenizer for `kind`: gpt2, or the name of a dataset in data_dir. char: None, so far."""
     if kind == "char":
         return None
     meta = dataset.GPT2_META if kind == "gpt2" else dataset.read_meta(data_dir / kind)

@@ -61,22 +61,22 @@ class Counts:
         return vars(self) | {"bytes": self.train_bytes + self.val_bytes}
 
 
-def pieces(blocks, size=PIECE):
-    """Cut a text, given in blocks, into pieces of `size` to 2 * size characters such that encoding
-    the pieces gives the same BPE ids as encoding the whole text.
+def pieces(blocks, size=PIECE, reach=PIECE):
+    """Cut a text, given in blocks, into pieces of at least `size` characters such that encoding the
+    pieces gives the same BPE ids as encoding the whole text.
 
-    GPT-2's pattern always splits between a character that is not white space and white space, so
-    the text is cut there, at the first such place after `size` characters. If there is none in the
-    next `size` characters, the text is cut at 2 * size. Only then can the ids differ: without this
-    rule, a gigabyte without a space would have to be encoded in one call.
+    GPT-2's pattern always splits between white space and a character before it that is not, so the
+    text is cut at the first such place after `size` characters. If there is none in the next
+    `reach` characters, it is cut there all the same. Only then can the ids differ from those of the
+    whole; without this rule, a gigabyte without a space would have to be encoded in one call.
     """
     rest = ""
     for block in blocks:
         rest += block
         start = 0
-        while len(rest) - start > 2 * size:
-            match = BEFORE_SPACE.search(rest, start + size, start + 2 * size)
-            end = match.start() if match else start + 2 * size
+        while len(rest) - start > size + reach:
+            match = BEFORE_SPACE.search(rest, start + size, start + size + reach)
+            end = match.start() if match else start + size + reach
             yield rest[start:end]
             start = end
         rest = rest[start:]

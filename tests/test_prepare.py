@@ -56,7 +56,7 @@ def test_decode_inverts_encode(text, bpe):
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_bpe_of_the_pieces_is_bpe_of_the_whole(bpe, size):
     text = " ".join(AWKWARD) + "".join(random.Random(0).choices("ab 1.'\n\t  ", k=3000))
-    cut = list(pieces([text], size))
+    cut = list(pieces([text], size, reach=5000))
     assert "".join(cut) == text and len(cut) > 2
     whole = bpe.bpe.encode_ordinary(text)
     assert [i for piece in cut for i in bpe.bpe.encode_ordinary(piece)] == whole
