@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 from configurator import UserError
 
+ENCODED = 1 << 20  # characters that are encoded for the estimate
+
 
 def announce(reader, sample, encode, workers, folder):
     """Print what the preparation of the text of a Reader will take: tokens, disk and time. Raises
@@ -20,15 +22,21 @@ def announce(reader, sample, encode, workers, folder):
     if reader.size is None:
         print(f"{sources} of unknown size")
         return
+    blocks, characters = [], 0  # encoding all of the sample would take a while
+    for block in sample.blocks:
+        if characters < ENCODED:
+            blocks.append(block)
+            characters += len(block)
     started = time.perf_counter()
-    text = "".join(sample.blocks)
-    tokens = len(encode([text], False) if reader.one_text else encode(sample.blocks))
+    tokens = len(encode(["".join(blocks)], False) if reader.one_text else encode(blocks))
     encode_seconds = time.perf_counter() - started
+    share = reader.size / max(1, sample.size)  # of all text to the sample
+    encoded_share = share * sum(map(len, sample.blocks)) / characters
     passes = 2 if reader.one_text else 1  # the first one counts the characters
-    share = reader.size / max(1, sample.size)
-    seconds = share * (passes * sample.seconds + encode_seconds / workers)
-    needed = 2 * share * tokens  # a token has two bytes
-    print(f"{sources} of {amount(reader.size)}: about {share * tokens:,.0f} tokens, "
+    seconds = share * passes * sample.seconds + encoded_share * encode_seconds / workers
+    tokens *= encoded_share
+    needed = 2 * tokens  # a token has two bytes
+    print(f"{sources} of {amount(reader.size)}: about {tokens:,.0f} tokens, "
           f"{amount(needed)} of disk, {duration(seconds)} with {counted(workers, 'thread')}")
     free = free_bytes(folder)
     if needed > free:

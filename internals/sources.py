@@ -28,7 +28,8 @@ from internals import usage
 
 TEXT, COMPRESSED = (".txt", ".md"), (".gz", ".zst", ".xz")
 BLOCK = 1 << 20  # bytes
-SAMPLE = 1 << 20  # characters for the estimate of what the text takes
+READ = 1 << 16  # bytes that are read from a file ahead of what is decompressed
+SAMPLE = 1 << 22  # characters that are read for the estimate of what the text takes
 LONGEST_LINE = 1 << 26  # bytes of a line of JSON, which must be in memory as a whole
 ZSTD_BLOCK = 1 << 11  # compressed bytes at a time: a block of them can be 60 times as large or more
 
@@ -57,7 +58,7 @@ class File:
 
     def open(self, done):
         """The file, open for reading bytes. done(n) is called for each n bytes that are read."""
-        return io.BufferedReader(CountedFile(self.path, done), BLOCK // 4)
+        return io.BufferedReader(CountedFile(self.path, done), READ)
 
     def blocks(self, done, errors):
         """Yields the text in blocks."""
@@ -89,7 +90,7 @@ class Stdin(File):
 
     def open(self, done):
         self.file.seek(0)
-        return io.BufferedReader(CountedFile(os.dup(self.file.fileno()), done), BLOCK // 4)
+        return io.BufferedReader(CountedFile(os.dup(self.file.fileno()), done), READ)
 
 
 class Memory:
@@ -201,7 +202,7 @@ def find_sources(words, builtin, folder):
         elif Path(word).exists():
             found.append(File(word))
         elif re.search(r"[*?[]", word) and (paths := glob.glob(word, recursive=True)):
-            found += [File(path) for path in sorted(paths) if Path(path).is_file()]
+            found += [File(path) for path in sorted(map(Path, paths)) if path.is_file()]
         else:
             raise UserError(usage.no_text_file(word, builtin))
     return found
