@@ -199,11 +199,11 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
     if cfg.dry_run:
         return False
     bins.announce_replacing(folder)
-
     n_characters = None
-    if reader.one_text or tokenizer is None:  # the text is read twice
+    if reader.one_text or tokenizer is None:
         with plan.progress(reader.size, "reading") as done:
-            n_characters, chars = encode.survey(reader.blocks(done), newline=not reader.one_text)
+            n_characters, chars = encode.survey(reader.blocks(done), vocabulary=tokenizer is None,
+                                                newline=not reader.one_text)
         tokenizer = tokenizer or CharTokenizer(chars)
 
     def write(val_fraction):

@@ -27,11 +27,9 @@ class Gigatoken:
     def __init__(self, bpe, workers, end_of_text):
         """bpe: tiktoken's encoding, whose table is used. end_of_text: the special token, as text.
         Raises ImportError if the package is not installed."""
-        # its pool of threads is made when it first encodes, and has one thread per core otherwise
-        os.environ.setdefault("RAYON_NUM_THREADS", str(workers))
-        from gigatoken.gigatoken_rs import BPETokenizer
+        from gigatoken.gigatoken_rs import BPETokenizer, PadTruncate
 
-        self.parallel = workers > 1
+        self.no_padding = PadTruncate(0)
         self.growth = 100e6 + 50e6 * workers
         ranks = sorted(bpe._mergeable_ranks.items(), key=lambda item: item[1])
         table = b"".join(b"%s %d\n" % (base64.b64encode(token), i) for token, i in ranks)
@@ -58,9 +56,10 @@ class Gigatoken:
             if grown > self.growth:
                 self.renew()
         self.n_bytes += len(data)
-        # unlike encode, encode_batch lets other threads run
-        batch = self.encoder.encode_batch([data], parallel=self.parallel)
-        return np.asarray(batch.layout.content.data)
+        # Unlike encode, this function lets other threads run. One row needs no padding. Its own
+        # threads are not used (parallel), because ours encode several units at a time.
+        rows, _ = self.encoder.encode_batch_padded([data], self.no_padding, parallel=False)
+        return rows[0]
 
 
 def resident_bytes():

@@ -1,6 +1,6 @@
 """Where text comes from: files, folders, stdin; plain or compressed text, JSON lines, parquet.
 
-Everything is read in blocks of a megabyte, so memory does not depend on the size of a source.
+Everything is read in blocks of 256 kB, so memory does not depend on the size of a source.
 """
 
 import codecs
@@ -27,7 +27,7 @@ from configurator import UserError, reason
 from internals import usage
 
 TEXT, COMPRESSED = (".txt", ".md"), (".gz", ".zst", ".xz")
-BLOCK = 1 << 20  # bytes
+BLOCK = 1 << 18  # bytes
 READ = 1 << 16  # bytes that are read from a file ahead of what is decompressed
 SAMPLE = 1 << 22  # characters that are read for the estimate of what the text takes
 LONGEST_LINE = 1 << 26  # bytes of a line of JSON, which must be in memory as a whole
@@ -287,18 +287,20 @@ def decoded(blocks, name, errors):
     """Yields blocks of bytes as text, without byte order mark, with line ends as \\n. Raises
     UserError with the position if they are not UTF-8, unless errors is "replace"."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    position, begun = 0, False
+    position, begun, cut = 0, False, ""
     for block in itertools.chain(blocks, [b""]):
         waiting = len(decoder.getstate()[0])  # bytes of a character that the last block cut
         try:
-            text = decoder.decode(block, final=not block)
+            text = cut + decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
             raise not_utf8(name, position - waiting + error.start) from None
         position += len(block)
         if text and not begun:
             text, begun = text.removeprefix("\ufeff"), True
-        if text := newlines.decode(text, final=not block):
+        cut = "\r" if block and text.endswith("\r") else ""  # \n may follow in the next block
+        if "\r" in text:
+            text = text.removesuffix(cut).replace("\r\n", "\n").replace("\r", "\n")
+        if text:
             yield text
 
 

@@ -355,7 +355,7 @@ def test_a_dry_run_says_what_the_run_takes_and_writes_nothing(tiny, tmp_path, ca
     assert len(steps) == 3 and "/1000" in steps[2] and not any("val" in line for line in steps)
     end = lines[lines.index("dry run: nothing was written") + 1:]
     assert [line.split()[0] for line in end] == ["parameters", "memory", "data", "speed", "time"]
-    assert f"{2 * (12 * 16**2 + 2 * 16) + 16 * (16 + 45) + 16:,}" in end[0]
+    assert f"{2 * (12 * 16**2 + 2 * 16) + 16 * (16 + 41) + 16:,}" in end[0]  # 41 characters
     assert "GB at the peak" in end[1]
     assert end[2].endswith("3,600 tokens per epoch, 28 steps")  # 8 sequences of 16 tokens each
     assert "1,000 steps, and 11 evaluations" in end[4]
