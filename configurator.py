@@ -61,10 +61,12 @@ def configure(description, *schemas, argv=None, expand=None, positional=()):
 
 
 def split(argv, types):
-    """Split a command line into ({name: value} of --name=value and --name value, other words)."""
+    """Split a command line into ({name: value} of --name=value and --name value, other words). A
+    setting that is True or False can be given without a value: --name is --name=True."""
     options, others = {}, []
-    words = iter(argv)
-    for word in words:
+    words = list(argv)
+    while words:
+        word = words.pop(0)
         if word in ("--help", "-h"):
             options["--help"] = True
         elif not word.startswith("--"):
@@ -72,8 +74,10 @@ def split(argv, types):
         else:
             name, equals, value = word[2:].partition("=")
             refuse_unknown(name, types, "on the command line")
-            if not equals:
-                value = next(words, "--")
+            if not equals and types[name] is bool and not (words and is_bool(words[0])):
+                value = "True"
+            elif not equals:
+                value = words.pop(0) if words else "--"
                 if value.startswith("--"):
                     raise UserError(f"--{name} needs a value: --{name}=VALUE")
             options[name] = value
@@ -180,7 +184,7 @@ def parse(value, kind):
     text = str(value)
     if kind is NoneType and text == "None":
         return None
-    if kind is bool and text in ("True", "true", "False", "false"):
+    if kind is bool and is_bool(text):
         return text in ("True", "true")
     if kind is str and isinstance(value, str):
         return value
@@ -195,6 +199,10 @@ def parse(value, kind):
         if abs(number) <= 2**63 and number.is_integer():
             return int(value) if "." not in text and "e" not in text.lower() else int(number)
     raise ValueError(f"{text} is not {kind}")
+
+
+def is_bool(text):
+    return text in ("True", "true", "False", "false")
 
 
 def type_name(kind):

@@ -1,34 +1,34 @@
 """Turn text into token files: train.bin, val.bin and meta.json. This file defines the tokenizers.
 
-    python prepare.py plays_char                                 a built-in dataset
-    python prepare.py a.txt b.txt --name=mine --tokenizer=char   your own text files
+    python prepare.py plays_char                                        a built-in dataset
+    python prepare.py novel.txt                                         your own text
+    python prepare.py notes/ wiki.jsonl.zst --name=mine --tokenizer=gpt2
     python train.py --dataset=mine
 
 A bin is a file of token ids: raw little-endian uint16, no header. meta.json says what the ids mean
-(tokenizer and vocabulary), and has the number of tokens and a checksum of each bin, and the command
-that wrote them. The first 90% of the characters are for training, the rest for validation. Huge
-datasets are streamed, and every 2,000th document is for validation.
+(tokenizer and vocabulary), and has the counts and a checksum of each bin, and the command that
+wrote them. The text can be larger than memory, and a run that was killed continues where it was.
+In internals/, sources.py reads the text, encode.py cuts it into units and encodes them in threads
+with a tokenizer of this file, and bins.py writes the ids.
 """
 
-import hashlib
-import json
-import os
-import re
 import shlex
 import sys
-from dataclasses import dataclass
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from configurator import UserError, configure, one_line_errors
-from internals import dataset, usage
-from internals.corpora import CORPORA, HUB_DATASETS, corpus_text, gpt2_encoding, stream_documents
+from internals import bins, corpora, dataset, encode, fast, plan, sources
+from internals.corpora import CORPORA, HUB_DATASETS, gpt2_encoding
 from internals.dataset import MAX_VOCAB
-from internals.files import DATA, locked, printable, read_text, relative, replacing
-from internals.limits import Limit
+from internals.files import DATA, locked, printable, relative
+from internals.limits import Count, Limit, Tiny
+from internals.sources import Reader
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -38,14 +38,23 @@ class PrepareConfig:
     """The settings of prepare.py."""
 
     # a built-in dataset (plays_char, plays, shakespeare_char, shakespeare, addition, openwebtext,
-    # fineweb), or text files in UTF-8
-    texts: tuple[str, ...]
-    # for text files: name of the dataset, and of its folder in data_dir; None: from the first file
+    # fineweb); or your text: files, folders, patterns such as 'notes/*.md', or - for stdin. Files
+    # are .jsonl, .parquet, or text in UTF-8; .gz, .zst and .xz are decompressed
+    sources: tuple[str, ...]
+    # for your text: name of the dataset, and of its folder in data_dir; None: from the first source
     name: str | None = None
-    # for text files: char (one token per character), gpt2 (GPT-2's BPE, for a megabyte of text or
+    # for your text: char (one token per character), gpt2 (GPT-2's BPE, for a megabyte of text or
     # more), or the name of a prepared dataset, whose tokenizer is used
     tokenizer: str = "char"
     data_dir: str | None = None  # folder of the datasets; None: data/ next to prepare.py
+    # for your text: the share for validation. Of a single text it is the end. Of documents (several
+    # files, or lines or rows), a hash of each document decides
+    val_fraction: Tiny = 0.1
+    text_field: str = "text"  # the field of JSON lines, or column of parquet files, with the text
+    errors: Literal["strict", "replace"] = "strict"  # replace: invalid UTF-8 becomes U+FFFD
+    workers: Count | None = None  # threads that encode; None: one per CPU core
+    fast: bool = True  # use the package gigatoken for GPT-2's BPE if it is installed
+    dry_run: bool = False  # print what the preparation will take, and stop
     # for addition: number of digits of the two numbers that are added
     digits: Annotated[int, Limit("1, 2 or 3", least=1, most=3)] = 3
     reverse: bool = True  # for addition: write the sum with its last digit first
@@ -55,6 +64,8 @@ class PrepareConfig:
 # Tokenizers. Both classes have
 #   n_vocab        the vocabulary size
 #   encode(text)   str -> int64 array (n,) of ids
+#   encode_documents(texts, ends)   list of str -> uint16 array (n,) of ids, for a bin. Each text is
+#                  a document; if not `ends`, the last one continues in the next call
 #   decode(ids)    ids -> str; decode_bytes(ids) -> bytes
 #   end_of_text    the id of <|endoftext|>, or None
 #   default_start  the prompt of sample.py if --start is not given
@@ -75,19 +86,30 @@ class CharTokenizer:
         self.n_vocab = len(chars)
         self.default_start = "\n" if "\n" in chars else chars[0]
         self.meta = {"tokenizer": "char", "chars": chars}
-        self.id_of = {char: i for i, char in enumerate(chars)}
+        # the id of each code point up to one above the last; MAX_VOCAB, which is not an id, if none
+        points = encode.code_points(chars)
+        self.id_of = np.full(points.max() + 2, MAX_VOCAB, dtype=np.uint16)
+        self.id_of[points] = np.arange(len(chars))
 
-    def encode(self, text, special=False, threads=1):
-        """Raises UserError if a character is not in the vocabulary; the message names it. special,
-        threads: for the interface of GPT2Tokenizer; they have no effect here."""
-        try:
-            ids = [self.id_of[char] for char in text]
-        except KeyError as error:
-            char = error.args[0]
+    def encode(self, text, special=False):
+        """Raises UserError if a character is not in the vocabulary; the message names it. special:
+        for the interface of GPT2Tokenizer; it has no effect here."""
+        ids = self.id_of[np.minimum(encode.code_points(text), len(self.id_of) - 1)]
+        unknown = np.flatnonzero(ids == MAX_VOCAB)
+        if len(unknown):
+            char = text[unknown[0]]
             raise UserError(f"the character {char!r} (U+{ord(char):04X}) is not among the "
                             f"{self.n_vocab} characters of the vocabulary, which come from the "
-                            "training text: remove it, or use --tokenizer=gpt2") from None
-        return np.array(ids, dtype=np.int64)
+                            "training text: remove it, or use --tokenizer=gpt2")
+        return ids.astype(np.int64)
+
+    def encode_documents(self, texts, ends=True):
+        """A document that does not end with a newline gets one, if the vocabulary has it."""
+        complete = texts if ends else texts[:-1]
+        if "\n" in self.chars:
+            complete = [text if text.endswith("\n") else text + "\n" for text in complete]
+        continued = [] if ends else texts[-1:]
+        return self.encode("".join(complete + continued)).astype(np.uint16)
 
     def decode(self, ids):
         return "".join(self.chars[i] for i in ids)
@@ -107,16 +129,27 @@ class GPT2Tokenizer:
     def __init__(self):
         self.bpe = gpt2_encoding()
         self.meta = {"tokenizer": "gpt2"}
+        self.faster = None  # a Gigatoken, which computes the same ids in less time
 
-    def encode(self, text, special=False, threads=1):
-        """special: encode "<|endoftext|>" as the special token, not as text. threads: how many
-        threads share the work."""
+    def encode(self, text, special=False):
+        """special: encode "<|endoftext|>" as the special token, not as text."""
         if special:
-            ids = self.bpe.encode(text, allowed_special={END_OF_TEXT})
-        else:
-            lists = self.bpe.encode_ordinary_batch(list(pieces(text, 1 << 16)), num_threads=threads)
-            ids = [i for part in lists for i in part]
+            return np.array(self.bpe.encode(text, allowed_special={END_OF_TEXT}), dtype=np.int64)
+        ids = [i for piece in encode.pieces([text]) for i in self.bpe.encode_ordinary(piece)]
         return np.array(ids, dtype=np.int64)
+
+    def encode_documents(self, texts, ends=True):
+        """<|endoftext|> follows each document."""
+        joined = END_OF_TEXT.join([*texts, ""] if ends else texts)
+        if joined.count(END_OF_TEXT) >= len(texts) + ends:  # a document contains it as text
+            ids = [i for text in texts for i in [*self.bpe.encode_ordinary(text), self.end_of_text]]
+            ids = np.array(ids if ends else ids[:-1])
+        elif self.faster:
+            ids = self.faster.encode(joined)
+        else:  # unlike encode_ordinary, encode_to_numpy makes no Python object for each id
+            ids = self.bpe.encode_to_numpy(joined, allowed_special={END_OF_TEXT},
+                                           disallowed_special=())
+        return ids.astype(np.uint16)
 
     def decode_bytes(self, ids):
         """A token can end in the middle of a UTF-8 character."""
@@ -134,115 +167,90 @@ def tokenizer_from_meta(meta):
     return GPT2Tokenizer()
 
 
-def pieces(text, size):
-    """Split `text` into pieces of about `size` characters such that encoding the pieces and
-    concatenating gives the same BPE ids as encoding the whole text. GPT-2's pattern always splits
-    before the first white space after a word, so `text` is split only there."""
-    before_space = re.compile(r"(?<=\S)(?=\s)")
-    start = 0
-    while start < len(text):
-        match = before_space.search(text, start + size)
-        end = match.start() if match else len(text)
-        yield text[start:end]
-        start = end
+def find_tokenizer(kind, data_dir):
+    """The tokenizer for `kind`: gpt2, or the name of a dataset in data_dir. char: None, so far."""
+    if kind == "char":
+        return None
+    meta = dataset.GPT2_META if kind == "gpt2" else dataset.read_meta(data_dir / kind)
+    if meta is None:
+        raise UserError(f"tokenizer={kind} is neither char nor gpt2, nor a dataset in {data_dir}")
+    return tokenizer_from_meta(meta)
 
 
 # --------------------------------------------------------------------------------------------------
 # Text -> bins
 
 
-def text_chunks(texts, tokenizer, size=1 << 22):
-    """Yields (split, ids): the first 90% of all characters are for training. If there are several
-    texts and the tokenizer is BPE, <|endoftext|> follows each text."""
-    total = sum(map(len, texts))
-    cut = int(total * 0.9)
-    position = 0  # of the current text: the number of characters before it
-    with tqdm(total=total, unit=" characters", unit_scale=True, disable=None, leave=False) as bar:
-        for text in texts:
-            before_cut = min(max(cut - position, 0), len(text))
-            for split, part in ("train", text[:before_cut]), ("val", text[before_cut:]):
-                for piece in pieces(part, size):
-                    yield split, tokenizer.encode(piece, threads=os.cpu_count())
-                    bar.update(len(piece))
-            position += len(text)
-            if len(texts) > 1 and tokenizer.end_of_text is not None:
-                yield "train" if position <= cut else "val", [tokenizer.end_of_text]
+def prepare_sources(reader, folder, kind, source, command, cfg):
+    """Tokenize the text of a Reader and write the bins to `folder`, which is data/<name>. Returns
+    whether that is done: not if cfg.dry_run is set.
 
-
-def document_chunks(batches, tokenizer):
-    """Yields (split, ids) of each document. batches: lists of documents. Every 2,000th document is
-    for validation."""
-    number = 0
-    for texts in tqdm(batches, unit=" batches of documents", disable=None):
-        for ids in tokenizer.bpe.encode_ordinary_batch(texts):
-            yield "train" if number % 2000 else "val", [*ids, tokenizer.end_of_text]
-            number += 1
-
-
-def write_bins(folder, tokenizer, chunks, source, command):
-    """Write train.bin, val.bin and meta.json.
-
-    folder: data/<name>. chunks: an iterator of ("train" or "val", ids).
+    kind: "char", "gpt2", or the name of a dataset in the same data folder, whose tokenizer is used.
     source, command: the origin of the text, and the command that prepares it, for meta.json.
-    The old train.bin is removed first and the new one comes last. So an interrupted run leaves the
-    old dataset, or one without train.bin, but never a mixture of both.
+    cfg: a PrepareConfig, for val_fraction, workers, fast and dry_run.
     """
-    replaces = (folder / "train.bin").exists()
-    if replaces and not (folder / "meta.json").exists():
-        raise UserError(f"{folder / 'train.bin'} has no meta.json next to it, so prepare.py did "
-                        "not write it: move it away, or choose another --name")
-    if replaces:
-        print(f"{relative(folder)}: this replaces the dataset of that name")
-    meta = {**tokenizer.meta, "vocab_size": tokenizer.n_vocab, "source": printable(source),
-            "command": printable(command)}
-    # the new files get their names when this block ends: val.bin first, then train.bin
-    with replacing(folder / "train.bin") as train, replacing(folder / "val.bin") as val:
-        with open(train, "wb") as train_file, open(val, "wb") as val_file:
-            files = {"train": train_file, "val": val_file}
-            hashes = {"train": hashlib.sha256(), "val": hashlib.sha256()}
-            for split, ids in chunks:
-                data = np.asarray(ids).astype("<u2").tobytes()
-                files[split].write(data)
-                hashes[split].update(data)
-            for split, file in files.items():
-                meta[f"{split}_tokens"] = file.tell() // 2
-                meta[f"{split}_sha256"] = hashes[split].hexdigest()
-                if file.tell() == 0:
-                    raise UserError(f"the text is too short: {split}.bin would be empty")
-        (folder / "train.bin").unlink(missing_ok=True)
-        with replacing(folder / "meta.json") as temporary:
-            text = json.dumps(meta, indent=1, ensure_ascii=False)
-            temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
+    workers = cfg.workers or plan.available_cores()
+    tokenizer = find_tokenizer(kind, folder.parent)
+    sample = reader.sample()
+    if isinstance(tokenizer, GPT2Tokenizer) and cfg.fast and fast.pays(reader.size):
+        tokenizer.faster = fast.verified(tokenizer.bpe, reader, workers, END_OF_TEXT)
+    sampled = tokenizer or CharTokenizer(encode.survey(sample.blocks)[1])
+    plan.announce(reader, sample, sampled.encode_documents, workers, folder)
+    if cfg.dry_run:
+        return False
+    bins.announce_replacing(folder)
+    n_characters = None
+    if reader.one_text or tokenizer is None:
+        with plan.progress(reader.size, "reading") as done:
+            n_characters, chars = encode.survey(reader.blocks(done), vocabulary=tokenizer is None,
+                                                newline=not reader.one_text)
+        tokenizer = tokenizer or CharTokenizer(chars)
+
+    def write(val_fraction):
+        counts, identity = encode.Counts(), [reader.identity, tokenizer.meta, val_fraction]
+        with plan.progress(reader.size, "encoding") as done:
+            partial = bins.Partial(folder, identity)
+            units = encode.units(reader, n_characters, val_fraction, counts, done)
+            chunks = encode.encoded(units, tokenizer.encode_documents, workers, partial.n_chunks)
+            write_bins(folder, tokenizer, chunks, source, command, partial, counts)
+
+    try:
+        write(cfg.val_fraction)
+    except encode.OneSided as error:  # so few documents that one of the splits was empty
+        write(error.val_fraction)
+    return True
 
 
-def prepare_texts(texts, folder, tokenizer, source, command):
-    """Tokenize texts and write the bins to `folder`. tokenizer: "char", "gpt2", or the name of a
-    dataset in the same data folder, whose tokenizer is used."""
-    if tokenizer == "char":
-        tokenizer = CharTokenizer("".join(sorted(set().union(*texts))))
-    elif tokenizer == "gpt2":
-        tokenizer = GPT2Tokenizer()
-    else:
-        meta = dataset.read_meta(folder.parent / tokenizer)
-        if meta is None:
-            raise UserError(f"tokenizer={tokenizer} is neither char nor gpt2, nor a dataset in "
-                            f"{folder.parent}")
-        tokenizer = tokenizer_from_meta(meta)
-    write_bins(folder, tokenizer, text_chunks(texts, tokenizer), source, command)
+def write_bins(folder, tokenizer, chunks, source, command, partial=None, counts=None):
+    """Write train.bin, val.bin and meta.json. chunks: an iterator of ("train" or "val", ids).
+
+    partial: a Partial, which has the first chunks already if a run was interrupted; None: a new
+    one. counts: Counts for meta.json, complete after the last chunk.
+    """
+    with partial or bins.Partial(folder) as partial:
+        for split, ids in chunks:
+            partial.add(split, ids)
+        meta = {"vocab_size": tokenizer.n_vocab, "source": printable(source),
+                "command": printable(command)}
+        partial.publish(tokenizer.meta | meta | (counts.meta() if counts else {}))
 
 
-def prepare_corpus(folder, command=None, **options):
-    """Prepare the built-in dataset that has the name of `folder`. options: digits and reverse, for
-    addition."""
+def prepare_texts(texts, folder, tokenizer, source, command, cfg=None):
+    """prepare_sources for texts in memory."""
+    reader = Reader([sources.Memory(text) for text in texts])
+    return prepare_sources(reader, folder, tokenizer, source, command, cfg or PrepareConfig(()))
+
+
+def prepare_corpus(folder, command=None, cfg=None, **options):
+    """prepare_sources for the built-in dataset that has the name of `folder`. options: digits and
+    reverse, for addition."""
     command = command or dataset.prepare_command(DATA / folder.name)
     if folder.name in HUB_DATASETS:
-        batches = stream_documents(folder.name, folder)
-        tokenizer = GPT2Tokenizer()
-        source = f"the Hugging Face hub, {HUB_DATASETS[folder.name].address}"
-        write_bins(folder, tokenizer, document_chunks(batches, tokenizer), source, command)
-    else:
-        text, source = corpus_text(folder.name, folder, **options)
-        prepare_texts([text], folder, CORPORA[folder.name].tokenizer, source, command)
+        hub = corpora.HubDocuments(folder.name, folder)
+        cfg = replace(cfg or PrepareConfig(()), val_fraction=corpora.HUB_VAL_FRACTION)
+        return prepare_sources(Reader([hub]), folder, "gpt2", hub.source, command, cfg)
+    text, source = corpora.corpus_text(folder.name, folder, **options)
+    return prepare_texts([text], folder, CORPORA[folder.name].tokenizer, source, command, cfg)
 
 
 def open_dataset(name, data_dir=None):
@@ -262,37 +270,29 @@ def open_dataset(name, data_dir=None):
 
 
 def main(argv=None):
-    given, cfg = configure(__doc__, PrepareConfig, argv=argv, positional=["texts"])
+    given, cfg = configure(__doc__, PrepareConfig, argv=argv, positional=["sources"])
     command = shlex.join(["python", "prepare.py", *(sys.argv[1:] if argv is None else argv)])
-    data_dir = Path(cfg.data_dir or DATA)
-    builtin = CORPORA | HUB_DATASETS
-    first = cfg.texts[0]
+    started, data_dir = time.perf_counter(), Path(cfg.data_dir or DATA)
+    builtin, first = CORPORA | HUB_DATASETS, cfg.sources[0]
     options = {name: given[name] for name in ("digits", "reverse") if name in given}
     if options and first != "addition":
         raise UserError(f"--{next(iter(options))} applies only to addition, not to {first}")
 
     if first in builtin:
-        if len(cfg.texts) > 1 or "name" in given or "tokenizer" in given:
+        if len(cfg.sources) > 1 or {"name", "tokenizer", "val_fraction", "errors"} & given.keys():
             raise UserError(f"{first} is a built-in dataset with a fixed name and tokenizer: "
                             "give it alone, without --name and --tokenizer")
-        with locked(data_dir / first):
-            prepare_corpus(data_dir / first, command if options else None, **options)
-        return print(dataset.load(data_dir / first).summary())
-
-    for path in cfg.texts:
-        problem = usage.no_text_file(path, builtin)
-        if problem:
-            raise UserError(problem)
-    name = cfg.name
-    if name is None:  # "my novel.txt" becomes my-novel
-        name = re.sub(r"[^\w.-]+", "-", Path(first).stem).strip("-.")
-    if name in builtin or not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-        raise UserError(f"your dataset cannot be called {name!r}: choose a --name of letters, "
-                        "digits, '.', '_' and '-' that is not the name of a built-in dataset")
-    texts = [read_text(path) for path in cfg.texts]
-    with locked(data_dir / name):
-        prepare_texts(texts, data_dir / name, cfg.tokenizer, ", ".join(cfg.texts), command)
-    print(dataset.load(data_dir / name).summary())
+        folder = data_dir / first
+        with locked(folder):
+            done = prepare_corpus(folder, command if options else None, cfg, **options)
+    else:
+        folder = data_dir / sources.dataset_name(cfg.name, first, builtin)
+        found = sources.find_sources(cfg.sources, builtin, data_dir)
+        reader, source = Reader(found, cfg.errors, cfg.text_field), ", ".join(cfg.sources)
+        with nullcontext() if cfg.dry_run else locked(folder):
+            done = prepare_sources(reader, folder, cfg.tokenizer, source, command, cfg)
+    if done:
+        plan.report(dataset.load(folder), time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ class TrainConfig:
     log_interval: Count = 1  # steps between log lines
     eval_iters: Count = 200  # batches per evaluation and split: always the same sequences
     eval_only: bool = False  # evaluate once and write nothing
+    dry_run: bool = False  # print what the run takes, after three steps, and write nothing
     always_save_checkpoint: bool = True  # False: save at an evaluation only if it is the best
     snapshots: bool = False  # save the weights alone at each evaluation, for tools/look.py
     patience: Natural = 0  # stop after this many evaluations without a better one; 0: never
@@ -67,8 +68,7 @@ class TrainConfig:
     align: Count = 1  # sequences start at multiples of it; for lines of equal length, that length
     # -- model
     init_from: str = "scratch"  # or resume, auto (resume if possible), a folder, gpt2, ...
-    # a preset of settings for model, optimizer and schedule; each can still be set separately
-    recipe: Literal[*RECIPES] | None = None
+    recipe: Literal[*RECIPES] | None = None  # a preset; each of its settings can be set separately
     size: Literal[*SIZES] | None = None  # n_layer, n_head and n_embd by a name
     # -- optimizer
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: matrices in the blocks; the rest: AdamW
@@ -351,7 +351,7 @@ def main(argv=None):
         model_cfg = dataset.match(model_cfg, data, cfg, start, given)
         devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
         with devices.out_of_memory_hint(cfg), RunLog(cfg, world) as log, StopSignals() as signals:
-            return train(cfg, model_cfg, data, start, world, log, signals)
+            return train(log.shortened(start.step), model_cfg, data, start, world, log, signals)
 
 
 if __name__ == "__main__":

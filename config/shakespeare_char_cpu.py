@@ -1,4 +1,4 @@
-# The lowest loss on the characters of Tiny Shakespeare that five minutes on two CPU cores can reach.
+# The lowest loss on Tiny Shakespeare's characters that five minutes on two CPU cores can reach.
 # The cores need bfloat16 instructions (avx512_bf16); without them, a step takes longer.
 #   python train.py config/shakespeare_char_cpu.py
 # Half the time, for the loss that nanoGPT's README reports after three minutes on an A100:

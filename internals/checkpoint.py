@@ -48,7 +48,8 @@ from internals.dataset import GPT2_META, check_meta, read_meta
 from internals.files import DATA, replacing
 from model import GPTConfig
 
-OF_ONE_CALL = ("out_dir", "init_from", "eval_only")  # settings that a resumed run does not inherit
+# settings that a resumed run does not inherit
+OF_ONE_CALL = ("out_dir", "init_from", "eval_only", "dry_run")
 OF_ONE_MACHINE = ("device", "dtype", "compile", "backend")  # not inherited from nanoGPT: for a GPU
 SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 MAX_BLOCK_SIZE = 2**20  # with RoPE, the shape of no weight depends on block_size

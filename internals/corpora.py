@@ -4,7 +4,6 @@ import fnmatch
 import html
 import importlib
 import re
-import shutil
 import sys
 import tempfile
 import urllib.request
@@ -14,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from configurator import UserError
+from configurator import UserError, reason
 from internals import files
 from internals.files import check_sha, open_wheel, read_text, replacing
+from internals.plan import free_bytes
 
 TINY_SHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
                     "data/tinyshakespeare/input.txt")
@@ -124,6 +124,7 @@ CORPORA = {
     "shakespeare": Corpus(fetch_tiny_shakespeare, "gpt2", TINY),
     "addition": Corpus(make_addition, "char", "all sums of two numbers", ("digits", "reverse")),
 }
+HUB_VAL_FRACTION = 1 / 2000  # of documents for validation, as in nanoGPT
 HUB_DATASETS = {
     "openwebtext": HubCorpus({"path": "Skylion007/openwebtext",
                               "revision": "refs/convert/parquet"}, 19),
@@ -149,21 +150,38 @@ def corpus_text(name, folder, **options):
     return text, corpus.source
 
 
-def stream_documents(name, folder, size=1024):
-    """An iterator over the documents of one of HUB_DATASETS, in lists of `size` texts. Before it
-    downloads anything, raises UserError if a package is missing or the disk of `folder` is too
-    small."""
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        raise UserError(f"{name} needs an additional package: pip install datasets") from None
-    address, gigabytes = HUB_DATASETS[name]
-    free = shutil.disk_usage(folder).free / 1e9
-    if free < gigabytes:
-        raise UserError(f"{name} takes {gigabytes} GB of disk space, but {folder} has only "
-                        f"{free:.1f} GB free: choose another disk with --data_dir")
-    corpus = datasets.load_dataset(**address, split="train", streaming=True)
-    return (batch["text"] for batch in corpus.iter(batch_size=size))
+class HubDocuments:
+    """The documents of one of HUB_DATASETS, as a source for internals.sources.Reader. They are
+    streamed: an interrupted run downloads again what it has encoded."""
+
+    is_text, size = False, None
+
+    def __init__(self, name, folder):
+        """Raises UserError if a package is missing or the disk of `folder` is too small."""
+        self.name, (self.address, gigabytes) = name, HUB_DATASETS[name]
+        self.source = f"the Hugging Face hub, {self.address}"
+        self.identity = [name, self.address]
+        try:
+            self.datasets = importlib.import_module("datasets")
+        except ImportError:
+            raise UserError(f"{name} needs an additional package: pip install datasets") from None
+        free = free_bytes(folder) / 1e9
+        if free < gigabytes:
+            raise UserError(f"{name} takes {gigabytes} GB of disk space, but {folder} has only "
+                            f"{free:.1f} GB free: choose another disk with --data_dir")
+
+    def documents(self, done, errors, text_field, size=256):
+        """Yields each document as a str."""
+        try:
+            corpus = self.datasets.load_dataset(**self.address, split="train", streaming=True)
+            for batch in corpus.iter(batch_size=size):
+                for text in batch["text"]:
+                    yield text or ""
+                    done(len(text or ""))
+        except Exception as error:  # the network can fail in many ways, and later than at first
+            raise UserError(f"{self.name} cannot be read from the Hugging Face hub "
+                            f"({type(error).__name__}: {reason(error)}): check the network "
+                            "connection, and run the command again") from None
 
 
 def gpt2_encoding():

@@ -157,6 +157,21 @@ def memory_bytes(device):
     return None
 
 
+def peak_memory(device):
+    """The largest number of bytes that this process has used on the device so far; None if it is
+    not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def check_model_fits(c, device, training=True):
     """Raises UserError if a model of GPTConfig c cannot fit into the memory of the device.
 

@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -21,17 +21,19 @@ from filelock import FileLock, Timeout
 
 from configurator import UserError
 from internals import checkpoint
-from internals.devices import mfu, num_params, peak_flops
+from internals.devices import mfu, num_params, peak_flops, peak_memory
 from internals.files import replacing
 from prepare import tokenizer_from_meta
 
+DRY_STEPS = 3  # of a dry run
 # in out_dir
 FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "snapshots", "ckpt.pt")
 
 
 class RunLog:
-    """The log of one run. Only the master process prints and writes, and with eval_only it writes
-    nothing. A RunLog is a context manager, which closes the tracker and releases the lock.
+    """The log of one run. Only the master process prints and writes, and with eval_only or dry_run
+    it writes nothing. A RunLog is a context manager, which closes the tracker and releases the
+    lock.
 
     metrics: the lines of metrics.jsonl as dicts; an empty list in the other processes.
     """
@@ -39,7 +41,7 @@ class RunLog:
     def __init__(self, cfg, world):
         self.cfg, self.world = cfg, world
         self.out_dir = Path(cfg.out_dir)
-        self.writes = world.is_master and not cfg.eval_only
+        self.writes = world.is_master and not (cfg.eval_only or cfg.dry_run)
         self.metrics, self.tracker, self.lock = [], None, None
         self.step_seconds = self.evaluation_seconds = 0.0  # of the last step and evaluation
         self.plotted_step = None
@@ -65,6 +67,14 @@ class RunLog:
                   file=sys.stderr)
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, sys.stdout.fileno())
+
+    def shortened(self, first_step):
+        """The settings of the run; for a dry run, with three steps and two short evaluations."""
+        if not self.cfg.dry_run:
+            return self.cfg
+        last_step = min(first_step + DRY_STEPS, self.cfg.max_iters)
+        return replace(self.cfg, max_iters=last_step, eval_interval=10**9, eval_iters=1,
+                       log_interval=1)
 
     def begin(self, model, data, dtype, compiled, start):
         """Print a summary of the run and prepare its files: a new run moves the files of an earlier
@@ -97,6 +107,7 @@ class RunLog:
             with replacing(self.out_dir / "config.json") as temporary:
                 temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
         self.step_tokens = cfg.gradient_accumulation_steps * cfg.batch_size * c.block_size
+        self.epoch_tokens = len(data.train)
         threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
         epochs = cfg.max_iters * self.step_tokens / len(data.train)
         self.say(f"{self.world.size} x {device}{threads}, {dtype}, {how}")
@@ -150,6 +161,8 @@ class RunLog:
 
     def evaluation(self, step, losses, better):
         """Log the losses {"train": ..., "val": ...} of an evaluation, in nats per token."""
+        if self.cfg.dry_run:  # it is an evaluation of one batch
+            return
         perplexity = math.exp(min(losses["val"], 99))
         columns = [self.label(step), f"train {losses['train']:.4f}", f"val {losses['val']:.4f}",
                    f"perplexity {perplexity:.2f}"]
@@ -161,7 +174,7 @@ class RunLog:
     def find_tokenizer(self, meta):
         """The tokenizer for the samples of this process; None if this process shows no samples, or
         if the tables of the tokenizer cannot be downloaded. Training does not need it."""
-        if not self.world.is_master or not self.cfg.sample_tokens:
+        if not self.world.is_master or not self.cfg.sample_tokens or self.cfg.dry_run:
             return None
         try:
             return tokenizer_from_meta(meta)
@@ -212,6 +225,8 @@ class RunLog:
 
     def end(self, step, best_loss, best_step, stopped, out_of_patience):
         """Print how the run ended, the files that it wrote, and the next command."""
+        if self.cfg.dry_run:
+            return self.end_dry_run()
         folder = shlex.quote(str(self.out_dir))
         if stopped and not step:  # step 0 is not saved
             self.say("stopped by a signal before the first step")
@@ -235,6 +250,31 @@ class RunLog:
         self.say(f"  picture      {self.out_dir / 'loss.png'}")
         self.say(f"  sample       python sample.py --out_dir={folder}")
         self.say(f"  look inside  python tools/look.py --out_dir={folder}")
+
+    def end_dry_run(self):
+        """Print what the run would take, from its first steps."""
+        cfg, device = self.cfg, self.world.device
+        speeds = [entry["ms"] / 1e3 for entry in self.metrics[1:]]  # the first step is slower
+        if not speeds:
+            return self.say(f"dry run: it needs {DRY_STEPS} steps, so max_iters is too low")
+        seconds = sum(speeds) / len(speeds)
+        weights = sum(p.numel() for p in self.model.parameters())
+        # float32 each: weight, gradient, and AdamW's two moments
+        memory = f"{16 * weights / 1e9:.2f} GB for weights, gradients and optimizer"
+        if peak := peak_memory(device):
+            memory += f"; {peak / 1e9:.2f} GB at the peak of these steps"
+        evaluations = cfg.max_iters // cfg.eval_interval + 1
+        evaluation = self.evaluation_seconds * cfg.eval_iters  # it was of one batch
+        total = cfg.max_iters * seconds + evaluations * evaluation
+        self.say("dry run: nothing was written")
+        self.say(f"  parameters  {weights:,}")
+        self.say(f"  memory      {memory}")
+        self.say(f"  data        {self.epoch_tokens:,} tokens per epoch, "
+                 f"{self.epoch_tokens / self.step_tokens:,.0f} steps")
+        self.say(f"  speed       {seconds * 1e3:.0f} ms per step, "
+                 f"{short(self.step_tokens / seconds)} tok/s")
+        self.say(f"  time        {duration(total)}: {cfg.max_iters:,} steps, and {evaluations:,} "
+                 f"evaluations of {duration(evaluation)}")
 
 
 def keep_previous(out_dir, say):

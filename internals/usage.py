@@ -46,21 +46,13 @@ def no_config_file(path, settings):
 
 
 def no_text_file(path, builtin):
-    """The error message if prepare.py cannot read `path` as a text file; None if it can.
-
-    builtin: the names of the built-in datasets.
-    """
+    """The error message if there is no source `path` for prepare.py. builtin: the names of the
+    built-in datasets."""
     if path.startswith(("http://", "https://")):
         return (f"{path} is a URL: download the file, as in `curl -LO {shlex.quote(path)}`, and "
                 "give the name of the file")
-    if Path(path).is_dir():
-        files = shlex.quote(path.rstrip("/")) + "/*.txt"
-        return (f"{path} is a folder: give its files, as in `python prepare.py {files} "
-                "--name=NAME`")
-    if not Path(path).exists():
-        hint = suggestion(path, builtin) or f"the built-in datasets are {', '.join(builtin)}"
-        return f"there is no file {path}; {hint}"
-    return None
+    hint = suggestion(path, builtin) or f"the built-in datasets are {', '.join(builtin)}"
+    return f"there is no file {path}; {hint}"
 
 
 def line_of(error, path):

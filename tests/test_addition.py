@@ -179,7 +179,7 @@ class Calculator:
         """Logits of the next token only; cache.ids are the tokens of the line so far."""
         texts = map(self.tokenizer.decode, cache.ids.tolist())
         said = [self.answer(text[:4])[len(text) - 4] for text in texts]
-        ids = torch.tensor(self.tokenizer.encode(said))
+        ids = torch.tensor(self.tokenizer.encode("".join(said)))
         return torch.nn.functional.one_hot(ids, self.tokenizer.n_vocab)[:, None].float(), None
 
     __call__ = forward

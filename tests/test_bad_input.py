@@ -246,20 +246,14 @@ def test_prepare_refuses_a_wrong_name_or_option(mistake, tmp_path):
     line = mistake(prepare.main, file, "--tokenizer=bpe", data)
     assert "tokenizer=bpe is neither char nor gpt2, nor a dataset in" in line
     assert "unknown setting 'nam'" in mistake(prepare.main, file, "--nam=b", data)
-    assert "texts must be given" in mistake(prepare.main)
+    assert "sources must be given" in mistake(prepare.main)
 
 
-def test_prepare_says_what_to_do_with_a_folder_or_a_url(mistake, tmp_path):
-    folder = tmp_path / "my texts"
-    folder.mkdir()
-    line = mistake(prepare.main, folder)
-    assert f"{folder} is a folder: give its files" in line
-    assert f"`python prepare.py '{folder}'/*.txt --name=NAME`" in line
+def test_prepare_says_what_to_do_with_a_url_or_a_missing_file(mistake):
     line = mistake(prepare.main, "https://example.org/a?b=c&d")
     assert "is a URL: download the file, as in `curl -LO 'https://example.org/a?b=c&d'`" in line
     assert "there is no file nothing.txt; the built-in datasets are plays_char, " in (
         mistake(prepare.main, "nothing.txt"))
-    assert not list(folder.iterdir())
 
 
 def test_prepare_refuses_more_characters_than_ids(mistake, tmp_path):
@@ -286,7 +280,10 @@ def test_a_full_disk_is_told_in_one_line(mistake, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     line = mistake(prepare.main, tmp_path / "a.txt", f"--data_dir={tmp_path}")
     assert "No space left on device" in line
-    assert not list((tmp_path / "a").iterdir())
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["partial"]  # for the next run
+    monkeypatch.undo()
+    prepare.main([str(tmp_path / "a.txt"), f"--data_dir={tmp_path}"])
+    assert not (tmp_path / "a" / "partial").exists()
 
 
 def page(content):

@@ -85,7 +85,7 @@ def test_the_names_on_the_disk_are_the_old_ones_and_one_more(run):
     assert content.keys() == {
         "model", "optimizer", "scaler", "model_args", "config", "meta", "iter_num", "sequences",
         "best_val_loss", "best_step"}
-    assert not content["config"].keys() & {"init_from", "eval_only", "out_dir"}
+    assert not content["config"].keys() & {"init_from", "eval_only", "dry_run", "out_dir"}
 
 
 def test_an_older_file_has_consumed_steps_of_its_own_size(run, tmp_path):

@@ -75,6 +75,15 @@ def test_later_config_files_beat_earlier_ones(config):
     assert read(files[0], "--quick=True", files[1]) == Settings(steps=2, name="a", quick=True)
 
 
+def test_a_bool_can_be_given_without_a_value():
+    assert read("--quick") == read("--quick", "True") == read("--quick=True")
+    assert read("--quick", "--steps=2") == Settings(steps=2, quick=True)
+    assert read("--quick", "false") == Settings()
+    argv = ["--quick", "a", "b"]  # a is not its value
+    assert configure("", Export, positional=["out_dir", "folder"], argv=argv)[1] == Export(
+        "a", "b", True)
+
+
 def test_both_spellings_of_an_option_work():
     assert read("--steps", "7", "--name", "y") == read("--steps=7", "--name=y")
 
@@ -104,7 +113,8 @@ def test_values_of_a_config_file_are_checked_too(config, line, value):
     ("--steps=1.5", "steps must be int, not '1.5'"),
     ("--steps=1e400", "steps must be int, not '1e400'"),
     ("--steps=" + "9" * 5000, "steps must be int, not '9999"),
-    ("--quick", "--quick needs a value: --quick=VALUE"),
+    ("--steps", "--steps needs a value: --steps=VALUE"),
+    ("--mode", "--mode needs a value: --mode=VALUE"),
     ("--steps=many", "steps must be int, not 'many'"),
     ("--rate=fast", "rate must be float, not 'fast'"),
     ("--quick=maybe", "quick must be True|False, not 'maybe'"),

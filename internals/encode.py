@@ -1,0 +1,225 @@
+"""From documents to token ids: pieces of bounded size, the split, and threads that share the work.
+
+The text is cut into units by rules that depend on the text alone. So the ids are the same for any
+number of threads, and a run that was interrupted can skip the units that it has encoded.
+"""
+
+import hashlib
+import itertools
+import math
+import re
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from configurator import UserError
+
+PIECE = 1 << 18  # characters
+# The characters that end a word in GPT-2's pattern. Python's \s would be wrong: for it, \x1c to
+# \x1f are white space too.
+BEFORE_SPACE = re.compile(r"(?<=[^\s\x1c-\x1f])(?=[ \t\n\r])")
+
+
+class Unit(NamedTuple):
+    """Text that is encoded in one call. texts: documents, or a piece of one. ends: whether the last
+    one is complete."""
+
+    split: str  # "train" or "val"
+    texts: list
+    ends: bool
+
+
+class OneSided(UserError):
+    """All documents are in one split. val_fraction: one that moves a document to the other."""
+
+    def __init__(self, val_fraction):
+        super().__init__("all documents are in one split")
+        self.val_fraction = val_fraction
+
+
+@dataclass
+class Counts:
+    """What was read, for meta.json. bytes: of UTF-8."""
+
+    documents: int = 0
+    val_documents: int = 0
+    train_bytes: int = 0
+    val_bytes: int = 0
+
+    def add(self, split, text):
+        n = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        if split == "train":
+            self.train_bytes += n
+        else:
+            self.val_bytes += n
+
+    def meta(self):
+        """The fields of meta.json."""
+        return vars(self) | {"bytes": self.train_bytes + self.val_bytes}
+
+
+def pieces(blocks, size=PIECE, reach=PIECE):
+    """Cut a text, given in blocks, into pieces of at least `size` characters such that encoding the
+    pieces gives the same BPE ids as encoding the whole text.
+
+    GPT-2's pattern always splits between white space and a character before it that is not, so the
+    text is cut at the first such place after `size` characters. If there is none in the next
+    `reach` characters, it is cut there all the same. Only then can the ids differ from those of the
+    whole; without this rule, a gigabyte without a space would have to be encoded in one call.
+    """
+    rest = ""
+    for block in blocks:
+        rest += block
+        start = 0
+        while len(rest) - start > size + reach:
+            match = BEFORE_SPACE.search(rest, start + size, start + size + reach)
+            end = match.start() if match else start + size + reach
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
+    if rest:
+        yield rest
+
+
+def units(reader, n_characters, val_fraction, counts, done):
+    """Yields the units of what a Reader reads. n_characters: of a single text. counts: the Counts
+    to fill. done: as in sources.File.open."""
+    if reader.one_text:
+        yield from text_units(reader.blocks(done), n_characters, val_fraction, counts)
+    else:
+        yield from document_units(reader.documents(done), val_fraction, counts)
+
+
+def text_units(blocks, n_characters, val_fraction, counts):
+    """Yields the units of one text with this number of characters. The first characters are for
+    training, the last val_fraction for validation."""
+    blocks = iter(blocks)
+    behind = []  # what the block at the cut has after it
+
+    def before_cut(left):
+        for block in blocks:
+            if len(block) >= left:
+                behind.append(block[left:])
+                yield block[:left]
+                return
+            yield block
+            left -= len(block)
+
+    def after_cut():
+        yield from behind
+        yield from blocks
+
+    counts.documents, left = 1, n_characters
+    training = before_cut(int(n_characters * (1 - val_fraction)))
+    for split, part in ("train", training), ("val", after_cut()):
+        for piece in pieces(part):
+            counts.add(split, piece)
+            left -= len(piece)
+            yield Unit(split, [piece], ends=False)
+    if left:
+        raise UserError("the text changed while it was read: run the command again")
+
+
+def document_units(documents, val_fraction, counts):
+    """Yields the units of documents, each an iterator over blocks of text. Empty documents are left
+    out.
+
+    A hash of the document decides its split. It covers the first piece, so a document of any size
+    is read once, and documents with the same beginning are in the same split. Raises OneSided at
+    the end if all documents are in one split.
+    """
+    waiting = {"train": [], "val": []}
+    lengths = {"train": 0, "val": 0}
+    lowest, highest = math.inf, -math.inf
+
+    def waiting_documents(split):
+        texts, waiting[split], lengths[split] = waiting[split], [], 0
+        if texts:
+            yield Unit(split, texts, ends=True)
+
+    for blocks in documents:
+        parts = pieces(blocks)
+        piece = next(parts, "")
+        if not piece:
+            continue
+        score = split_score(piece)
+        lowest, highest = min(lowest, score), max(highest, score)
+        split = "val" if score < val_fraction else "train"
+        counts.documents += 1
+        counts.val_documents += split == "val"
+        counts.add(split, piece)
+        for following in parts:  # a long document: one unit for each piece
+            yield from waiting_documents(split)
+            yield Unit(split, [piece], ends=False)
+            counts.add(split, following)
+            piece = following
+        waiting[split].append(piece)
+        lengths[split] += len(piece)
+        if lengths[split] >= PIECE:
+            yield from waiting_documents(split)
+    yield from waiting_documents("train")
+    yield from waiting_documents("val")
+    if counts.documents == 0:
+        raise UserError("the sources have no text: all documents are empty")
+    if lowest == highest:
+        raise UserError("the sources have only one distinct document, so none is left for "
+                        "validation: add others, or give the text as one .txt file, of which the "
+                        "last tenth is for validation")
+    if counts.val_documents == 0:
+        raise OneSided(math.nextafter(lowest, 2))  # the document with the lowest score
+    if counts.val_documents == counts.documents:
+        raise OneSided(highest)  # only the document with the highest score is for training
+
+
+def split_score(text):
+    """A number in [0, 1) from a hash of the text: the same for the same text on every machine."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
+def encoded(units, encode, workers, skip=0):
+    """Yields (split, ids) of each unit in order, without the first `skip` units.
+
+    encode(texts, ends): the ids of a unit. workers: the number of threads that call it; tiktoken
+    and numpy let threads run at the same time. At most three units per thread are in memory.
+    """
+    units = itertools.islice(units, skip, None)
+    if workers == 1:
+        for split, texts, ends in units:
+            yield split, encode(texts, ends)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        try:
+            for split, texts, ends in units:
+                waiting.append((split, pool.submit(encode, texts, ends)))
+                if len(waiting) >= 3 * workers:
+                    split, result = waiting.popleft()
+                    yield split, result.result()
+            while waiting:
+                split, result = waiting.popleft()
+                yield split, result.result()
+        finally:
+            for _, result in waiting:
+                result.cancel()
+
+
+def survey(blocks, vocabulary=True, newline=False):
+    """(number of characters, the distinct characters in the order of code points) of blocks of
+    text. vocabulary: False leaves the distinct characters out, which is faster. newline: count a
+    newline among them in any case."""
+    seen, n_characters = np.zeros(0x110000, dtype=bool), 0
+    seen[ord("\n")] = newline
+    for block in blocks:
+        if vocabulary:
+            seen[code_points(block)] = True
+        n_characters += len(block)
+    return n_characters, "".join(map(chr, np.flatnonzero(seen).tolist()))
+
+
+def code_points(text):
+    """The code points of a text as a uint32 array."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")

@@ -1,0 +1,102 @@
+"""What a preparation will take and took: size, tokens, disk, time; and its progress bar."""
+
+import os
+import shutil
+import time
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from configurator import UserError
+
+ENCODED = 1 << 20  # characters that are encoded for the estimate
+
+
+def announce(reader, sample, encode, workers, folder):
+    """Print what the preparation of the text of a Reader will take: tokens, disk and time. Raises
+    UserError if the disk of `folder` is too small.
+
+    sample: the Sample that the estimate is from. encode: encodes its documents. workers: threads.
+    """
+    sources = counted(len(reader.sources), "source")
+    if reader.size is None:
+        print(f"{sources} of unknown size")
+        return
+    blocks, characters = [], 0  # encoding all of the sample would take a while
+    for block in sample.blocks:
+        if characters < ENCODED:
+            blocks.append(block)
+            characters += len(block)
+    started = time.perf_counter()
+    tokens = len(encode(["".join(blocks)], False) if reader.one_text else encode(blocks))
+    encode_seconds = time.perf_counter() - started
+    share = reader.size / max(1, sample.size)  # of all text to the sample
+    encoded_share = share * sum(map(len, sample.blocks)) / characters
+    passes = 2 if reader.one_text else 1  # the first one counts the characters
+    seconds = share * passes * sample.seconds + encoded_share * encode_seconds / workers
+    tokens *= encoded_share
+    needed = 2 * tokens  # a token has two bytes
+    print(f"{sources} of {amount(reader.size)}: about {tokens:,.0f} tokens, "
+          f"{amount(needed)} of disk, {duration(seconds)} with {counted(workers, 'thread')}")
+    free = free_bytes(folder)
+    if needed > free:
+        raise UserError(f"the bins need about {amount(needed)} of disk space, but {folder} has "
+                        f"only {amount(free)} free: choose another disk with --data_dir")
+
+
+def free_bytes(folder):
+    """The disk space for the dataset in `folder`, which need not exist. What an interrupted run has
+    written there counts as free, because it is either continued or removed."""
+    present = sum(path.stat().st_size for path in folder.glob("partial/*.bin"))
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free + present
+
+
+def report(data, seconds):
+    """Print the summary of a Dataset that was prepared in this time."""
+    tokens, meta = len(data.train) + len(data.val), data.meta
+    documents = "one text"
+    if meta["documents"] > 1:
+        documents = f"{meta['documents']:,} documents ({meta['val_documents']:,} for validation)"
+    print(data.summary())
+    print(f"{documents}, {amount(meta['bytes'])}, {meta['bytes'] / tokens:.2f} bytes per token; "
+          f"{tokens / seconds:,.0f} tokens/s in {duration(seconds)}")
+
+
+def counted(n, noun):
+    """'1 source', '2 sources'"""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+@contextmanager
+def progress(size, what):
+    """A context manager with a bar on stderr, if that is a terminal. It yields the function that
+    advances it by a number of bytes."""
+    with tqdm(total=size, desc=what, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+        yield bar.update
+
+
+def available_cores():
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def amount(size):
+    """123456789 -> '123.5 MB'"""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
+        size /= 1000
+
+
+def duration(seconds):
+    """0.3 -> 'a second', 147 -> '2 min 27 s'"""
+    if seconds < 1.5:
+        return "a second"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
