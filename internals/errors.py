@@ -25,7 +25,8 @@ def one_line_errors():
         yield
         sys.stdout.flush()  # an error, such as a full disk, is then raised here and not at exit
     except BrokenPipeError:  # the reader of the output has exited, as in `| head`
-        sys.stderr.close()
+        # Python flushes stdout once more when it exits; a second error would make the exit code 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
         with suppress(OSError):

@@ -1,6 +1,7 @@
 """The fixtures of the tests. Plain functions and constants are in helpers.py."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and wait for it
 
@@ -9,7 +10,30 @@ from helpers import *  # noqa: F403
 from helpers import TINY_RUN
 
 from configurator import one_line_errors
+from internals import runlog
 from prepare import main as prepare_main
+
+# Under nohup and in the background of a shell script, signals are ignored, and a process inherits
+# that. Tests send signals, so a handler that does nothing takes the place of that.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
+
+draw_losses = runlog.draw_losses
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_pictures():
+    """loss.png is drawn only in tests with the fixture `pictures`, because that takes three times
+    as long as training one of the tiny models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runlog, "draw_losses", lambda _, path: path.write_bytes(b"no picture"))
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    monkeypatch.setattr(runlog, "draw_losses", draw_losses)
 
 
 @pytest.fixture(scope="session")

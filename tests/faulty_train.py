@@ -33,7 +33,7 @@ seed_step, forward, wrap = train.seed_step, GPT.forward, World.wrap
 def watched_seed_step(seed, t, rank):
     global now
     now = t
-    first_life = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     if accident == "die" and t == int(step) and rank == 1 and first_life:
         raise RuntimeError("rank 1 met with an accident")
     if accident in ("machine", "agent", "silence") and t == int(step):

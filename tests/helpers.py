@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import fields
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forkserver import Script
 
 from internals import checkpoint
 from internals.recipes import RECIPES
@@ -52,11 +54,17 @@ def tokens(config, batch, length, seed=1):
     return torch.randint(config.vocab_size, (batch, length), generator=generator)
 
 
-def script(*command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options):
-    """Start one of the scripts as a user would; a Popen with stdout and stderr together."""
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, encoding="utf-8",
-                            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-                            stdout=stdout, stderr=stderr, **options)
+def script(*command, cwd=ROOT, env=None, stdin=None, stderr=None, **options):
+    """Start a script as a user would. Its stdout and stderr are one pipe, unless stderr is a file.
+    env: variables that it has besides ours. Returns a Script of forkserver.py, or a Popen, if there
+    are other options (those of Popen) or if the command does not import torch."""
+    command = list(map(str, command))
+    env = os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {})
+    if hasattr(os, "fork") and command[0] not in ("prepare.py", "-c") and not options:
+        return Script(command, str(cwd), env, stdin, stderr)
+    options = {"stdout": subprocess.PIPE} | options
+    return subprocess.Popen([sys.executable, *command], cwd=cwd, env=env, encoding="utf-8",
+                            stdin=stdin, stderr=stderr or subprocess.STDOUT, **options)
 
 
 def finished(*command, **options):
@@ -78,6 +86,19 @@ def wait_for(process, text):
 def torchrun(processes, *command, extra=("--standalone",)):
     """The command line that runs a script in this many processes."""
     return ("-m", "torch.distributed.run", *extra, f"--nproc_per_node={processes}", *command)
+
+
+def ranks(processes, *command):
+    """Run a script in this many processes without torchrun; (the largest exit code, what they
+    printed)."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    runs = [script(*command, env=world | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(processes)]
+    printed = "".join(run.communicate(timeout=100)[0] for run in runs)
+    return max(abs(run.returncode) for run in runs), printed
 
 
 def equal(a, b):

@@ -6,31 +6,30 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from ddp_gradients import gradients, new_model
 from helpers import (
     TINY_RUN,
     equal,
     finished,
     logged,
     losses,
+    ranks,
     same_run,
     script,
     state,
     torchrun,
     wait_for,
 )
-from torch.nn.parallel import DistributedDataParallel
 
 from configurator import UserError
 from internals import parallel
 from internals.parallel import World
-from model import GPT, GPTConfig
 from train import main
 
 
@@ -47,7 +46,7 @@ def close(a, b):
 
 
 @pytest.mark.parametrize("processes, steps", [
-    (2, 30), pytest.param(4, 20, marks=pytest.mark.faults)])
+    (2, 20), pytest.param(4, 20, marks=pytest.mark.faults)])
 def test_several_processes_have_the_loss_curve_of_one(tiny, tmp_path, processes, steps):
     """They reduce gradients once per step. No thread of the process group outlives the run: one
     that does can abort the process while it exits, after all is done and saved."""
@@ -55,8 +54,8 @@ def test_several_processes_have_the_loss_curve_of_one(tiny, tmp_path, processes,
                 "gradient_accumulation_steps": 8}
     one, two = tmp_path / "one", tmp_path / "two"
     main(tiny(out_dir=one, **settings))
-    code, printed = finished(*torchrun(processes, "tests/faulty_train.py", "none", "0",
-                                       *tiny(out_dir=two, **settings)))
+    code, printed = ranks(processes, "tests/faulty_train.py", "none", "0",
+                          *tiny(out_dir=two, **settings))
     assert code == 0, printed
     assert f"{processes} x cpu, 1 threads" in printed
     assert printed.count(f"step {steps}/{steps} | loss") == 1  # one of them prints
@@ -76,48 +75,17 @@ def test_a_run_continues_with_another_number_of_processes(tiny, tmp_path):
     change = ["--init_from=resume", "--max_iters=40", "--batch_size=3",
               "--gradient_accumulation_steps=4"]
     main([f"--out_dir={one}", *change])
-    code, printed = finished(*torchrun(2, "train.py", f"--out_dir={moved}", *change))
+    code, printed = ranks(2, "train.py", f"--out_dir={moved}", *change)
     assert code == 0 and "resuming from step 20" in printed, printed
     assert state(one).sequences == state(moved).sequences == 20 * 8 + 20 * 12
     assert close(one, moved)
 
 
-SHAPE = GPTConfig(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=16, bias=True)
-
-
-def gradients(model, raw_model, world, rank, accumulation):
-    """Gradients in float64 of 8 sequences, divided among `world` processes as train.py does."""
-    raw_model.zero_grad()
-    sequences = torch.randint(50, (8, 17), generator=torch.Generator().manual_seed(1))
-    micro_batches = sequences.chunk(accumulation * world)
-    for micro in range(accumulation):
-        model.require_backward_grad_sync = micro == accumulation - 1
-        mine = micro_batches[micro * world + rank]
-        (model(mine[:, :-1], mine[:, 1:])[1] / accumulation).backward()
-    return [p.grad.clone() for p in raw_model.parameters()]
-
-
-def gradients_of_two(rank, folder):
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    raw_model = GPT(SHAPE).double()
-    model = DistributedDataParallel(raw_model)
-    for accumulation in (1, 2, 4):
-        grads = gradients(model, raw_model, 2, rank, accumulation)
-        if rank == 0:
-            torch.save(grads, folder / f"{accumulation}.pt")
-    dist.barrier()
-    # DDP must not be the last to hold the group: it would wait for its threads with the GIL,
-    # and they may be waiting for the GIL to drop what they have done
-    del model
-    dist.destroy_process_group()
-
-
 def test_gradients_do_not_depend_on_how_a_step_is_divided(tmp_path):
-    torch.manual_seed(0)
-    model = GPT(SHAPE).double()
+    model = new_model()
     whole = gradients(model, model, 1, 0, 1)
-    torch.multiprocessing.spawn(gradients_of_two, (tmp_path,), nprocs=2)
+    code, printed = ranks(2, "tests/ddp_gradients.py", tmp_path)
+    assert code == 0, printed
     divided = [gradients(model, model, 1, 0, 4)]
     divided += [torch.load(tmp_path / f"{accumulation}.pt") for accumulation in (1, 2, 4)]
     for grads in divided:
@@ -221,7 +189,8 @@ def test_a_signal_to_torchrun_saves_at_one_step(tiny, tmp_path, number):
     settings = {"max_iters": 120, "eval_interval": 110, "dropout": 0.2}
     stopped = tmp_path / "stopped"
     command = torchrun(2, "train.py", *tiny(out_dir=stopped, **settings))
-    run = script(*command, start_new_session=True)
+    own_session = {"start_new_session": True} if number == signal.SIGINT else {}
+    run = script(*command, **own_session)
     wait_for(run, "step  30/120 | loss")
     if number == signal.SIGINT:
         os.killpg(run.pid, number)  # a Ctrl-C in a terminal reaches all processes of the job
@@ -236,8 +205,8 @@ def test_a_signal_to_torchrun_saves_at_one_step(tiny, tmp_path, number):
 
 def test_nan_on_one_rank_is_skipped_by_all(tiny, tmp_path):
     """best.pt is the state before the three bad steps, ckpt.pt the one after them."""
-    faulty = torchrun(2, "tests/faulty_train.py", "nan", "6", *tiny(max_iters=9, eval_interval=6))
-    code, printed = finished(*faulty)
+    code, printed = ranks(2, "tests/faulty_train.py", "nan", "6",
+                          *tiny(max_iters=9, eval_interval=6))
     assert code == 0 and printed.count("not finite: skipped") == 3, printed
     before, after = state(tmp_path / "out", "best.pt"), state(tmp_path / "out")
     assert before.step == 6 and after.step == 9 and equal(before.model, after.model)
@@ -245,11 +214,9 @@ def test_nan_on_one_rank_is_skipped_by_all(tiny, tmp_path):
 
 
 def test_a_rank_that_dies_takes_the_job_down_with_its_error(tiny):
-    started = time.monotonic()
     run = script(*torchrun(2, "tests/faulty_train.py", "die", "5", *tiny(max_iters=10**6)))
-    printed, _ = run.communicate(timeout=90)
+    printed, _ = run.communicate(timeout=60)
     assert run.returncode != 0 and "rank 1 met with an accident" in printed
-    assert time.monotonic() - started < 60
 
 
 RESTARTS = {"max_iters": 24, "eval_interval": 4, "init_from": "auto", "dropout": 0.2}
@@ -261,7 +228,7 @@ def whole(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     settings = TINY_RUN | RESTARTS | {"data_dir": data_dir, "out_dir": folder}
     command = [f"--{name}={value}" for name, value in settings.items()]
-    code, printed = finished(*torchrun(2, "train.py", *command))
+    code, printed = ranks(2, "train.py", *command)
     assert code == 0, printed
     return folder
 
