@@ -27,6 +27,7 @@ SHORT = {
     "sample.py": "--num_samples=1 --max_new_tokens=5",
     "prepare.py": "",
     "tools/export.py": "",
+    "tools/look.py": "--max_new_tokens=3",
 }
 
 
@@ -42,8 +43,7 @@ def clone(tmp_path_factory):
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
     shutil.copytree(ROOT / "internals", folder / "internals")
-    (folder / "tools").mkdir()
-    shutil.copy(ROOT / "tools" / "export.py", folder / "tools")
+    shutil.copytree(ROOT / "tools", folder / "tools")
     shutil.copytree(ROOT / "config", folder / "config")
     text = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 99
     (folder / "novel.txt").write_text(text, encoding="utf-8")

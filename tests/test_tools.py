@@ -105,7 +105,7 @@ def test_train_accepts_the_settings_of_every_variant(monkeypatch, leave_out, tmp
     ablate.main(options)
     assert len(ran) == 12 and all(cfg.data_dir is None for cfg in ran)
     ablate.main([*options, f"--data_dir={tmp_path}"])
-    assert all(cfg.data_dir == str(tmp_path) for cfg in ran[10:])
+    assert all(cfg.data_dir == str(tmp_path) for cfg in ran[12:])
 
 
 @pytest.mark.parametrize("tool, argv, message", [

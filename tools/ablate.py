@@ -46,14 +46,14 @@ CHANGES = [  # (name, the settings that it changes)
     ("+ RoPE", from_recipe("pos")),
     ("+ RMSNorm", from_recipe("norm")),
     ("+ QK-norm", from_recipe("qk_norm")),
-    ("+ attention scale", from_recipe("attn_scale")),
-    ("+ smear", from_recipe("smear")),
     ("+ ReLU²", from_recipe("act")),
     ("+ zero-init", from_recipe("zero_init")),
     ("+ untied head", from_recipe("tied", embedding_lr=0.04)),
     ("+ softcap", from_recipe("softcap")),
     ("+ Muon", from_recipe("optimizer", muon_lr=0.02, learning_rate=1.6e-2)),
     ("+ linear cooldown", from_recipe("cooldown")),
+    ("+ attention scale", from_recipe("attn_scale")),
+    ("+ smear", from_recipe("smear")),
 ]
 
 
