@@ -200,7 +200,7 @@ def test_hellaswag_takes_the_ending_of_least_loss(saved, written, bpe):
                         for example, label in zip(EXAMPLES, labels, strict=True)])
         acc, acc_norm = (np.mean([p[which] == label for p, label in
                                   zip(preferred, labels, strict=True)]) for which in (0, 1))
-        for size in (1, 3, 100):
+        for size in (1, 3, 100) if labels == (0, 0, 0) else (3,):
             assert main([out_dir, f"--hellaswag={path}", f"--batch_size={size}"]) == pytest.approx(
                 {"examples": 3, "acc": acc, "acc_norm": acc_norm})
 

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -30,7 +30,8 @@ STOCK = """JULIA:
 How now, what's the matter? I pray you, good my lord, come in,
 and tell me where the duke your brother and his men have been.
 """
-SIZES = ["--n_layer=1", "--n_embd=32", "--block_size=16", "--eval_iters=4"]
+SIZES = ["--n_layer=1", "--n_embd=32", "--block_size=16", "--eval_iters=4",
+         "--batch_size=8"]
 
 
 def corpus(*words, seed=0, lines=400):
@@ -130,7 +131,8 @@ def test_weights_of_gpt2_are_fine_tuned(tmp_path):
     metrics = train.main([str(ROOT / "config" / "finetune_shakespeare.py"), "--device=cpu",
                           f"--init_from={tmp_path / 'gpt2'}", f"--data_dir={tmp_path}",
                           f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0", "--max_iters=5",
-                          "--learning_rate=3e-3"])
+                          "--learning_rate=3e-3", "--eval_iters=8",
+                          "--gradient_accumulation_steps=8"])
     losses = [m["val_loss"] for m in metrics if "val_loss" in m]
     assert len(losses) == 2 and losses[1] < losses[0] < 11
     assert {m["lr"] for m in metrics if "lr" in m} == {3e-3}

@@ -1,15 +1,13 @@
 """pytest tests/test_readme.py - the README's commands run, and what it names is there"""
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SHARED
+from helpers import ROOT, SHARED, finished
 
 from configurator import configure
 from model import GPTConfig
@@ -57,7 +55,7 @@ def clone(tmp_path_factory):
 # runs scripts one after the other in one process, which imports torch once
 RUNNER = """
 import json, runpy, sys
-for words in json.load(sys.stdin):
+for words in json.load(open("commands.json", encoding="utf-8")):
     print("$", *words, flush=True)
     sys.argv = words
     try:
@@ -78,11 +76,10 @@ def test_readme_commands_run(clone):
     (clone / "example.py").write_text(EXAMPLE, encoding="utf-8")
     commands.append(["example.py"])
     (clone / "runner.py").write_text(RUNNER, encoding="utf-8")
-    result = subprocess.run([sys.executable, "runner.py"], cwd=clone, encoding="utf-8", timeout=200,
-                            input=json.dumps(commands), stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUTF8": "1"})
-    assert result.returncode == 0, result.stdout
-    assert result.stdout.count("$ ") == len(commands) >= 7 and "ROMEO:" in result.stdout
+    (clone / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
+    code, printed = finished("runner.py", cwd=clone)
+    assert code == 0, printed
+    assert printed.count("$ ") == len(commands) >= 7 and "ROMEO:" in printed
 
 
 def test_the_test_command_is_the_one_that_ci_runs():

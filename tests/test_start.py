@@ -62,7 +62,7 @@ def checkpoint(folder, name="ckpt.pt"):
 
 def test_fine_tuning_begins_with_gpt2s_weights(start, gpt2, bpe_data, tmp_path):
     metrics = start(gpt2, dataset="bpe", data_dir=bpe_data, block_size=32, dropout=0.1,
-                    learning_rate=1e-3)
+                    learning_rate=2e-3, max_iters=6, gradient_accumulation_steps=1)
     model = GPT.from_pretrained(gpt2).eval()
     val = dataset.load(bpe_data / "bpe").val
     starts = train.evaluation_starts(len(val), 32, 8)
@@ -77,16 +77,17 @@ def test_fine_tuning_begins_with_gpt2s_weights(start, gpt2, bpe_data, tmp_path):
 
 def test_a_run_that_was_fine_tuned_is_resumed_and_ends_as_if_never_stopped(start, gpt2, bpe_data,
                                                                            tmp_path):
-    settings = {"dataset": "bpe", "data_dir": bpe_data, "block_size": 32, "lr_decay_iters": 12}
-    start(gpt2, out_dir=tmp_path / "whole", **settings)
-    start(gpt2, out_dir=tmp_path / "cut", max_iters=4, **settings)
-    train.main([f"--out_dir={tmp_path / 'cut'}", "--init_from=resume", "--max_iters=12"])
+    settings = {"dataset": "bpe", "data_dir": bpe_data, "block_size": 32, "lr_decay_iters": 5,
+                "batch_size": 2, "eval_iters": 1}
+    start(gpt2, out_dir=tmp_path / "whole", max_iters=5, **settings)
+    start(gpt2, out_dir=tmp_path / "cut", max_iters=3, **settings)
+    train.main([f"--out_dir={tmp_path / 'cut'}", "--init_from=resume", "--max_iters=5"])
     whole, cut = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "cut")
     assert equal(whole["model"], cut["model"]) and equal(whole["optimizer"], cut["optimizer"])
 
 
 def test_gpt2s_context_is_whole_unless_it_is_cropped(start, gpt2, bpe_data, tmp_path):
-    start(gpt2, dataset="bpe", data_dir=bpe_data, max_iters=1, batch_size=1, eval_iters=1)
+    start(gpt2, dataset="bpe", data_dir=bpe_data, max_iters=0, batch_size=1, eval_iters=1)
     assert checkpoint(tmp_path / "out")["model_args"]["block_size"] == 1024
 
 
@@ -109,7 +110,8 @@ def test_what_does_not_fit_to_gpt2_is_refused(mistake, tiny, gpt2, bpe_data, dat
 
 
 def test_gpt2_is_evaluated_and_nothing_is_written(start, gpt2, bpe_data, tmp_path):
-    metrics = start(gpt2, dataset="bpe", data_dir=bpe_data, eval_only=True, batch_size=1)
+    metrics = start(gpt2, dataset="bpe", data_dir=bpe_data, eval_only=True, batch_size=1,
+                    eval_iters=1)
     assert len(metrics) == 1 and metrics[0]["val_loss"] == pytest.approx(np.log(50257), abs=0.1)
     assert not (tmp_path / "out").exists()
 

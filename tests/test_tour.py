@@ -7,12 +7,10 @@ import contextlib
 import io
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from helpers import GPT2_TINY, ROOT, model_of, tokens
+from helpers import GPT2_TINY, ROOT, finished, model_of, tokens
 
 from prepare import prepare_texts
 from train import main
@@ -113,7 +111,9 @@ def solved(number, folder):
 
 def run_in(folder, code):
     """Run Python code next to a copy of the program."""
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    (folder / "check.py").write_text(code, encoding="utf-8")
+    code, printed = finished("check.py", cwd=folder)
+    assert code == 0, printed
 
 
 def test_the_solution_with_another_activation_is_that_activation(tmp_path):
