@@ -39,7 +39,7 @@ def words(size, seed=0):
     written = 0
     for number in itertools.count():
         line = " ".join(chance.choices(known, k=5000))
-        line += f" {number} {''.join(chance.choices(letters, k=12))}’s 🙂. “é”\n"
+        line += f" {number} {''.join(chance.choices(letters, k=12))}. 🙂 éß\n"
         block = (line * 20).encode()
         yield block
         written += len(block)
@@ -88,9 +88,8 @@ def test_memory_is_the_same_for_three_gigabytes_as_for_a_tenth(tmp_path, kind, o
 @pytest.mark.parametrize("content", [b"x", b" ", b"word ", "日".encode()],
                          ids=["letters", "spaces", "words", "kanji"])
 def test_a_line_of_a_gigabyte_is_encoded_in_bounded_memory(tmp_path, content):
-    size = GB if content == b"word " else GB // 10  # tiktoken takes minutes for the others
     block = content * (2**20 // len(content))
-    path = write(tmp_path / "a.txt", itertools.repeat(block, size // len(block)))
+    path = write(tmp_path / "a.txt", itertools.repeat(block, GB // len(block)))
     code, _, _, peak = prepared(tmp_path, path, "--workers=2")
     assert code == 0 and peak < 400 + 150 * 2
     assert len(load(tmp_path / "d").val) > 0
@@ -129,25 +128,27 @@ def test_the_bins_are_the_same_for_any_number_of_threads_and_with_gigatoken(tmp_
     results = {}
     for options in (["--workers=1", "--fast=False"], ["--workers=2", "--fast=False"],
                     ["--workers=4", "--fast=False"], ["--workers=2"]):
-        code, printed, _, _ = prepared(tmp_path, folder, *options, "--errors=replace")
+        code, *_ = prepared(tmp_path, folder, *options, "--errors=replace")
         assert code == 0
         results[" ".join(options)] = sha(tmp_path)
     assert len(set(results.values())) == 1, results
 
 
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path, folder):
-    options = ["--errors=replace", "--workers=2", "--tokenizer=gpt2", f"--data_dir={tmp_path}"]
+    options = ["--errors=replace", "--workers=2", "--tokenizer=gpt2", "--fast=False",
+               f"--data_dir={tmp_path}"]
     started = time.perf_counter()
     code, printed = finished("prepare.py", folder, *options, "--name=whole")
     whole = time.perf_counter() - started
     assert code == 0, printed
-    chance, kills = random.Random(0), 0
+    chance = random.Random(0)
     for _ in range(20):
         run = script("prepare.py", folder, *options, "--name=killed")
-        time.sleep(chance.uniform(0.1, max(3.0, whole / 6)))
-        kills += run.poll() is None
+        time.sleep(chance.uniform(0, whole / 5))
         run.kill()
         run.communicate()
+        if (tmp_path / "killed" / "train.bin").exists():  # it was done; the next one begins again
+            assert sha(tmp_path, "killed") == sha(tmp_path, "whole")
     code, printed = finished("prepare.py", folder, *options, "--name=killed")
-    assert code == 0 and kills >= 5, (kills, printed)
+    assert code == 0, printed
     assert sha(tmp_path, "killed") == sha(tmp_path, "whole")
