@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from contextlib import suppress
 
@@ -36,7 +37,10 @@ class Partial:
         self.identity = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         self.n_chunks, self.journal_at = 0, time.monotonic()
         self.files = {}
-        if not self.resume():
+        if self.resume():
+            tokens = sum(file.tell() for file in self.files.values()) // 2
+            print(f"continuing an interrupted run after its first {tokens:,} tokens")
+        else:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
             self.n_chunks = 0
@@ -75,6 +79,8 @@ class Partial:
             with suppress(OSError):  # if the disk is full, the last entry in the journal counts
                 self.write_journal()
             self.close()
+            if issubclass(kind, KeyboardInterrupt):
+                print("the same command will continue from here", file=sys.stderr)
         elif kind is not None:
             self.close()
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from configurator import UserError
 
-PIECE = 1 << 18  # characters
+PIECE = 1 << 18  # characters; another number would change the split of documents that are longer
 # The characters that end a word in GPT-2's pattern. Python's \s would be wrong: for it, \x1c to
 # \x1f are white space too.
 BEFORE_SPACE = re.compile(r"(?<=[^\s\x1c-\x1f])(?=[ \t\n\r])")
@@ -97,19 +97,19 @@ def text_units(blocks, n_characters, val_fraction, counts):
     """Yields the units of one text with this number of characters. The first characters are for
     training, the last val_fraction for validation."""
     blocks = iter(blocks)
-    behind = []  # what the block at the cut has after it
+    rest = []  # the part after the cut of the block with the cut
 
     def before_cut(left):
         for block in blocks:
             if len(block) >= left:
-                behind.append(block[left:])
+                rest.append(block[left:])
                 yield block[:left]
                 return
             yield block
             left -= len(block)
 
     def after_cut():
-        yield from behind
+        yield from rest
         yield from blocks
 
     counts.documents, left = 1, n_characters

@@ -4,6 +4,7 @@
     python tools/bench.py sample --size=gpt2            sampling, against other implementations
     python tools/bench.py loop config/quickstart.py     train.py, against a bare training loop
     python tools/bench.py gpu --nanogpt=FOLDER          all that matters on a GPU (bench_gpu.py)
+    python tools/bench.py prepare                       prepare.py: see bench_prepare.py
 
 The candidates run in alternation in one process. The output is the median of each candidate, and
 its time relative to the first candidate, computed round by round: on a shared machine, only
@@ -27,6 +28,8 @@ from typing import Literal
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench_prepare import bench_prepare
 
 import train
 from configurator import UserError, build, configure, one_line_errors
@@ -348,7 +351,8 @@ def bench_sample(argv):
 
 if __name__ == "__main__":
     with one_line_errors():
-        kinds = {"train": bench_train, "sample": bench_sample, "loop": bench_loop}
+        kinds = {"train": bench_train, "sample": bench_sample, "loop": bench_loop,
+                 "prepare": bench_prepare}
         kind = sys.argv[1] if len(sys.argv) > 1 else ""
         if kind in ("--help", "-h"):
             print(__doc__)

@@ -1,0 +1,93 @@
+"""Measure the speed and the memory of prepare.py with GPT-2's BPE.
+
+    python tools/bench.py prepare                      Shakespeare's plays, repeated to 300 MB
+    python tools/bench.py prepare --text=FILE          a file of yours
+
+Each candidate runs in a process of its own, in alternation, from start to exit: reading the text,
+the comparison of gigatoken with tiktoken, writing and checking the bins.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from configurator import UserError, configure
+from internals.corpora import fetch_plays
+from internals.limits import Count
+from internals.plan import available_cores
+
+ROOT = Path(__file__).resolve().parent.parent
+# prints the peak memory in kB; ru_maxrss would be that of the parent process, if that is larger
+RUN = """
+import sys, prepare
+prepare.main(sys.argv[1:])
+print("peak", open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
+
+
+@dataclass
+class BenchConfig:
+    """The settings of `prepare`."""
+
+    text: str | None = None  # a text file; None: the plays
+    megabytes: Count = 300  # size of the text if it is the plays
+    rounds: Count = 3  # measurements per candidate
+
+
+def prepared(path, folder, options):
+    """Run prepare.py; returns (seconds, peak memory in MB, sha256 of the bins, whether gigatoken
+    was used)."""
+    command = [sys.executable, "-c", RUN, str(path), "--name=text", "--tokenizer=gpt2",
+               f"--data_dir={folder}", *options]
+    started = time.perf_counter()
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        raise UserError(f"prepare.py failed: {process.stderr.strip().splitlines()[-1]}")
+    meta = json.loads(Path(folder, "text", "meta.json").read_text(encoding="utf-8"))
+    peak = int(process.stdout.split("peak ")[1]) / 1000
+    bins = meta["train_sha256"], meta["val_sha256"]
+    return seconds, peak, bins, "gigatoken encodes" in process.stdout
+
+
+def bench_prepare(argv):
+    _, cfg = configure(__doc__, BenchConfig, argv=argv)
+    if not Path("/proc/self/status").exists():
+        raise UserError("the memory of a process can be measured on Linux only")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(cfg.text or Path(folder, "plays.txt"))
+        if cfg.text is None:
+            plays = fetch_plays().encode()
+            with open(path, "wb") as file:
+                for _ in range(-(-cfg.megabytes * 10**6 // len(plays))):
+                    file.write(plays)
+        size, cores = path.stat().st_size / 1e6, available_cores()
+        print(f"{size:,.0f} MB of text, {cfg.rounds} rounds, {cores} cores")
+        candidates = {}
+        for workers in sorted({1, cores}):
+            candidates[f"tiktoken, {workers} threads"] = [f"--workers={workers}", "--fast=False"]
+        for workers in sorted({1, cores}):
+            candidates[f"gigatoken, {workers} threads"] = [f"--workers={workers}"]
+        runs = {name: [] for name in candidates}
+        for _ in range(cfg.rounds):
+            for name, options in candidates.items():
+                runs[name].append(prepared(path, folder, options))
+        first = next(iter(runs.values()))
+        for name, results in runs.items():
+            if name.startswith("gigatoken") and not all(result[3] for result in results):
+                print(f"  {name:24s} not measured: it is not used (pip install gigatoken)")
+                continue
+            ratios = [a[0] / b[0] for a, b in zip(first, results, strict=True)]
+            speed = size / statistics.median(result[0] for result in results)
+            peak = max(result[1] for result in results)
+            print(f"  {name:24s} {speed:7.1f} MB/s, {statistics.median(ratios):.2f} times the "
+                  f"first ({min(ratios):.2f} to {max(ratios):.2f}), peak memory {peak:.0f} MB")
+        different = {result[2] for results in runs.values() for result in results}
+        print(f"  the bins are {'the same' if len(different) == 1 else 'NOT the same'} in all runs")
