@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT, finished, script
+from helpers import ROOT, finished, script, wait_for
 
 from internals.dataset import load
 
@@ -83,6 +83,22 @@ def test_memory_is_the_same_for_three_gigabytes_as_for_a_tenth(tmp_path, kind, o
         assert code == 0
         peaks.append(peak)
     assert peaks[1] < 1.1 * peaks[0] and peaks[1] < 400 + 150 * 2, peaks
+
+
+def test_a_model_trains_on_three_gigabytes_at_once_and_in_little_memory(tmp_path):
+    path = write(tmp_path / "a.txt", words(3 * GB))
+    assert prepared(tmp_path, path)[0] == 0
+    started, code = time.perf_counter(), PEAK.replace("prepare", "train")
+    run = script("-c", code, "--dataset=d", f"--data_dir={tmp_path}", f"--out_dir={tmp_path}/out",
+                 "--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=64", "--batch_size=2",
+                 "--gradient_accumulation_steps=1", "--max_iters=200", "--eval_iters=5",
+                 "--device=cpu", "--sample_tokens=0")
+    wait_for(run, "step   1/200")
+    seconds = time.perf_counter() - started
+    printed, _ = run.communicate()
+    peak = int(re.search(r"peak (\d+)", printed)[1]) / 1000
+    print(f"first step after {seconds:.0f} s, {peak:.0f} MB, {printed[-500:]}")
+    assert "done in" in printed and seconds < 60 and peak < 1500
 
 
 @pytest.mark.parametrize("content", [b"x", b" ", b"word ", "日".encode()],
