@@ -1,7 +1,7 @@
-# A low loss on Tiny Shakespeare's characters on two CPU cores: 1.42 over the entire validation split,
-# where nanoGPT's README reports 1.47 after three minutes on an A100. It takes four to seven minutes,
-# 3.5 times as long as nanoGPT's CPU example on the same machine (docs/benchmarks.md), if the cores
-# have bfloat16 instructions (avx512_bf16), and longer without them.
+# A low loss on Tiny Shakespeare's characters on two CPU cores: about 1.42 over the entire
+# validation split, where nanoGPT's README reports 1.47 after three minutes on an A100. It takes
+# about four times as long as nanoGPT's CPU example on the same machine, five to eight minutes
+# (docs/benchmarks.md). The cores should have bfloat16 instructions (avx512_bf16).
 #   python train.py config/shakespeare_char_cpu.py
 
 out_dir = "out-shakespeare-char-cpu"

@@ -18,7 +18,6 @@ from configurator import UserError
 from model import Attend, ReLU2
 
 WIDE = 256  # minimum n_embd for which bfloat16 weights and packed layers make sampling faster
-SHORT = 256  # maximum context for which attention written out in bfloat16 makes training faster
 
 
 def speed_up(model, inference=False):
@@ -65,13 +64,11 @@ def cache_dtype(model):
 
 class CPUAttend(Attend):
     """Attend for CPUs. PyTorch 2.13 has no fast CPU kernel with dropout, so we compute attention
-    with dropout step by step. In bfloat16, the backward pass of PyTorch's kernel takes 8 times as
-    long as in float32, and attention over a cache 6 times as long, so we compute both in float32.
-    If the context is short, training step by step in bfloat16 is faster still."""
+    with dropout step by step. In bfloat16, PyTorch's backward pass takes 8 times as long as in
+    float32, and attention over a cache 6 times as long, so we compute both in float32. (Written
+    out in bfloat16, training is faster but less exact: docs/benchmarks.md.)"""
 
     def forward(self, q, k, v, mask=None):
-        if mask is None and v.requires_grad and v.dtype == torch.bfloat16 and q.shape[2] <= SHORT:
-            return self.in_bfloat16(q, k, v)
         if self.training and self.dropout:
             return self.with_dropout(q, k, v, mask)
         if mask is None and not v.requires_grad:
@@ -81,17 +78,6 @@ class CPUAttend(Attend):
             y = F.scaled_dot_product_attention(q.to(wide), k.to(wide), v.to(wide), attn_mask=mask,
                                                is_causal=mask is None, scale=self.scale)
         return y.to(q.dtype)
-
-    def in_bfloat16(self, q, k, v):
-        B, nh, T, hs = q.shape
-        future = torch.full((T, T), -math.inf, dtype=torch.bfloat16).triu(1)
-        q, k, v = (x.to(torch.bfloat16).reshape(B * nh, T, hs) for x in (q, k, v))
-        with torch.autocast("cpu", enabled=False):
-            scores = torch.baddbmm(future, q, k.mT, alpha=self.scale)  # (B nh, T, T)
-            probs = scores.softmax(dim=-1)
-            if self.training and self.dropout:
-                probs = drop(probs, self.dropout)
-            return (probs @ v).view(B, nh, T, hs)
 
     def with_dropout(self, q, k, v, mask):
         if mask is None:
