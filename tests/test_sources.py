@@ -18,9 +18,10 @@ from helpers import ROOT, finished, script
 
 import prepare
 from configurator import UserError
-from internals import bins, encode, fast, sources
+from internals import bins, encode, fast, formats, sources
 from internals.dataset import load
-from internals.sources import File, decoded, find_sources, json_documents
+from internals.formats import decoded, json_documents
+from internals.sources import File, find_sources
 from prepare import CharTokenizer, GPT2Tokenizer, main, tokenizer_from_meta
 
 WORDS = "the quick brown fox jumps over a lazy dog and sleeps in warm grass until evening".split()
@@ -357,7 +358,7 @@ def test_half_of_a_surrogate_pair_can_be_replaced(run, tmp_path):
 
 
 def test_a_line_of_json_that_is_too_long_is_refused_before_it_fills_the_memory(monkeypatch):
-    monkeypatch.setattr(sources, "LONGEST_LINE", 100)
+    monkeypatch.setattr(formats, "LONGEST_LINE", 100)
     blocks = [b'{"text": "a"}\n', b"x" * 80, b"x" * 80, None]  # None would fail
     with pytest.raises(UserError, match=r"b\.jsonl has a line of more than .* at byte 14"):
         list(json_documents(blocks, "b.jsonl", "strict", "text"))
