@@ -160,7 +160,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, folder):
     chance = random.Random(0)
     for _ in range(20):
         run = script("prepare.py", folder, *options, "--name=killed")
-        time.sleep(chance.uniform(0, whole / 5))
+        time.sleep(chance.uniform(0, whole / 10))
         run.kill()
         run.communicate()
         if (tmp_path / "killed" / "train.bin").exists():  # it was done; the next one begins again

@@ -18,9 +18,10 @@ from helpers import ROOT, finished, script
 
 import prepare
 from configurator import UserError
-from internals import bins, encode, fast, sources
+from internals import bins, encode, fast, formats, sources
 from internals.dataset import load
-from internals.sources import File, decoded, find_sources, json_documents
+from internals.formats import decoded, json_documents
+from internals.sources import File, find_sources
 from prepare import CharTokenizer, GPT2Tokenizer, main, tokenizer_from_meta
 
 WORDS = "the quick brown fox jumps over a lazy dog and sleeps in warm grass until evening".split()
@@ -35,6 +36,11 @@ def story(seed, words=200):
 @pytest.fixture(scope="module")
 def bpe():
     return GPT2Tokenizer()
+
+
+@pytest.fixture(autouse=True)
+def tables_are_loaded_once(bpe, monkeypatch):
+    monkeypatch.setattr(prepare, "gpt2_encoding", lambda: bpe.bpe)
 
 
 @pytest.fixture
@@ -357,7 +363,7 @@ def test_half_of_a_surrogate_pair_can_be_replaced(run, tmp_path):
 
 
 def test_a_line_of_json_that_is_too_long_is_refused_before_it_fills_the_memory(monkeypatch):
-    monkeypatch.setattr(sources, "LONGEST_LINE", 100)
+    monkeypatch.setattr(formats, "LONGEST_LINE", 100)
     blocks = [b'{"text": "a"}\n', b"x" * 80, b"x" * 80, None]  # None would fail
     with pytest.raises(UserError, match=r"b\.jsonl has a line of more than .* at byte 14"):
         list(json_documents(blocks, "b.jsonl", "strict", "text"))
@@ -472,14 +478,14 @@ def test_a_dry_run_prints_what_it_takes_and_writes_nothing(tmp_path, capsys):
 
 
 def test_the_estimate_for_a_large_text_is_about_right(tmp_path, capsys):
-    packed = gzip.compress("".join(story(i) for i in range(6000)).encode())
+    packed = gzip.compress("".join(story(i) for i in range(3500)).encode())
     (tmp_path / "a.txt.gz").write_bytes(packed)
     main([str(tmp_path / "a.txt.gz"), f"--data_dir={tmp_path}", "--tokenizer=gpt2"])
     out = capsys.readouterr().out
     expected = int(out.split("about ")[1].split()[0].replace(",", ""))
     data = load(tmp_path / "a")
     assert abs(expected / (len(data.train) + len(data.val)) - 1) < 0.1
-    assert "one text, 6." in out and " bytes per token; " in out
+    assert "one text, 3." in out and " bytes per token; " in out
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(mistake, tmp_path,
@@ -692,7 +698,7 @@ def peak_megabytes(*words):
 def test_the_memory_does_not_depend_on_the_size_of_the_text(tmp_path):
     """A single line of characters, which are read twice: first for the vocabulary."""
     data, peaks = f"--data_dir={tmp_path}", []
-    for n in (16, 64):
+    for n in (12, 48):
         (tmp_path / f"{n}.txt").write_text("abcdefg " * (n * 2**17))
         peaks.append(peak_megabytes(tmp_path / f"{n}.txt", data, "--workers=2"))
     assert peaks[1] < 1.1 * peaks[0] and peaks[1] < 400 + 2 * 150, peaks
