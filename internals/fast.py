@@ -1,9 +1,11 @@
 """GPT-2's BPE by gigatoken, an optional package that is many times as fast as tiktoken.
 
-It is used only if its ids equal those of tiktoken on the beginning of the text at hand.
+It is used only if its ids equal those of tiktoken on the beginning of the text at hand, and never
+for text with a character that the two packages classify differently.
 """
 
 import base64
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -22,6 +24,8 @@ class Gigatoken:
     gigatoken remembers the ids of each word that it has seen. So when the memory of the process has
     grown by `growth` bytes, or after a fixed amount of text if the memory is not known, a new
     encoder replaces the old one. That takes a tenth of a second.
+
+    different: what find_different returns.
     """
 
     def __init__(self, bpe, workers, end_of_text):
@@ -29,6 +33,8 @@ class Gigatoken:
         Raises ImportError if the package is not installed."""
         from gigatoken.gigatoken_rs import BPETokenizer, PadTruncate
 
+        self.slow = functools.partial(bpe.encode_to_numpy, allowed_special={end_of_text},
+                                      disallowed_special=())
         self.no_padding = PadTruncate(0)
         self.growth = 100e6 + 50e6 * workers
         ranks = sorted(bpe._mergeable_ranks.items(), key=lambda item: item[1])
@@ -43,12 +49,18 @@ class Gigatoken:
 
         self.new_encoder = new_encoder
         self.renew()
+        self.different = find_different(self.fast, self.slow)
 
     def renew(self):
         self.encoder, self.n_bytes, self.memory = self.new_encoder(), 0, resident_bytes()
 
     def encode(self, text):
         """The ids of a text as a uint32 array; the text of the special token becomes its id."""
+        if not text.isascii() and self.different[characters(text)].any():
+            return self.slow(text)
+        return self.fast(text)
+
+    def fast(self, text):
         data = text.encode("utf-8")
         if self.n_bytes >= LEAST:
             memory = resident_bytes()
@@ -60,6 +72,41 @@ class Gigatoken:
         # threads are not used (parallel), because ours encode several units at a time.
         rows, _ = self.encoder.encode_batch_padded([data], self.no_padding, parallel=False)
         return rows[0]
+
+
+def characters(text):
+    """The characters of a text from U+0800 on, as indices into `different`: a character below
+    U+10000 by its code point, and those above in groups of 64. Their first three bytes of UTF-8 say
+    which, so this is fast for text with few of them."""
+    data = np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+    first = np.flatnonzero(data >= 0xE0)
+    one, two, three = (data[first + i].astype(np.int64) for i in range(3))
+    index = (one & 15) << 12 | (two & 63) << 6 | three & 63
+    return np.where(one >= 0xF0, 0x10000 + index, index)
+
+
+def find_different(fast, slow):
+    """Which characters the functions fast and slow, str -> ids, classify differently, as a bool
+    array for characters(). The packages know different versions of Unicode, so a new character can
+    be a letter for one of them only. Raises ValueError if an old character is different."""
+    different = np.zeros(0x10000 + 0x110000 // 64, dtype=bool)
+
+    def is_different(points):
+        # after a letter, 's is one token; after a punctuation mark, the ' belongs to that
+        text = "".join(f"a{c}a 1{c}1 {c}{c} !{c}'s{c}\n" for c in map(chr, points))
+        return not np.array_equal(fast(text), slow(text))
+
+    for start in range(0, 0x40000, 64):  # no version has characters beyond these, but for tags
+        points = range(start, start + 64)
+        if 0xD800 <= start < 0xE000 or not is_different(points):  # surrogates are not characters
+            continue
+        if start < 0x800:
+            raise ValueError(f"its ids differ from those of tiktoken at U+{start:04X}")
+        if start >= 0x10000:
+            different[0x10000 + start // 64] = True
+        else:
+            different[[point for point in points if is_different([point])]] = True
+    return different
 
 
 def resident_bytes():
@@ -84,11 +131,8 @@ def verified(bpe, reader, workers, end_of_text):
     try:
         fast = Gigatoken(bpe, workers, end_of_text)
         for text in texts:
-            ids = fast.encode(text)
-            expected = bpe.encode_to_numpy(text, allowed_special={end_of_text},
-                                           disallowed_special=())
             compared += len(text)
-            if not np.array_equal(ids, expected):
+            if not np.array_equal(fast.encode(text), fast.slow(text)):
                 raise ValueError("its ids differ from those of tiktoken in the first "
                                  f"{compared:,} characters")
     except ImportError:

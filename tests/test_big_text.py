@@ -11,10 +11,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from helpers import ROOT, finished, script, wait_for
 
+from internals import fast
 from internals.dataset import load
+from prepare import GPT2Tokenizer
 
 pytestmark = [pytest.mark.faults,
               pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")]
@@ -121,6 +124,18 @@ def test_an_invalid_byte_in_the_middle_of_two_gigabytes_is_named_or_replaced(tmp
     assert peak < 400 + 150 * 2
     code, _, _, peak = prepared(tmp_path, path, "--errors=replace")
     assert code == 0 and peak < 400 + 150 * 2
+
+
+def test_gigatoken_gives_the_ids_of_tiktoken_for_every_character():
+    pytest.importorskip("gigatoken")
+    bpe = GPT2Tokenizer()
+    faster = fast.Gigatoken(bpe.bpe, 1, "<|endoftext|>")
+    points = [p for p in range(0x110000) if not 0xD800 <= p < 0xE000]
+    for i in range(0, len(points), 100):
+        chars = map(chr, points[i:i + 100])
+        text = "".join(f"a{c}a 1{c}1 {c}{c} !{c}'s{c}\n" for c in chars)
+        assert np.array_equal(faster.encode(text), bpe.encode(text)), hex(points[i])
+    assert faster.different.sum() < 1000  # most are encoded by gigatoken
 
 
 @pytest.fixture

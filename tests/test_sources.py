@@ -269,6 +269,28 @@ def test_without_gigatoken_tiktoken_does_the_work(run, tmp_path, monkeypatch, ca
     assert capsys.readouterr().out.startswith("1 source of ")
 
 
+def test_characters_that_gigatoken_classifies_differently_are_left_to_tiktoken(bpe, monkeypatch):
+    pytest.importorskip("gigatoken")
+    faster = fast.Gigatoken(bpe.bpe, 1, "<|endoftext|>")
+    found = np.flatnonzero(faster.different).tolist()
+    points = [p for p in found if p < 0x10000] + [(p - 0x10000) * 64 + 1 for p in found
+                                                  if p >= 0x10000]
+    for text in [*(f"x{chr(p)}'s {chr(p)}1" for p in points), "日本 é🙂 \U000e0061\U0010ffff"]:
+        assert faster.encode(text).tolist() == bpe.encode(text).tolist(), text
+    # as if gigatoken took these for no letters
+    right = fast.Gigatoken.fast
+    monkeypatch.setattr(fast.Gigatoken, "fast",
+                        lambda self, text: right(self, text.replace("日", "!").replace("𐀀", "!")))
+    wrong = fast.Gigatoken(bpe.bpe, 1, "<|endoftext|>")
+    new = set(np.flatnonzero(wrong.different).tolist()) - set(found)
+    assert new == {ord("日"), 0x10000 + ord("𐀀") // 64}
+    for text in ("x日's", "𐀀's", "a" * 999 + "é𐀀's"):
+        assert wrong.encode(text).tolist() == bpe.encode(text).tolist()
+    monkeypatch.setattr(fast.Gigatoken, "fast", lambda self, text: right(self, text.lower()))
+    with pytest.raises(ValueError, match=r"at U\+00"):
+        fast.Gigatoken(bpe.bpe, 1, "<|endoftext|>")
+
+
 @pytest.mark.parametrize("memory, replaced", [(0, [False] * 4), (10**9, [False, True, True, True]),
                                                (None, [False, False, False, True])])
 def test_the_memory_of_gigatoken_is_bounded(bpe, monkeypatch, memory, replaced):
@@ -277,6 +299,7 @@ def test_the_memory_of_gigatoken_is_bounded(bpe, monkeypatch, memory, replaced):
     asked = []
     monkeypatch.setattr(fast, "resident_bytes", lambda: (
         asked.append(0) or (None if memory is None else memory * len(asked))))
+    monkeypatch.setattr(fast, "find_different", lambda fast, slow: np.zeros(1, dtype=bool))
     monkeypatch.setattr(fast, "LEAST", 9)
     faster = fast.Gigatoken(bpe.bpe, 1, "<|endoftext|>")
     faster.growth = 100
