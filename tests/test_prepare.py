@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, script
+from helpers import ROOT, SHARED, script
 
 import prepare
 from internals import dataset, files
