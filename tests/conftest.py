@@ -1,4 +1,8 @@
-"""The fixtures of the tests. Plain functions and constants are in helpers.py."""
+"""The fixtures of the tests. Plain functions and constants are in helpers.py.
+
+This file imports nothing that imports torch: pytest-xdist's own process, which runs no test, reads
+it too, and the others start after that.
+"""
 
 import os
 import signal
@@ -6,11 +10,8 @@ import signal
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and wait for it
 
 import pytest
-from helpers import *  # noqa: F403
-from helpers import TINY_RUN
 
 from configurator import one_line_errors
-from internals import runlog
 from prepare import main as prepare_main
 
 # Under nohup and in the background of a shell script, signals are ignored, and a process inherits
@@ -19,21 +20,22 @@ for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, lambda *_: None)
 
-draw_losses = runlog.draw_losses
-
 
 @pytest.fixture(scope="session", autouse=True)
 def no_pictures():
     """loss.png is drawn only in tests with the fixture `pictures`, because that takes three times
-    as long as training one of the tiny models."""
+    as long as training one of the tiny models. Returns the function that draws it."""
+    from internals import runlog
+
+    draw_losses = runlog.draw_losses
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runlog, "draw_losses", lambda _, path: path.write_bytes(b"no picture"))
-        yield
+        yield draw_losses
 
 
 @pytest.fixture
-def pictures(monkeypatch):
-    monkeypatch.setattr(runlog, "draw_losses", draw_losses)
+def pictures(no_pictures, monkeypatch):
+    monkeypatch.setattr("internals.runlog.draw_losses", no_pictures)
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +52,8 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def tiny(data_dir, tmp_path):
     """A function: the command line of a tiny run, with settings changed by name."""
+    from helpers import TINY_RUN
+
     def arguments(**changes):
         settings = TINY_RUN | {"data_dir": data_dir, "out_dir": tmp_path / "out"} | changes
         return [f"--{name}={value}" for name, value in settings.items()]

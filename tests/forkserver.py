@@ -6,6 +6,7 @@ the grandchild becomes the script, and ends as any Python process does; the chil
 reports its exit code.
 """
 
+import atexit
 import gc
 import importlib
 import os
@@ -34,9 +35,11 @@ class Script:
         if Script.server is None:
             Script.server, theirs = socket.socketpair()
             with theirs:
-                subprocess.Popen([sys.executable, __file__, str(theirs.fileno())],
-                                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
-                                 pass_fds=[theirs.fileno()])
+                process = subprocess.Popen([sys.executable, __file__, str(theirs.fileno())],
+                                           env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                                           pass_fds=[theirs.fileno()])
+            atexit.register(process.wait, 60)  # `time pytest` counts the scripts too
+            atexit.register(Script.server.close)  # comes first: this ends the server
         self.args, self.returncode = args, None
         self.report, theirs = Pipe()
         read, write = os.pipe()
@@ -78,15 +81,22 @@ class Script:
 def serve(server):
     """Fork for each script. Returns only in a process that is to become one: its request."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C ends pytest, and that ends the server
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
     while descriptors := socket.recv_fds(server, 1, 4)[1]:
         if os.fork() == 0:
             server.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             return fork_again(Connection(descriptors[0]), descriptors[1:])
         for descriptor in descriptors:
             os.close(descriptor)
+        reap()
+    reap()
     os._exit(0)
+
+
+def reap():
+    """Wait for the children that have ended."""
+    with suppress(ChildProcessError):  # there is none
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def fork_again(report, streams):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import finished
+from helpers import finished
 
 import prepare
 import sample

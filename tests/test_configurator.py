@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from configurator import UserError, build, check_limits, configure, one_line_errors, reason
 from internals.limits import Count, Fraction, Natural, NonNegative, Positive, Probability, Seed

@@ -213,6 +213,7 @@ def test_nan_on_one_rank_is_skipped_by_all(tiny, tmp_path):
     assert equal(before.optimizer[0]["state"], after.optimizer[0]["state"])
 
 
+@pytest.mark.faults
 def test_a_rank_that_dies_takes_the_job_down_with_its_error(tiny):
     run = script(*torchrun(2, "tests/faulty_train.py", "die", "5", *tiny(max_iters=10**6)))
     printed, _ = run.communicate(timeout=60)
@@ -246,6 +247,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(whole, tiny, tmp_path, fresh
                                        *tiny(out_dir=restarted, **RESTARTS),
                                        extra=("--standalone", "--max-restarts=1")))
     assert code == 0 and "resuming from step 12" in printed, printed
+    assert "rank 1 met with an accident" in printed
     assert same_run(whole, restarted)
 
 

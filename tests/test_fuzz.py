@@ -36,9 +36,9 @@ from configurator import UserError, configure
 from internals.recipes import expand_names
 from model import GPT, GPTConfig
 
-CASES = {"checkpoint": 120, "weights": 60, "nanogpt": 40, "metrics": 20, "meta": 50, "bins": 30,
-         "huggingface": 80, "hellaswag": 40, "config": 60}  # 500 in the normal suite
-MANY = 20  # times as many with -m faults
+CASES = {"checkpoint": 60, "weights": 30, "nanogpt": 20, "metrics": 10, "meta": 25, "bins": 15,
+         "huggingface": 40, "hellaswag": 20, "config": 30}  # 250 in the normal suite
+MANY = 40  # times as many with -m faults
 GIGABYTE = 2**30
 
 SMALL = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}

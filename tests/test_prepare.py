@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, script
+from helpers import ROOT, SHARED, script
 
 import prepare
 from internals import dataset, files
@@ -163,15 +163,16 @@ def test_a_disk_that_fails_between_two_files_leaves_no_mixture(tmp_path, monkeyp
         load(tmp_path)
 
 
-def test_a_killed_prepare_leaves_a_dataset_or_plainly_none(tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(9, marks=pytest.mark.faults)])
+def test_a_killed_prepare_leaves_a_dataset_or_plainly_none(tmp_path, kills):
     """SIGKILL at random moments while one dataset replaces another; the next run always works."""
-    text, chance = tmp_path / "long.txt", random.Random(1)
+    text, chance = tmp_path / "long.txt", random.Random()
     text.write_text("".join(chance.choices("abcdefgh \n", k=300_000)) * 20, encoding="utf-8")
     command = "prepare.py", text, "--name=d", f"--data_dir={tmp_path}"
     started = time.perf_counter()
     assert script(*command).wait() == 0
     whole = time.perf_counter() - started
-    for _ in range(3):
+    for _ in range(kills):
         run = script(*command)
         time.sleep(whole * chance.uniform(0.3, 1.0))
         run.kill()
@@ -434,10 +435,11 @@ def test_without_locks_a_dataset_is_prepared_all_the_same(tmp_path, monkeypatch)
     assert len(load(tmp_path / "a").train) == 360
 
 
-def test_two_prepares_of_one_name_at_once_both_end_well(tmp_path):
+@pytest.mark.parametrize("rounds", [1, pytest.param(9, marks=pytest.mark.faults)])
+def test_two_prepares_of_one_name_at_once_both_end_well(tmp_path, rounds):
     for letter in "ab":
         (tmp_path / f"{letter}.txt").write_text(f"{letter}\n" * 200_000)
-    for _ in range(3):
+    for _ in range(rounds):
         runs = [script("prepare.py", tmp_path / f"{letter}.txt", "--name=big",
                        f"--data_dir={tmp_path}") for letter in "aba"]
         printed = [run.communicate()[0] for run in runs]

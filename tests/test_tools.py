@@ -4,11 +4,13 @@ import contextlib
 import re
 import runpy
 import sys
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 from helpers import GPT2_TINY, MODERN, ROOT
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import train
@@ -39,6 +41,7 @@ def test_the_loop_is_compared_with_a_bare_one(tiny, monkeypatch, capsys):
 @pytest.mark.parametrize("recipe", [{}, MODERN | {"optimizer": "muon"}], ids=["gpt2", "modern"])
 def test_a_training_step_is_compared_with_transformers(tiny, monkeypatch, capsys, recipe):
     monkeypatch.setattr(bench, "ROUNDS", 2)
+    monkeypatch.setattr(bench, "matmul_flops", partial(bench.matmul_flops, n=256))
     bench.bench_train(tiny(**recipe))
     head, ours, *rest = capsys.readouterr().out.splitlines()
     assert "128 tokens per step, float32 on cpu" in head
@@ -100,6 +103,7 @@ def test_train_accepts_the_settings_of_every_variant(monkeypatch, leave_out, tmp
         return [{"step": 8, "ms": 1.0, "val_loss": 1.0}] * 8
 
     monkeypatch.setattr(ablate.train, "main", fake_train)
+    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: path.touch())
     options = ["--steps=8", "--seeds=1", f"--leave_out={leave_out}",
                f"--picture={tmp_path / 'x.png'}"]
     ablate.main(options)

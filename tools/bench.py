@@ -98,11 +98,11 @@ def in_alternation(candidates, rounds, unit, count):
     return {name: count / statistics.median(times) for name, times in times_of.items()}
 
 
-def matmul_flops(dtype, device):
-    """The FLOP/s of this device, measured with products of 2048 x 2048 matrices."""
-    a = torch.randn(2048, 2048, device=device, dtype=getattr(torch, dtype))
+def matmul_flops(dtype, device, n=2048):
+    """The FLOP/s of this device, measured with products of n x n matrices."""
+    a = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
     best = min(seconds(lambda: a @ a, device) for _ in range(8))
-    return 2 * 2048**3 / best
+    return 2 * n**3 / best
 
 
 def read_bandwidth(device):
