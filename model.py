@@ -29,7 +29,7 @@ class GPTConfig:
     """The settings of a model. Raises ValueError if they do not fit together."""
 
     block_size: int = 1024  # context length in tokens
-    vocab_size: int = 50304  # GPT-2's 50257 tokens, padded to a multiple of 64 for speed
+    vocab_size: int = 50304  # 50257 tokens of GPT-2, padded to a multiple of 64 for speed
     n_layer: int = 12  # transformer blocks
     n_head: int = 12  # attention heads per block
     n_embd: int = 768  # channels, a multiple of n_head
@@ -38,7 +38,7 @@ class GPTConfig:
     pos: Literal["learned", "rope"] = "learned"  # learned position embeddings, or rotary (RoPE)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # rmsnorm: no mean, no learned scale
     norm_eps: float = 1e-5  # added to the variance, so that a norm never divides by zero
-    act: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"  # GPT-2's GELU, exact GELU, ReLU^2
+    act: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"  # GELU of GPT-2, exact GELU, ReLU^2
     qk_norm: bool = False  # normalize queries and keys, which bounds the attention scores
     attn_scale: float = 1.0  # attention scores are multiplied by it; above 1: sharper attention
     smear: bool = False  # add a learned share of the previous token's embedding to each token's
@@ -189,8 +189,8 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, self.block_size = config, config.block_size
-        # GPT-2's names: wte and wpe embed word tokens and positions, h are the hidden blocks; "c"
-        # in c_attn, c_fc and c_proj is for conv1d, as OpenAI's code calls a linear layer
+        # names as in GPT-2: wte and wpe embed word tokens and positions, h are the hidden blocks;
+        # "c" in c_attn, c_fc and c_proj is for conv1d, as OpenAI's code calls a linear layer
         self.transformer = nn.ModuleDict({"wte": nn.Embedding(config.vocab_size, config.n_embd)})
         if config.pos == "learned":
             self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)

@@ -218,7 +218,7 @@ def complete(model, tokenizer, prompt, max_new_tokens=200, temperature=0.8, top_
 
 def load_model(init_from="resume", out_dir="out", device="cpu"):
     """(model, tokenizer), in eval mode on `device`: the best model of the run in out_dir, or the
-    one that init_from names. Raises UserError if there is no such model, or it is damaged."""
+    one that init_from names. Raises UserError if the model is missing or damaged."""
     start = checkpoint.to_sample_from(init_from, out_dir)
     model = GPT.from_weights(build(GPTConfig, start.model_args), start.model)
     return model.to(device).eval(), tokenizer_from_meta(start.meta)

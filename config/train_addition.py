@@ -5,8 +5,8 @@
 out_dir = "out-addition"
 dataset = "addition"
 
-# A sequence is one line, 012+345=7530, so each digit is always at the same position. If sequences
-# begin anywhere in a line, this model learns almost nothing in the same time.
+# Each sequence is one line, 012+345=7530, so each digit always has the same position. With
+# sequences that start anywhere in a line, the model learns almost nothing in this number of steps.
 align = block_size = 13  # 10 for 2-digit numbers (`python prepare.py addition --digits=2`)
 
 n_layer = 2

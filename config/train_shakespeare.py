@@ -1,5 +1,6 @@
 # Train from scratch on Tiny Shakespeare with GPT-2's BPE. The text has only 300,000 tokens, few for
-# a vocabulary of 50,257, so the model is small and soon overfits. best.pt is the model before that.
+# a vocabulary of 50,257, so the model is small and soon overfits. best.pt has the lowest validation
+# loss, from before the overfitting.
 
 out_dir = "out-shakespeare"
 dataset = "shakespeare"

@@ -471,7 +471,7 @@ def read_model(name):
     names = ("best.pt", "ckpt.pt")
     if folder.suffix in (".pt", ".pth", ".safetensors", ".bin") and not folder.is_dir():
         if not folder.is_file():
-            raise UserError(f"init_from={name}: there is no such file")
+            raise UserError(f"init_from={name}: the file does not exist")
         if folder.suffix in (".safetensors", ".bin"):
             raise UserError(f"init_from={name} is a file of weights: give its folder, which also "
                             "has the config.json")
@@ -534,11 +534,11 @@ def no_checkpoint(out_dir):
     """The error message that out_dir has no checkpoint. It names folders that have one."""
     previous = previous_runs(out_dir)
     if previous:
-        return (f"there is no checkpoint in {out_dir}, but earlier runs are kept in "
+        return (f"{out_dir} has no checkpoint, but earlier runs are kept in "
                 f"{', '.join(map(str, previous[-3:]))}: give one of these folders")
     others = sorted({str(path.parent) for path in out_dir.parent.glob("out*/*.pt")})
     hint = f"; there is one in {', '.join(others[:3])}" if others else ""
-    return f"there is no checkpoint in {out_dir}: train first, or give another folder{hint}"
+    return f"{out_dir} has no checkpoint: train first, or give another folder{hint}"
 
 
 # --------------------------------------------------------------------------------------------------

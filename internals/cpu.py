@@ -66,7 +66,7 @@ class CPUAttend(Attend):
     """Attend for CPUs. PyTorch 2.13 has no fast CPU kernel with dropout, so we compute attention
     with dropout step by step. In bfloat16, PyTorch's backward pass takes 8 times as long as in
     float32, and attention over a cache 6 times as long, so we compute both in float32. (Written
-    out in bfloat16, training is faster but less exact: docs/benchmarks.md.)"""
+    out in bfloat16, training is faster but less exact: docs/modern.md.)"""
 
     def forward(self, q, k, v, mask=None):
         if self.training and self.dropout:

@@ -23,8 +23,8 @@ for number in (signal.SIGINT, signal.SIGHUP):
 
 @pytest.fixture(scope="session", autouse=True)
 def no_pictures():
-    """loss.png is drawn only in tests with the fixture `pictures`, because that takes three times
-    as long as training one of the tiny models. Returns the function that draws it."""
+    """loss.png is plotted only in tests with the fixture `pictures`, because that takes three times
+    as long as training one of the tiny models. Returns the function that plots it."""
     from internals import runlog
 
     draw_losses = runlog.draw_losses

@@ -217,5 +217,5 @@ def test_sums_other_than_those_of_the_training_are_not_counted(run, mistake, tmp
 def test_a_run_on_another_text_is_refused(tiny, mistake, tmp_path):
     train.main(tiny(max_iters=1))
     assert "was not trained on sums" in mistake(add.main, f"--out_dir={tmp_path / 'out'}")
-    assert "there is no checkpoint" in mistake(add.main, f"--out_dir={tmp_path / 'nothing'}")
+    assert "has no checkpoint" in mistake(add.main, f"--out_dir={tmp_path / 'nothing'}")
     assert "unknown setting 'out'" in mistake(add.main, "--out=x")

@@ -71,7 +71,7 @@ def trained(tiny, tmp_path):
     ({"dataset": "openwebtext"}, "make it with `python prepare.py openwebtext --data_dir="),
     ({"dataset": "openwebtext"}, "to begin with a small dataset, run `python train.py config/q"),
     ({"block_size": 400}, "block_size=400 is too long for"),
-    ({"init_from": "resume"}, "there is no checkpoint"),
+    ({"init_from": "resume"}, "has no checkpoint"),
     ({"wandb_log": True, "tracker": "trackio"}, "pip install trackio"),
 ])
 def test_train_refuses(mistake, tiny, tmp_path, change, message):
@@ -213,7 +213,7 @@ def torch_bytes(content):
     (["--start="], "start is empty"),
     (["--start=naïve"], "the character 'ï' (U+00EF) is not among the 41"),
     (["--start=FILE:/no/such/file"], "/no/such/file"),
-    (["--out_dir=/no/such/run"], "there is no checkpoint in /no/such/run"),
+    (["--out_dir=/no/such/run"], "/no/such/run has no checkpoint"),
     (["--init_from=gtp2"], "is not a folder of a run or a model; did you mean gpt2?"),
     (["--temprature=1"], "did you mean temperature?"),
 ])

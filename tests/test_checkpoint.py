@@ -437,7 +437,7 @@ def test_a_file_can_be_named(out, mistake, capsys):
     line = mistake(train.main, f"--out_dir={ckpt}", "--init_from=resume")
     assert f"out_dir={ckpt} is a file: give the name of a folder, such as {out}" in line
     line = mistake(sample.main, f"--init_from={out / 'bets.pt'}")
-    assert "bets.pt: there is no such file" in line
+    assert "bets.pt: the file does not exist" in line
     (out / "model.safetensors").write_bytes(b"")
     assert "give its folder" in mistake(sample.main, f"--init_from={out / 'model.safetensors'}")
 
@@ -483,7 +483,7 @@ def test_a_runs_own_config_is_not_taken_for_hugging_faces(out, mistake):
         (out / name).unlink()
     assert (out / "config.json").exists()
     line = mistake(sample.main, f"--init_from={out}")
-    assert f"there is no checkpoint in {out}: train first" in line
+    assert f"{out} has no checkpoint: train first" in line
 
 
 def test_folders_that_have_a_checkpoint_are_named(out, mistake):

@@ -298,7 +298,7 @@ def test_a_file_that_cannot_be_read_is_refused(mistake, tmp_path, option):
     (["--text=TEXT", "--batch_size=0"], "batch_size=0 must be 1 or more"),
     (["--text=TEXT", "--limit=0"], "limit=0 must be 1 or more"),
     (["--text=TEXT", "--init_from=gtp2"], "gtp2"),
-    (["--text=TEXT", "--out_dir=nowhere"], "there is no checkpoint in nowhere"),
+    (["--text=TEXT", "--out_dir=nowhere"], "nowhere has no checkpoint"),
     (["--txt=TEXT"], "unknown setting 'txt' on the command line; did you mean text?"),
 ])
 def test_wrong_settings_are_refused(mistake, saved, written, argv, message):

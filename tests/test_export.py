@@ -222,4 +222,4 @@ def test_the_model_card_says_what_was_trained(runs):
 
 def test_a_run_and_a_folder_must_be_named(mistake, tmp_path):
     assert "folder" in mistake(export.main, tmp_path)
-    assert "there is no checkpoint" in mistake(export.main, tmp_path / "no", tmp_path / "hf")
+    assert "has no checkpoint" in mistake(export.main, tmp_path / "no", tmp_path / "hf")

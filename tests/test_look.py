@@ -280,7 +280,7 @@ def test_a_model_with_too_many_parameters_or_too_large_weights_is_not_embedded(m
 
 
 @pytest.mark.parametrize("words, message", [
-    (["--out_dir=nix"], "there is no checkpoint in nix"),
+    (["--out_dir=nix"], "nix has no checkpoint"),
     (["--start=x{"], "the character 'x' (U+0078) is not among the 61 characters"),
     (["--start=" + 33 * "R"], "the prompt has 33 tokens, but the model sees at most 32"),
     (["--start=ROMEO", "--max_new_tokens=28"], "use at most 27"),

@@ -294,7 +294,7 @@ def test_the_page_computes_pytorchs_logits_for_all_settings_of_a_model(opened):
 
 @pytest.mark.parametrize("config", [GPT2_TINY, MODERN_TINY], ids=["gpt2", "modern"])
 def test_greedy_text_past_the_context_is_that_of_sample_py(opened, config):
-    """A full window is cut to its last half, so the text is computed anew from there."""
+    """A full window is cut to its last half, so the text is recomputed from there."""
     model, prompt = rounded_model(config, 3, spread=0.1), tokens(config, 1, 7)
     new = stream(model, prompt, Sampler([0], 61, temperature=0), make_cache(model, 1))
     expected = [ids.item() for ids, _ in itertools.islice(new, 200)]

@@ -71,7 +71,7 @@ def test_gpt2_has_124_million_parameters():
         padded = GPT(GPTConfig(bias=False))
     assert sum(p.numel() for p in model.parameters()) == 124_439_808
     assert num_params(model) == 124_439_808 - 1024 * 768
-    assert flops_per_token(padded) == pytest.approx(854.4e6, rel=1e-3)  # nanoGPT's 124M
+    assert flops_per_token(padded) == pytest.approx(854.4e6, rel=1e-3)  # the 124M model of nanoGPT
 
 
 def test_an_untied_head_is_counted_and_its_embedding_costs_no_flops():

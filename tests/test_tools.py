@@ -15,13 +15,14 @@ from matplotlib.text import Text
 
 import train
 from configurator import configure
-from internals import plots
+from internals import optimizers, plots
 from model import GPT, GPTConfig
 
 sys.path.insert(0, str(ROOT / "tools"))
 
 import ablate
 import bench
+import candidates
 
 
 def numbers(line):
@@ -124,8 +125,8 @@ def test_tools_refuse_what_is_outside_a_limit(mistake, tool, argv, message):
     assert message in mistake(tool, *argv)
 
 
-@pytest.mark.parametrize("tool", ["ablate", "add", "bench", "evaluate", "export", "finetune",
-                                  "look"])
+@pytest.mark.parametrize("tool", ["ablate", "add", "bench", "candidates", "evaluate", "export",
+                                  "finetune", "look"])
 def test_every_tool_has_a_help(tool, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [f"{tool}.py", "--help"])
     with contextlib.suppress(SystemExit):
@@ -172,3 +173,58 @@ def test_the_time_to_a_loss_is_interpolated_between_the_points_of_the_curve():
     assert ablate.time_to(curve, 2.5) == 1.5
     assert ablate.time_to(curve, 2.0) == 2.0 and ablate.time_to(curve, 1.9) is None
     assert ablate.mean_curve([curve, [(0, 2.0, 2.0)] * 3])[0] == (0, 1.0, 3.0)
+
+
+@pytest.fixture
+def small_candidates(monkeypatch):
+    small = {"n_layer": 2, "n_embd": 16, "block_size": 16, "batch_size": 2, "eval_iters": 2}
+    for candidate in candidates.CANDIDATES:
+        monkeypatch.setattr(candidate, "settings", candidate.settings | small)
+
+
+def test_every_candidate_changes_training(small_candidates, data_dir, capsys):
+    candidates.main(["--steps=8", "--seeds=1", "--dataset=tiny", f"--data_dir={data_dir}"])
+    printed = capsys.readouterr()
+    losses = [line.split()[-1] for line in printed.err.splitlines()]
+    assert len(set(losses)) == len(candidates.CANDIDATES)
+    docs = (ROOT / "docs" / "modern.md").read_text(encoding="utf-8").splitlines()
+    head, line, *rows = printed.out.splitlines()
+    at = docs.index(head)
+    for row, written in zip([line, *rows], docs[at + 1:], strict=False):
+        assert row.split("|")[1:3] == written.split("|")[1:3]
+
+
+def test_new_parameters_of_candidates_change_nothing_at_first():
+    idx = torch.randint(61, (2, 16), generator=torch.manual_seed(0))
+    for change, name in ((candidates.x0_shortcut, "shortcut"),
+                         (candidates.value_residual, "value_mix")):
+        model = GPT(GPTConfig(block_size=16, vocab_size=61, n_layer=3, n_head=2, n_embd=16))
+        expected = model(idx)[0]
+        change(model)
+        assert torch.equal(model(idx)[0], expected)
+        torch.nn.init.constant_(dict(model.named_parameters())[name], 0.5)
+        assert not torch.allclose(model(idx)[0], expected)
+
+
+def test_cautious_weight_decay_spares_weights_that_the_update_moves_away_from_zero():
+    start, ends = torch.tensor([[1.0, -1.0], [2.0, 3.0]]), []
+    for decay, cautious in (0.0, False), (0.5, False), (0.5, True):
+        p = torch.nn.Parameter(start.clone())
+        p.grad = torch.tensor([[1.0, 1.0], [-1.0, 0.5]])
+        muon = optimizers.Muon({"w": p}, 0.1, 0.9, decay, torch.float32)
+        if cautious:
+            adamw = torch.optim.AdamW([torch.nn.Parameter(start)])
+            candidates.cautious_weight_decay(optimizers.Optimizers([adamw, muon]))
+        muon.step()
+        ends.append(p.detach())
+    without, plain, cautious = ends
+    toward_zero = (without - start) * start < 0
+    assert toward_zero.any() and not toward_zero.all()
+    torch.testing.assert_close(cautious, torch.where(toward_zero, plain, without))
+
+
+def test_the_table_of_candidates_compares_equal_seeds():
+    losses = {candidate.name: [2.0, 3.0] for candidate in candidates.CANDIDATES}
+    losses["x0 shortcut"] = [1.9, 2.7]
+    row = next(row for row in candidates.table(losses) if "x0" in row)
+    assert row == "| x0 shortcut | 4 | 2.300 | +0.2000 ± 0.1000 | 2 of 2 seeds |"

@@ -4,9 +4,10 @@
     python tools/ablate.py --leave_out=True    remove one change at a time from the full recipe
 
 All variants train for the same number of steps; for one seed, they see the same sequences in the
-same order. The output is a table in Markdown. The curves of the loss, against tokens and against
-time, are plotted to docs/ablation.png. All variants train with one seed before the next seed
-begins, so that a slow hour of the machine slows all of them. docs/modern.md discusses the results.
+same order. The output is a table in Markdown. The loss curves, against tokens and against time, are
+plotted to docs/ablation.png, or to docs/leave_out.png with --leave_out=True. All variants train
+with one seed before the next seed begins, so that a slowdown of the machine affects all of them.
+docs/modern.md discusses the results.
 """
 
 import contextlib
@@ -70,6 +71,13 @@ class AblateConfig:
     picture: str | None = None  # file to write; None: docs/ablation.png or docs/leave_out.png
 
 
+def parse_seeds(text):
+    """"1,2,3" -> [1, 2, 3]. Raises UserError if it is something else."""
+    if not all(seed.isdigit() for seed in text.split(",")):
+        raise UserError(f"seeds={text} must be whole numbers with commas between them")
+    return [int(seed) for seed in text.split(",")]
+
+
 def run(settings, out_dir):
     """Train; returns the evaluations as (tokens, seconds of training, validation loss)."""
     with contextlib.redirect_stdout(io.StringIO()):
@@ -98,7 +106,7 @@ def variants(leave_out):
 def train_variants(cfg):
     """The curves of each variant: {name: [curve of a seed, ...]}."""
     curves = {name: [] for name in variants(cfg.leave_out)}
-    for seed in map(int, cfg.seeds.split(",")):
+    for seed in parse_seeds(cfg.seeds):
         common = {"seed": seed, "max_iters": cfg.steps, "eval_iters": cfg.eval_iters,
                   "eval_interval": max(1, cfg.steps // 5), "dataset": cfg.dataset}
         if cfg.data_dir is not None:
@@ -179,8 +187,6 @@ def plot(curves, path, leave_out=False):
 
 def main(argv=None):
     _, cfg = configure(__doc__, AblateConfig, argv=argv)
-    if not all(seed.isdigit() for seed in cfg.seeds.split(",")):
-        raise UserError(f"seeds={cfg.seeds} must be whole numbers with commas between them")
     curves = train_variants(cfg)
     file = "leave_out.png" if cfg.leave_out else "ablation.png"
     plot(curves, Path(cfg.picture or ROOT / "docs" / file), cfg.leave_out)

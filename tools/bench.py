@@ -3,12 +3,13 @@
     python tools/bench.py train config/train_gpt2.py    a training step, against transformers' GPT-2
     python tools/bench.py sample --size=gpt2            sampling, against other implementations
     python tools/bench.py loop config/quickstart.py     train.py, against a bare training loop
-    python tools/bench.py gpu --nanogpt=FOLDER          all that matters on a GPU (bench_gpu.py)
+    python tools/bench.py gpu --nanogpt=FOLDER          speed and exactness on a GPU (bench_gpu.py)
     python tools/bench.py prepare                       prepare.py: see bench_prepare.py
 
-The candidates run in alternation in one process. The output is the median of each candidate, and
-its time relative to the first candidate, computed round by round: on a shared machine, only
-measurements close in time can be compared. Weights are random; speed does not depend on them.
+train, sample and loop run their candidates in alternation in one process; prepare and gpu use
+separate processes. The output is the median of each candidate, and its time relative to the first
+candidate in the same round: on a shared machine, only measurements close in time can be compared.
+Weights are random; speed does not depend on them.
 `sample --nanogpt=FOLDER` also measures the model.py of nanoGPT in that folder.
 """
 

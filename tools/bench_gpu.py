@@ -1,19 +1,19 @@
-"""Measure a GPU: training, sampling, and what must hold on it. One command, without a network.
+"""Measure a GPU: the speed of training and sampling, and whether runs are exact and NaN is skipped.
 
     python tools/bench.py gpu --nanogpt=FOLDER --minutes=9
     python tools/bench.py gpu --toy=True --device=cpu    tiny models, to try the command itself
 
 The parts, the most important first:
-    train    a training step of GPT-2 (124M), plain and modern recipe, next to nanoGPT's model
+    train    a training step of GPT-2 (124M), plain and modern recipe, compared with nanoGPT's model
     sample   sampling with that shape, with and without CUDA graphs
-    resume   train.py --deterministic=True, stopped and resumed: the same bits as without the stop
-    nan      an update with a NaN in a gradient is refused: it changes no bit
+    resume   train.py --deterministic=True, stopped and resumed: bit-identical to an unstopped run
+    nan      an update with a NaN in a gradient is skipped: weights and optimizer stay the same
     twins    config/train_shakespeare_char.py and its modern version, to their best loss
 
-Each part gets a share of the time, and what it does not use goes to the parts after it. Each runs
-in processes of its own, because an error can make the GPU unusable for a process. So a part that
+Each part gets a share of the time; time that it does not use goes to the parts after it. Each part
+runs in separate processes, because an error can make the GPU unusable for a process. So a part that
 fails or runs out of time does not stop the next one. After each measurement, the results so far are
-written to OUT.json and OUT.md.
+written to OUT.json and OUT.md. Without a network, twins needs a dataset that is already prepared.
 """
 
 import json
@@ -43,7 +43,7 @@ from internals import checkpoint, devices
 from internals.files import replacing
 
 TWINS = {"plain": "train_shakespeare_char.py", "modern": "train_shakespeare_char_modern.py"}
-GRACE = 20  # seconds from SIGTERM, after which train.py saves, to SIGKILL
+GRACE = 20  # seconds between SIGTERM, after which train.py saves and ends, and SIGKILL
 
 
 # --------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def finish(command, until):
     lines = [""]
     code = run(command, until - time.monotonic(), lines.append)
     if time.monotonic() > until:
-        raise UserError("the time of this part was over")
+        raise UserError("this part ran out of time")
     if code != 0:
         raise UserError(f"{command[0]} ended with code {code}: {lines[-1]}")
 
@@ -155,7 +155,7 @@ def measure_twin(name, command, limit, report):
     if code != 0 and time.monotonic() - started < limit:
         report.add("twins", name, "failed", lines[-1] or f"exit code {code}", curve=curve)
     elif not curve:
-        report.add("twins", name, "incomplete", f"its time, {limit:.0f} s, was over")
+        report.add("twins", name, "incomplete", f"it ran out of time ({limit:.0f} s)")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -213,11 +213,11 @@ def in_own_process(part, cfg, report, until):
             others.append(line)
             print(f"  {line}", flush=True)
 
-    # with less time than it has, so that it ends by itself
+    # the process gets less time than the part has, so that it ends before it is stopped
     command = ["tools/gpu_parts.py", part, *options, f"--minutes={0.9 * limit / 60}"]
     code = run(command, limit, on_line)
     if time.monotonic() > until:
-        report.add(part, "stopped", "incomplete", f"the time of this part, {limit:.0f} s, was over")
+        report.add(part, "stopped", "incomplete", f"this part ran out of time ({limit:.0f} s)")
     elif code != 0:
         report.add(part, "stopped", "failed", others[-1] or f"exit code {code}")
 

@@ -1,10 +1,10 @@
 """Measure the speed and the memory of prepare.py with GPT-2's BPE.
 
     python tools/bench.py prepare                      Shakespeare's plays, repeated to 300 MB
-    python tools/bench.py prepare --text=FILE          a file of yours
+    python tools/bench.py prepare --text=FILE          your own file
 
-Each candidate runs in a process of its own, in alternation, from start to exit: reading the text,
-the comparison of gigatoken with tiktoken, writing and checking the bins.
+Candidates run in separate processes, in alternation. The time is from start to exit: it includes
+reading the text, comparing gigatoken with tiktoken, and writing and checking the bins.
 """
 
 import json
@@ -37,7 +37,7 @@ class BenchConfig:
     """The settings of `prepare`."""
 
     text: str | None = None  # a text file; None: the plays
-    megabytes: Count = 300  # size of the text if it is the plays
+    megabytes: Count = 300  # size of the repeated plays, if no text is given
     rounds: Count = 3  # measurements per candidate
 
 
@@ -82,7 +82,8 @@ def bench_prepare(argv):
         first = next(iter(runs.values()))
         for name, results in runs.items():
             if name.startswith("gigatoken") and not all(result[3] for result in results):
-                print(f"  {name:24s} not measured: it is not used (pip install gigatoken)")
+                print(f"  {name:24s} not measured: gigatoken is not installed, its ids differ, or "
+                      "the text is too short")
                 continue
             ratios = [a[0] / b[0] for a, b in zip(first, results, strict=True)]
             speed = size / statistics.median(result[0] for result in results)

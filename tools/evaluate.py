@@ -1,6 +1,6 @@
 """Evaluate a model: its perplexity on a text, and its accuracy on HellaSwag.
 
-    python tools/evaluate.py --out_dir=out-novel --text=novel.txt --stride=32
+    python tools/evaluate.py --out_dir=out-novel --text=sequel.txt --stride=32
     python tools/evaluate.py --init_from=gpt2 --hellaswag=hellaswag_val.jsonl --limit=1000
 
 Every number is computed from -log p, in nats, of a token given the tokens before it. The vocabulary
@@ -37,13 +37,13 @@ class EvaluateConfig:
     """The settings of an evaluation: a model, and a text or HellaSwag."""
 
     # resume: the checkpoint in out_dir; gpt2, gpt2-medium, ...: from the Hugging Face hub; or the
-    # folder of a model in Hugging Face's format
+    # folder of a run or of a model in Hugging Face's format, or a .pt file
     init_from: str = "resume"
     out_dir: str = "out"  # folder of a run, or a checkpoint file
     text: str | None = None  # a UTF-8 file whose perplexity is measured
     stride: Count | None = None  # tokens from one window to the next; None: half of block_size
     hellaswag: str | None = None  # hellaswag_val.jsonl, or a file in its format
-    limit: Count | None = None  # number of HellaSwag examples, from the first one; None: all
+    limit: Count | None = None  # use only this many examples of HellaSwag, the first; None: all
     batch_size: Count = 4  # windows of the text, or HellaSwag endings, per batch
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # of matrix products

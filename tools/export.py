@@ -1,6 +1,6 @@
 """Export a trained model and its tokenizer in Hugging Face's format, which transformers can read.
 
-    python tools/export.py out-novel novel-hf
+    python tools/export.py out-plays plays-hf
     python tools/export.py out-shakespeare-char shakespeare-hf    nanoGPT checkpoints work too
 
 The tool writes config.json, generation_config.json, model.safetensors (without the ids that pad the
@@ -8,9 +8,9 @@ vocabulary), the files of the tokenizer, README.md (a model card), and meta.json
 `--init_from=FOLDER` restores the tokenizer. It exports best.pt, or ckpt.pt if best.pt does not
 exist; OUT_DIR can also be a .pt file.
 
-FOLDER must be new or empty, and it appears only when it is complete. docs/ecosystem.md lists
-programs that can open it. Left out: models that differ from GPT-2, because no program could run
-them.
+FOLDER must be new or empty. It is written elsewhere and renamed, so it is never incomplete.
+docs/ecosystem.md lists programs that can open it. Left out: models that differ from GPT-2, because
+no other program could run them correctly.
 """
 
 import json

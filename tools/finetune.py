@@ -4,9 +4,10 @@
 
 Tiny Shakespeare is an excerpt from Shakespeare's plays, so the base model is trained only on plays
 that share almost no text with it. The tool then trains on Tiny Shakespeare, from the base and from
-scratch, with the same settings. Each of the two uses its best learning rate, which is searched with
-a seed that is not used again. The tool prints the overlap of every play, the command of every run
-and a table, and plots both curves to docs/finetune.png. docs/finetune.md discusses the result.
+scratch, with the same settings. Each of the two uses its best learning rate, which the tool first
+searches for with a seed that it does not use again. It prints the overlap of every play, the
+command of every run and a table, and plots both curves to docs/finetune.png. docs/finetune.md
+discusses the result.
 """
 
 import contextlib

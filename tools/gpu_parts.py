@@ -1,8 +1,8 @@
-"""The measurements that use the GPU in their own process: train, sample and nan of bench_gpu.py.
+"""The parts train, sample and nan of bench_gpu.py, which use the GPU in this process.
 
     python tools/gpu_parts.py train --nanogpt=FOLDER --minutes=3
 
-Each prints rows of the table as JSON, and a row replaces an earlier one of the same name.
+A part prints rows of the table as JSON. A row replaces an earlier row with the same name.
 """
 
 import copy
@@ -33,7 +33,7 @@ from model import GPT, GPTConfig
 from sample import Sampler, make_cache, stream
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARES = {"train": 10, "sample": 5, "resume": 6, "nan": 2, "twins": 8}  # of the time, relative
+SHARES = {"train": 10, "sample": 5, "resume": 6, "nan": 2, "twins": 8}  # relative shares
 PLAIN, MODERN = "glassGPT, plain", "glassGPT, modern"
 GPT2 = {PLAIN: "train_gpt2.py", "nanoGPT": "train_gpt2.py", MODERN: "train_gpt2_modern.py"}
 ROW = "measured: "  # the beginning of a line in which a part prints a row of the table
@@ -46,11 +46,11 @@ class GPUBenchConfig:
 
     nanogpt: str | None = None  # folder with nanoGPT's model.py, which is measured too
     minutes: Positive = 9.0  # time for all parts
-    out: str = "out-bench/gpu"  # the results are written to this path with .json and with .md
+    out: str = "out-bench/gpu"  # path of the results, without .json and .md
     parts: str = ",".join(SHARES)  # the parts to run, comma-separated
     batch: Count = 16  # sequences per micro-batch of GPT-2; halved if the memory is too small
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
-    toy: bool = False  # tiny models
+    toy: bool = False  # use tiny models, to try the command
 
     def __post_init__(self):
         if not set(self.parts.split(",")) <= SHARES.keys():
@@ -71,10 +71,10 @@ class Sizes(NamedTuple):
     rounds: int  # measurements per candidate, if the time allows
     batches: tuple  # batch sizes for sampling
     new_tokens: int  # sampled per measurement
-    steps: int  # of the run that is resumed
-    gpt2: tuple = ()  # settings that override those of the config files of GPT-2,
-    small: tuple = ()  # ... of the run that is resumed,
-    twins: tuple = ()  # ... and of the twins
+    steps: int  # number of steps of the resumed run
+    gpt2: tuple = ()  # settings that override the config files of GPT-2
+    small: tuple = ()  # settings that override those of the resumed run
+    twins: tuple = ()  # settings that override the config files of the twins
 
 
 TINY = ("--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=64", "--batch_size=2")

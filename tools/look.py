@@ -9,9 +9,9 @@ logit lens, head ablation and the residual stream, and, if the run had snapshots
 changed during training. The values are recorded from the forward pass of model.py. If the tokens
 are characters and the model has at most 3 million parameters, the page also contains its weights,
 rounded to float16, and runs the model itself (tools/look/model.js), so that you can edit the text.
-The recorded values are then those of the rounded weights too. docs/look.md explains each view.
+The recorded values are then computed with the rounded weights too. docs/look.md explains each view.
 
-Left out: models in the page that use BPE or have more parameters, because the file would be large.
+Left out: running larger models, or models with BPE, in the page: the file would be large.
 """
 
 import base64
@@ -57,7 +57,7 @@ class LookConfig:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     # -- text
     start: str | None = None  # the prompt, FILE:prompt.txt, or - for stdin; None: a line break
-    # tokens that the model adds to the prompt; None: up to a text of 64 tokens
+    # number of tokens that the model adds to the prompt; None: as many as make 64 in total
     max_new_tokens: Natural | None = None
     temperature: NonNegative = 0.8  # below 1: less random, 0: always the most likely token
     top_k: Count | None = 200  # sample from the k most likely tokens; None: from all
