@@ -36,8 +36,8 @@ def configure(description, *schemas, argv=None, expand=None, positional=()):
         shorthands expanded (for example, size=gpt2 adds n_layer, n_head and n_embd).
     positional: names of the settings that are given as words without --, in this order; a tuple
         takes all remaining words. If empty, words without -- are config files.
-    Returns (given, one instance per schema). given: {name: value} of the settings that are not
-    defaults, because a config file or the command line sets them.
+    Returns (given, one instance per schema). given: {name: value} of the settings that a config
+    file or the command line sets, even if the value is the default.
     Raises UserError for an unknown setting, a value of the wrong type, or a bad config file.
     """
     types = {field.name: field.type for schema in schemas for field in fields(schema)}
@@ -138,12 +138,6 @@ def build(schema, values):
         return schema(**arguments)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def check_limits(config):
-    """Raises ValueError if a field of a dataclass instance is outside the limit of its type."""
-    for field in fields(config):
-        check_limit(field, getattr(config, field.name))
 
 
 def check_limit(field, value):

@@ -41,7 +41,7 @@ class GPTConfig:
     act: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"  # GELU of GPT-2, exact GELU, ReLU^2
     qk_norm: bool = False  # normalize queries and keys, which bounds the attention scores
     attn_scale: float = 1.0  # attention scores are multiplied by it; above 1: sharper attention
-    smear: bool = False  # add a learned share of the previous token's embedding to each token's
+    smear: bool = False  # add to each token embedding a learned share of the previous one
     zero_init: bool = False  # c_proj of attention and MLP, and an untied LM head, start at zero
     tied: bool = True  # the LM head shares its weights with the token embedding
     softcap: float = 0.0  # logits become softcap * tanh(logits / softcap); 0: off
@@ -54,7 +54,7 @@ class GPTConfig:
         if self.pos == "rope" and self.n_embd // self.n_head % 2:
             raise ValueError("pos=rope rotates pairs of channels: n_embd / n_head must be even")
         for field in fields(self):
-            value, choices = getattr(self, field.name), get_args(field.type)  # (): not a Literal
+            value, choices = getattr(self, field.name), get_args(field.type)  # () if not a Literal
             if choices and value not in choices:
                 raise ValueError(f"{field.name}={value} must be one of {', '.join(choices)}")
 
@@ -89,7 +89,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k and v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         hs = config.n_embd // config.n_head
-        # a sum of hs products has a size of about sqrt(hs), and large scores make softmax one-hot
+        # q k^T grows like sqrt(hs); large scores make softmax one-hot, so its gradient vanishes
         self.attend = Attend(config.dropout, scale=config.attn_scale / math.sqrt(hs))
         self.drop = nn.Dropout(config.dropout)
         self.qk_norm = nn.Identity()  # or LayerNorm, twice as fast on a CPU as nn.RMSNorm
@@ -233,10 +233,10 @@ class GPT(nn.Module):
         if cache is not None:
             positions, before = cache.positions, cache.before
         x, rope = self.transformer.wte(idx), None  # (B, T, C)
-        if self.smear is not None:  # pairs of tokens are known at once, without a layer's attention
+        if self.smear is not None:  # so that even the first layer sees pairs of tokens
             x = x + self.smear * self.transformer.wte(before) * (positions > 0)[:, None]
         if self.config.pos == "learned":
-            x = x + self.transformer.wpe(positions)  # one attention layer could not tell the order
+            x = x + self.transformer.wpe(positions)  # without it, a layer could not tell the order
         else:
             rope = rope_angles(positions, self.config.n_embd // self.config.n_head)
         x = self.transformer.drop(x)
@@ -258,9 +258,9 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
         """idx (B, T) -> idx and its continuation (B, T + max_new_tokens). Call model.eval() first,
-        or dropout is on. Every token recomputes the whole window; sample.py has a KV cache instead.
-        A full window drops its older half: a drop moves the other tokens to new positions, which
-        makes a KV cache invalid, so dropping one at a time would recompute it for every token."""
+        or dropout is on. Every token recomputes the window; sample.py has a KV cache instead.
+        A full window drops its older half. That moves the other tokens to new positions, so a KV
+        cache must be recomputed; dropping one token at a time would require this at every token."""
         start = max(0, idx.shape[-1] - self.block_size)  # the window is idx[:, start:]
         for _ in range(max_new_tokens):
             logits = self(idx[..., start:])[0][:, -1]  # (B, V)
@@ -288,13 +288,13 @@ class GPT(nn.Module):
     @classmethod
     def from_pretrained(cls, name):
         """A model with GPT-2's architecture in Hugging Face's format: a folder, or a name on the
-        hub ("gpt2"). Raises ValueError for another architecture, OSError for missing files."""
+        hub ("gpt2"; needs huggingface_hub). Raises ValueError or OSError if it cannot be read."""
         from internals import huggingface
         config, weights = huggingface.read(name)
         return cls.from_weights(GPTConfig(**config), weights)
 
     def save_pretrained(self, folder, n_vocab=None, end_of_text=None):
-        """Write the model into `folder` in Hugging Face's format, with the first n_vocab ids of its
-        vocabulary. Raises ValueError naming a setting that GPT-2 does not have."""
+        """Write the model into `folder` in Hugging Face's format: the first n_vocab ids (None: all)
+        and the id of <|endoftext|>. Raises ValueError naming a setting that GPT-2 does not have."""
         from internals import huggingface
         huggingface.write(folder, asdict(self.config), self.state_dict(), n_vocab, end_of_text)

@@ -7,7 +7,7 @@
 
 A bin is a file of token ids: raw little-endian uint16, no header. meta.json says what the ids mean
 (tokenizer and vocabulary), and has the counts and a checksum of each bin, and the command that
-wrote them. The text can be larger than memory, and a run that was killed continues where it was.
+wrote them. The text can be larger than memory, and a killed run continues where it stopped.
 In internals/, sources.py reads the text, encode.py cuts it into units and encodes them in threads
 with a tokenizer of this file, and bins.py writes the ids.
 """
@@ -27,7 +27,7 @@ from internals import bins, corpora, dataset, encode, fast, plan, sources
 from internals.corpora import CORPORA, HUB_DATASETS, gpt2_encoding
 from internals.dataset import MAX_VOCAB
 from internals.files import DATA, locked, printable, relative
-from internals.limits import Count, Limit, Tiny
+from internals.limits import Count, Limit, ProperFraction
 from internals.sources import Reader
 
 END_OF_TEXT = "<|endoftext|>"
@@ -47,9 +47,9 @@ class PrepareConfig:
     # more), or the name of a prepared dataset, whose tokenizer is used
     tokenizer: str = "char"
     data_dir: str | None = None  # folder of the datasets; None: data/ next to prepare.py
-    # for your text: the share for validation. Of a single text it is the end. Of documents (several
-    # files, or lines or rows), a hash of each document decides
-    val_fraction: Tiny = 0.1
+    # for your text: the share for validation. For a single text, it is the end of the text. For
+    # documents (several files, or lines or rows), a hash of each document decides
+    val_fraction: ProperFraction = 0.1
     text_field: str = "text"  # the field of JSON lines, or column of parquet files, with the text
     errors: Literal["strict", "replace"] = "strict"  # replace: invalid UTF-8 becomes U+FFFD
     workers: Count | None = None  # threads that encode; None: one per CPU core
@@ -63,7 +63,7 @@ class PrepareConfig:
 # --------------------------------------------------------------------------------------------------
 # Tokenizers. Both classes have
 #   n_vocab        the vocabulary size
-#   encode(text)   str -> int64 array (n,) of ids
+#   encode(text, special)   str -> int64 array (n,) of ids; special: <|endoftext|> is one token
 #   encode_documents(texts, ends)   list of str -> uint16 array (n,) of ids, for a bin. Each text is
 #                  a document; if not `ends`, the last one continues in the next call
 #   decode(ids)    ids -> str; decode_bytes(ids) -> bytes
@@ -100,7 +100,7 @@ class CharTokenizer:
             char = text[unknown[0]]
             raise UserError(f"the character {char!r} (U+{ord(char):04X}) is not among the "
                             f"{self.n_vocab} characters of the vocabulary, which come from the "
-                            "training text: remove it, or use --tokenizer=gpt2")
+                            "training text: remove it, or prepare the text with --tokenizer=gpt2")
         return ids.astype(np.int64)
 
     def encode_documents(self, texts, ends=True):
@@ -168,7 +168,7 @@ def tokenizer_from_meta(meta):
 
 
 def find_tokenizer(kind, data_dir):
-    """The tokenizer for `kind`: gpt2, or the name of a dataset in data_dir. char: None, so far."""
+    """The tokenizer for `kind`: gpt2, or a dataset in data_dir. char: None, not known yet."""
     if kind == "char":
         return None
     meta = dataset.GPT2_META if kind == "gpt2" else dataset.read_meta(data_dir / kind)
@@ -183,7 +183,7 @@ def find_tokenizer(kind, data_dir):
 
 def prepare_sources(reader, folder, kind, source, command, cfg):
     """Tokenize the text of a Reader and write the bins to `folder`, which is data/<name>. Returns
-    whether that is done: not if cfg.dry_run is set.
+    True, or False if cfg.dry_run is set.
 
     kind: "char", "gpt2", or the name of a dataset in the same data folder, whose tokenizer is used.
     source, command: the origin of the text, and the command that prepares it, for meta.json.
@@ -254,7 +254,7 @@ def prepare_corpus(folder, command=None, cfg=None, **options):
 
 
 def open_dataset(name, data_dir=None):
-    """Open a dataset; returns an internals.dataset.Dataset. data_dir: None is data/. If a built-in
+    """Open a dataset; returns an internals.dataset.Dataset. data_dir: None: data/. If a built-in
     dataset is missing, one process prepares it, and the others wait."""
     folder = Path(data_dir or DATA) / name
     if name in CORPORA and not (folder / "train.bin").exists():
@@ -281,7 +281,7 @@ def main(argv=None):
     if first in builtin:
         if len(cfg.sources) > 1 or {"name", "tokenizer", "val_fraction", "errors"} & given.keys():
             raise UserError(f"{first} is a built-in dataset with a fixed name and tokenizer: "
-                            "give it alone, without --name and --tokenizer")
+                            "give it alone, without --name, --tokenizer, --val_fraction, --errors")
         folder = data_dir / first
         with locked(folder):
             done = prepare_corpus(folder, command if options else None, cfg, **options)

@@ -63,8 +63,8 @@ class SampleConfig:
     def __post_init__(self):
         if self.stop == "":
             raise ValueError("stop must have a character, or be None")
-        if self.interactive and (self.out or not self.cache):
-            raise ValueError("interactive=True needs cache=True, and no out")
+        if self.interactive and (self.start is not None or self.out or not self.cache):
+            raise ValueError("interactive=True needs cache=True, and excludes start and out")
         if self.out and Path(self.out).is_dir():
             raise ValueError(f"out={self.out} is a folder: give the name of a file")
 
@@ -73,7 +73,7 @@ class KVCache:
     """The tokens in the context, and their keys and values, which are computed only once.
 
     ids: the tokens (batch_size, n), n <= block_size; one row while all samples share a prompt.
-    length: the number of tokens whose keys and values are stored, 2 x n_layer x C numbers each.
+    length: the number of tokens with stored keys and values: 2 x n_layer x C numbers per token.
     positions (T,), before (B, T): of the T tokens computed now, their positions and the ids before
     them. mask (T, n): True where they attend.
     static: n is block_size in the mask and in attention, with future places masked. So no shape
@@ -110,7 +110,7 @@ class KVCache:
         # prompts differ in length: model.forward bypasses torch.compile, which would compile each
         forward = model if self.length and new.shape[1] == 1 else model.forward
         logits, _ = forward(new, cache=self)
-        self.length = n  # at the end: a Ctrl-C in the line before leaves the cache as it was
+        self.length = n  # last, so that a Ctrl-C during the forward pass leaves the cache as it was
         return logits
 
     def store(self, layer, k, v):
@@ -169,12 +169,12 @@ def draw(logits, uniform, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
     top_p: keep the fewest most likely ids whose probabilities sum to top_p (Holtzman et al. 2020).
     min_p: keep ids at least this likely relative to the most likely one (Nguyen et al. 2024).
     They act in this order, each on what the one before has kept."""
-    if temperature < 1e-5:  # float32 could not divide by it
+    if temperature < 1e-5:  # 0, or so small that the division could overflow
         return logits.argmax(dim=-1, keepdim=True)
     V = logits.shape[1]
     logits, ids = (logits.float() / temperature).topk(min(top_k or V, V))
     probs = logits.softmax(dim=-1)  # the most likely first
-    kept = probs >= min_p * probs[:, :1]  # a ratio: top_p below would not change it
+    kept = probs >= min_p * probs[:, :1]  # a ratio, so it is the same before and after top_p
     if top_p < 1:
         kept &= probs.cumsum(dim=-1) - probs < top_p
     cumulative = (probs * kept).cumsum(dim=-1)  # inverse-CDF sampling: where uniform falls in it
@@ -268,7 +268,7 @@ def interact(model, tokenizer, cfg, loaded):
             line = input("> " if on_terminal else "")
         except EOFError:
             return print()
-        before = tokenizer.default_start if turn or not line else ""  # a new line
+        before = tokenizer.default_start if turn or not line else ""  # usually a newline
         try:
             continue_text(model, tokenizer, cfg, before + line, [cfg.seed + turn], cache)
         except UserError as error:  # a character that the tokenizer does not know

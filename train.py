@@ -9,7 +9,7 @@ One rule makes a run reproducible: all randomness in step t on rank r is a funct
 and the i-th training sequence is a function of (seed, i). So there is no generator state to save, a
 resumed run ends exactly like an uninterrupted one, and evaluation does not affect training.
 
-Left out: models that do not fit on one device, and searches over settings.
+Left out: models that do not fit on one device, and hyperparameter search.
 """
 
 # first, so that a Ctrl-C while torch is imported ends in one line
@@ -37,8 +37,8 @@ from prepare import open_dataset
 from sample import complete
 
 MAX_SKIPPED = 10  # the run ends after this many updates in a row that were not finite
-NOT_FINITE = (f"loss or gradients were not finite in {MAX_SKIPPED} steps in a row, before step "
-              "{step}: try a learning_rate below {lr}, or dtype=float32")
+NOT_FINITE = ("loss or gradients were not finite in {n} steps in a row, before step {step}: try a "
+              "learning_rate below {lr}, or dtype=float32")
 
 
 @dataclass
@@ -51,13 +51,13 @@ class TrainConfig:
     log_interval: Count = 1  # steps between log lines
     eval_iters: Count = 200  # batches per evaluation and split: always the same sequences
     eval_only: bool = False  # evaluate once and write nothing
-    dry_run: bool = False  # print what the run takes, after three steps, and write nothing
+    dry_run: bool = False  # measure three steps, print what the run will take, and write nothing
     always_save_checkpoint: bool = True  # False: save at an evaluation only if it is the best
     snapshots: bool = False  # save the weights alone at each evaluation, for tools/look.py
-    patience: Natural = 0  # stop after this many evaluations without a better one; 0: never
+    patience: Natural = 0  # stop after this many evaluations without improvement; 0: never
     sample_tokens: Natural = 200  # length of the sample shown at an evaluation; 0: none
     wandb_log: bool = False  # also log to a tracker
-    tracker: Literal["wandb", "trackio"] = "wandb"  # which one: both have wandb's interface
+    tracker: Literal["wandb", "trackio"] = "wandb"  # trackio has the same interface as wandb
     wandb_project: str | None = None  # project name for the tracker; None: the dataset
     wandb_run_name: str | None = None  # run name for the tracker; None: out_dir
     # -- data
@@ -74,7 +74,7 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: matrices in the blocks; the rest: AdamW
     learning_rate: Positive = 6e-4  # peak learning rate (AdamW)
     muon_lr: Positive = 0.02  # peak learning rate (Muon)
-    embedding_lr: Positive | None = None  # peak, of the token embedding; None: learning_rate
+    embedding_lr: Positive | None = None  # peak for the token embedding; None: learning_rate
     weight_decay: NonNegative = 1e-1  # of matrices and embeddings, not of biases and norm scales
     beta1: Probability = 0.9  # AdamW: decay of the mean of gradients
     beta2: Probability = 0.95  # AdamW: decay of the mean of squared gradients
@@ -84,7 +84,7 @@ class TrainConfig:
     max_iters: Natural = 600000  # steps
     decay_lr: bool = True  # False: constant learning rates without warmup
     cooldown: Fraction = 0.0  # linear decay over this last fraction of the steps; 0: cosine decay
-    warmup_iters: Natural | None = None  # linear warmup; None: a tenth of the decay, at most 2000
+    warmup_iters: Natural | None = None  # linear warmup; None: 10% of lr_decay_iters, at most 2000
     lr_decay_iters: Count | None = None  # the step at which the decay ends; None: max_iters
     min_lr: NonNegative | None = None  # learning rate after the decay; None: a tenth of the peak
     # -- system
@@ -104,7 +104,7 @@ class TrainConfig:
 
     @property
     def decay_steps(self):
-        return self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
+        return self.lr_decay_iters or max(1, self.max_iters)  # never 0: learning_rate divides by it
 
     @property
     def warmup_steps(self):
@@ -137,7 +137,7 @@ def learning_rate(step, cfg):
 
 
 def sequences_per_epoch(n_tokens, block_size):
-    return max(1, (n_tokens - block_size) // block_size)  # one less: room for a random offset
+    return max(1, (n_tokens - block_size) // block_size)  # one fewer than fit: room for an offset
 
 
 @functools.lru_cache(maxsize=2)
@@ -226,7 +226,7 @@ def train(cfg, model_cfg, data, start, world, log, signals):
     """Run the training that the settings describe. Returns the metrics: a dict for each logged step
     and each evaluation.
 
-    data: a Dataset. start: the Checkpoint to start or resume from; start.model is None if scratch.
+    data: a Dataset. start: the Checkpoint to start or resume from; its model is None from scratch.
     world, log, signals: the processes, the RunLog and the StopSignals of this run.
     """
     device, T = world.device, model_cfg.block_size
@@ -257,7 +257,7 @@ def train(cfg, model_cfg, data, start, world, log, signals):
     batches = training_batches(data.train, cfg, T, consumed, world)
     x, y = next(batches)
     model = devices.compiled(raw_model, cfg.compile, x, y, autocast)
-    log.begin(raw_model, data, dtype, model is not raw_model, (step, best_loss))
+    log.begin(raw_model, data, dtype, model is not raw_model, step, best_loss)
     model = world.wrap(model)
     tokenizer = log.find_tokenizer(data.meta)
 
@@ -314,7 +314,7 @@ def train(cfg, model_cfg, data, start, world, log, signals):
             x, y = next(batches)  # the CPU prepares it while the GPU computes
             scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
-        loss = world.mean(loss)  # like the gradients: a NaN in one process is now in all of them
+        loss = world.mean(loss)  # over the processes, so that all of them see a NaN in any of them
         scaler.unscale_(optimizer)
         # one step along a huge gradient could undo all learning, so its norm is limited
         norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), cfg.grad_clip or math.inf)
@@ -327,12 +327,12 @@ def train(cfg, model_cfg, data, start, world, log, signals):
         # ------------------------------------------------------------------------------------------
 
         skipped = torch.where(finite, 0.0, skipped + 1)
-        longest = torch.maximum(longest, skipped)  # rarely read, because that waits for the GPU
+        longest = torch.maximum(longest, skipped)  # read every 10 steps: reading waits for the GPU
         if step % cfg.log_interval == 0:
             logged = torch.stack((loss, norm, skipped)).tolist()  # waits for the GPU
             log.step(step, lr, *logged)
         if (step % MAX_SKIPPED == 0 or step == cfg.max_iters) and longest >= MAX_SKIPPED:
-            raise UserError(NOT_FINITE.format(step=step, lr=cfg.learning_rate))
+            raise UserError(NOT_FINITE.format(n=MAX_SKIPPED, step=step, lr=cfg.learning_rate))
 
     if saved_step != step or (step == 0 and not stopping):  # max_iters=0 saves the new model
         save("ckpt.pt")

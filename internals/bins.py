@@ -1,4 +1,4 @@
-"""The bins of a dataset while they are written: an interrupted run continues where it was.
+"""The bins of a dataset while they are written: an interrupted run continues where it stopped.
 
 They grow in the folder `partial` of the dataset, next to a journal that says how much of them is
 complete and from which sources and settings they come. The old dataset stays until they are done.
@@ -51,7 +51,7 @@ class Partial:
         return self.folder / f"{split}.bin"
 
     def resume(self):
-        """Open the files of an earlier run at the end of what its journal vouches for. Returns
+        """Open the files of an earlier run at the end of the part that its journal covers. Returns
         whether there is such a run."""
         try:
             journal = json.loads((self.folder / "journal.json").read_text(encoding="utf-8"))
@@ -60,7 +60,8 @@ class Partial:
             self.n_chunks = journal["chunks"]
             self.hashes = {split: beginning_hash(self.path(split), journal[split]["bytes"])
                            for split in SPLITS}
-            # the page cache is lost if the machine stops, but the files are not synced so often
+            # checked because the files are not synced at each entry: if the machine stops, data in
+            # the page cache is lost
             if any(self.hashes[split].hexdigest() != journal[split]["sha256"] for split in SPLITS):
                 return False
         except (OSError, ValueError, KeyError, TypeError):
@@ -87,7 +88,7 @@ class Partial:
 
     def close(self):
         for file in self.files.values():
-            with suppress(OSError):  # the buffer of a file on a full disk
+            with suppress(OSError):  # on a full disk, closing cannot write the buffer
                 file.close()
 
     def add(self, split, ids):

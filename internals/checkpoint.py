@@ -46,15 +46,17 @@ from configurator import UserError, build, convert, reason
 from internals import huggingface
 from internals.dataset import GPT2_META, check_meta, read_meta
 from internals.files import DATA, replacing
+from internals.usage import shown
 from model import GPTConfig
 
 # settings that a resumed run does not inherit
 OF_ONE_CALL = ("out_dir", "init_from", "eval_only", "dry_run")
-OF_ONE_MACHINE = ("device", "dtype", "compile", "backend")  # not inherited from nanoGPT: for a GPU
+# in addition, settings that are not inherited from nanoGPT, because they were chosen for its GPU
+OF_ONE_MACHINE = ("device", "dtype", "compile", "backend")
 SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 MAX_BLOCK_SIZE = 2**20  # with RoPE, the shape of no weight depends on block_size
 MAX_COUNT = 2**53  # of steps and sequences
-HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # without an owner
+HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # no OWNER/ before them
 
 
 @dataclass
@@ -196,25 +198,25 @@ def checked(content, folder):
     if config is None or states is None:
         return checkpoint
 
-    step = count(content, "iter_num")
+    step = checked_count(content, "iter_num")
     checkpoint.config, checkpoint.step = config, step
     checkpoint.optimizer = checked_optimizer(
         states, parameters, config.get("optimizer", "adamw"), step)
     checkpoint.scaler = checked_scaler(content.get("scaler", {}))
     if "sequences" in content:
-        checkpoint.sequences = count(content, "sequences")
+        checkpoint.sequences = checked_count(content, "sequences")
     else:  # older files lack it, but all their steps had the same number of sequences
-        batch_size = count(config, "batch_size")
-        accumulation = count(config, "gradient_accumulation_steps")
+        batch_size = checked_count(config, "batch_size")
+        accumulation = checked_count(config, "gradient_accumulation_steps")
         checkpoint.sequences = step * batch_size * accumulation
-    checkpoint.best_loss = loss(content.get("best_val_loss", math.inf))
+    checkpoint.best_loss = checked_loss(content.get("best_val_loss", math.inf))
     checkpoint.best_step = step
     if "best_step" in content:  # nanoGPT does not store it
-        checkpoint.best_step = count(content, "best_step", limit=step)
+        checkpoint.best_step = checked_count(content, "best_step", limit=step)
     return checkpoint
 
 
-def count(content, name, limit=MAX_COUNT):
+def checked_count(content, name, limit=MAX_COUNT):
     value = content.get(name)
     if type(value) is not int or not 0 <= value <= limit:
         raise ValueError(f"{name}={shown(value)} must be a whole number, at least 0 and at most "
@@ -222,17 +224,12 @@ def count(content, name, limit=MAX_COUNT):
     return value
 
 
-def loss(value):
+def checked_loss(value):
     if isinstance(value, torch.Tensor) and value.numel() == 1 and value.is_floating_point():
         value = value.item()  # nanoGPT stores a tensor
     if type(value) not in (int, float) or not value >= 0:  # this refuses NaN too
         raise ValueError(f"best_val_loss={shown(value)} must be a number, 0 or more")
     return value
-
-
-def shown(value):
-    """A value for a message, as one short line."""
-    return f"{' '.join(repr(value).split()):.60}"
 
 
 def checked_plain(values, what):
@@ -454,19 +451,19 @@ def to_sample_from(init_from, out_dir):
     init_from is "resume", else the model that init_from names."""
     if init_from == "resume":
         return first_undamaged(out_dir, "best.pt", "ckpt.pt")
-    return read_model(init_from)
+    return read_model(init_from, ("resume",))
 
 
-def read_model(name):
+def read_model(name, other_values=("scratch", "resume", "auto")):
     """The weights of a model, as a Checkpoint without config and optimizer.
 
     name: the folder of a run (best.pt, else ckpt.pt), a .pt file, a folder in Hugging Face's
-    format, or a name on its hub, such as "gpt2". Raises UserError if the model does not exist or is
-    not a GPT-2 model.
+    format, or a name on its hub, such as "gpt2". other_values: what init_from can be besides a
+    model, for error messages. Raises UserError if the model does not exist or is not a GPT-2 model.
     """
     name = str(name)
     if not name.strip():
-        raise UserError("init_from= is empty: it must be scratch, resume, auto, or a model")
+        raise UserError(f"init_from= is empty: it must be {', '.join(other_values)}, or a model")
     folder = Path(name)
     names = ("best.pt", "ckpt.pt")
     if folder.suffix in (".pt", ".pth", ".safetensors", ".bin") and not folder.is_dir():
@@ -482,7 +479,7 @@ def read_model(name):
         raise UserError(no_checkpoint(folder))  # its config.json is train.py's, not Hugging Face's
     if not folder.is_dir() and name not in HUB_NAMES and not re.fullmatch(
             r"\w[\w.-]*/[\w.-]+", name):
-        known = ["scratch", "resume", "auto", *HUB_NAMES]
+        known = [*other_values, *HUB_NAMES]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else (
             f"use one of {', '.join(known)}, or OWNER/NAME on the hub")
@@ -495,7 +492,8 @@ def from_hugging_face(name):
     try:
         folder = huggingface.find(name)
     except ImportError as error:
-        raise UserError(f"init_from={name} needs a package: pip install {error.name}") from None
+        raise UserError(f"init_from={name} is not a folder, and loading it from the hub needs a "
+                        f"package: pip install {error.name}") from None
     except Exception as error:  # huggingface_hub raises many types
         line = f"init_from={name} cannot be loaded: {type(error).__name__}: {reason(error):.200}"
         if type(error).__name__ == "RepositoryNotFoundError":
@@ -590,9 +588,9 @@ def starting_point(cfg, model_cfg, given, schedule):
     """Load what `init_from` names, and adapt the settings to it.
 
     cfg, model_cfg: the TrainConfig and GPTConfig of this call. given: {name: value} of the settings
-    that are not defaults. schedule: the function learning_rate(step, cfg). Returns (cfg, model_cfg,
-    start). cfg.init_from is then "scratch", "resume" or a model, never "auto". start is a
-    Checkpoint; its model is None for "scratch". Raises UserError if the settings do not fit the
+    that are set explicitly. schedule: the function learning_rate(step, cfg). Returns (cfg,
+    model_cfg, start). cfg.init_from is then "scratch", "resume" or a model, never "auto". start is
+    a Checkpoint; its model is None for "scratch". Raises UserError if the settings do not fit the
     checkpoint.
     """
     out_dir = Path(cfg.out_dir)
@@ -633,10 +631,9 @@ def resumed(cfg, given, start, schedule):
               for name, value in start.config.items() if name in types}
 
     old, given = build(schema, config), given | {"init_from": "resume"}
-    for name, value, before in (
-            ("optimizer", given.get("optimizer", old.optimizer), old.optimizer),
-            ("block_size", given.get("block_size", start.model_args["block_size"]),
-             start.model_args["block_size"])):
+    fixed = {"optimizer": old.optimizer, "block_size": start.model_args["block_size"]}
+    for name, before in fixed.items():
+        value = given.get(name, before)
         if value != before:
             raise UserError(f"{name}={value}, but the checkpoint to resume has {before}: leave it "
                             "out, or start a new run from the checkpoint by setting --init_from= "
@@ -647,7 +644,8 @@ def resumed(cfg, given, start, schedule):
         if name in before and name not in OF_ONE_CALL and value != before[name]:
             say(f"{name} changes from {before[name]} to {value}")
     longer = new.decay_lr and new.decay_steps > old.decay_steps
-    share, old_share = (schedule(start.step, cfg) / cfg.learning_rate for cfg in (new, old))
+    share = schedule(start.step, new) / new.learning_rate
+    old_share = schedule(start.step, old) / old.learning_rate
     if longer and share > old_share + 0.01:
         say("the learning rate rises again, because the schedule is longer: it now decays until "
             f"step {new.decay_steps:,} instead of {old.decay_steps:,}")

@@ -16,7 +16,7 @@ from internals.files import DATA, check_sha, relative
 
 MAX_VOCAB = 65_535  # ids are uint16, which overflows silently: 70000 would become 4464
 GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257}  # the default for bins without a meta.json
-META_LIMIT = 2**24  # bytes; the largest meta.json, with 65,535 characters, has less than 1 MB
+META_LIMIT = 2**24  # bytes; the largest valid meta.json, with 65,535 characters, is below 1 MB
 CHECKSUM_LIMIT = 2**30  # bytes; for larger bins, only the size is compared with meta.json
 
 
@@ -178,7 +178,7 @@ def match(model_cfg, data, cfg, start, given):
     """Returns model_cfg; for a new model, with the vocabulary size of the dataset.
 
     start: the Checkpoint that training starts from; its model is None for a new model.
-    given: {name: value} of the settings that are not defaults.
+    given: {name: value} of the settings that are set explicitly.
     Raises UserError if the dataset, the settings and the checkpoint do not fit together.
     """
     T = model_cfg.block_size
@@ -195,8 +195,9 @@ def match(model_cfg, data, cfg, start, given):
     if start.model is None and "vocab_size" not in given:
         model_cfg = replace(model_cfg, vocab_size=data.padded_vocab_size)
     if start.model is not None and not data.same_tokenizer(start.meta):
+        name = "gpt2" if start.meta.get("tokenizer") == "gpt2" else "NAME, the model's dataset"
         raise UserError(f"{data.folder} has a different tokenizer than the model to start from: "
-                        "prepare the text with --tokenizer=NAME, the name of the model's dataset")
+                        f"prepare the text with --tokenizer={name}")
     if model_cfg.vocab_size < data.vocab_size:
         raise UserError(f"vocab_size={model_cfg.vocab_size} is less than the {data.vocab_size} "
                         f"tokens in the vocabulary of {data.folder}: leave it out")

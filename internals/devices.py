@@ -10,7 +10,8 @@ from torch import nn
 from configurator import UserError, reason
 from internals import cpu
 
-# data sheets: dense bfloat16. The first name that is in the name of the device counts.
+# peak dense bfloat16 FLOP/s from data sheets; of these names, the first that the device's name
+# contains is used
 PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
               "H200": 989e12}
 
@@ -105,6 +106,8 @@ def for_sampling(model, dtype, compile):
     if dtype == "auto" and device.type == "cpu" and n_embd < cpu.WIDE:
         dtype = "float32"
     if dtype == "int8":
+        if compile:
+            raise UserError("dtype=int8 cannot be combined with compile=True; use bfloat16")
         return cpu.quantized(model)
     model.to(getattr(torch, find_dtype(dtype, device, n_embd)))
     cpu.speed_up(model, inference=not compile)  # torch.compile cannot handle packed layers
@@ -175,13 +178,13 @@ def peak_memory(device):
 def check_model_fits(c, device, training=True):
     """Raises UserError if a model of GPTConfig c cannot fit into the memory of the device.
 
-    Training stores four float32 numbers per parameter: weight, gradient, and AdamW's two moments.
+    Training stores at least three float32 numbers per parameter: weight, gradient, and momentum.
     """
     block = 12 * c.n_embd**2  # attention has 4 C^2 weights, the MLP 8 C^2
     parameters = c.n_layer * block + c.n_embd * c.vocab_size * (1 if c.tied else 2)
     if c.pos == "learned":
         parameters += c.block_size * c.n_embd
-    needed, available = parameters * (16 if training else 4), memory_bytes(device)
+    needed, available = parameters * (12 if training else 4), memory_bytes(device)
     if available is not None and needed > available:
         raise UserError(f"a model of {parameters / 1e9:,.1f}B parameters needs at least "
                         f"{needed / 1e9:,.0f} GB, but {device} has {available / 1e9:,.0f} GB: use "

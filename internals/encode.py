@@ -18,8 +18,8 @@ import numpy as np
 from configurator import UserError
 
 PIECE = 1 << 18  # characters; another number would change the split of documents that are longer
-# The characters that end a word in GPT-2's pattern. Python's \s would be wrong: for it, \x1c to
-# \x1f are white space too.
+# A place before white space. \s would be wrong: in Python, unlike in GPT-2's pattern, it also
+# matches \x1c to \x1f.
 BEFORE_SPACE = re.compile(r"(?<=[^\s\x1c-\x1f])(?=[ \t\n\r])")
 
 
@@ -65,10 +65,10 @@ def pieces(blocks, size=PIECE, reach=PIECE):
     """Cut a text, given in blocks, into pieces of at least `size` characters such that encoding the
     pieces gives the same BPE ids as encoding the whole text.
 
-    GPT-2's pattern always splits between white space and a character before it that is not, so the
-    text is cut at the first such place after `size` characters. If there is none in the next
-    `reach` characters, it is cut there all the same. Only then can the ids differ from those of the
-    whole; without this rule, a gigabyte without a space would have to be encoded in one call.
+    GPT-2's pattern always splits before white space that follows another character, so the text is
+    cut at the first such place after `size` characters. If there is none in the next `reach`
+    characters, the text is cut after them anyway, and only then can the ids differ. Without this
+    rule, a gigabyte without a space would have to be encoded in one call.
     """
     rest = ""
     for block in blocks:
@@ -112,14 +112,14 @@ def text_units(blocks, n_characters, val_fraction, counts):
         yield from rest
         yield from blocks
 
-    counts.documents, left = 1, n_characters
+    counts.documents, unread = 1, n_characters
     training = before_cut(int(n_characters * (1 - val_fraction)))
     for split, part in ("train", training), ("val", after_cut()):
         for piece in pieces(part):
             counts.add(split, piece)
-            left -= len(piece)
+            unread -= len(piece)
             yield Unit(split, [piece], ends=False)
-    if left:
+    if unread:
         raise UserError("the text changed while it was read: run the command again")
 
 

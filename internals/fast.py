@@ -15,7 +15,7 @@ import numpy as np
 from configurator import reason
 
 SAMPLE = 10_000_000  # characters that are compared
-LEAST = 1 << 23  # bytes of text that an encoder encodes before it is replaced
+LEAST = 1 << 23  # an encoder is replaced only after it has encoded this many bytes
 
 
 class Gigatoken:
@@ -75,9 +75,9 @@ class Gigatoken:
 
 
 def characters(text):
-    """The characters of a text from U+0800 on, as indices into `different`: a character below
-    U+10000 by its code point, and those above in groups of 64. Their first three bytes of UTF-8 say
-    which, so this is fast for text with few of them."""
+    """For each character of a text from U+0800 on, its index in `different`: its code point, or
+    above U+FFFF, one index per group of 64. The first three bytes of its UTF-8 determine the index,
+    so this is fast for text with few such characters."""
     data = np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
     first = np.flatnonzero(data >= 0xE0)
     one, two, three = (data[first + i].astype(np.int64) for i in range(3))
@@ -88,7 +88,7 @@ def characters(text):
 def find_different(fast, slow):
     """Which characters the functions fast and slow, str -> ids, classify differently, as a bool
     array for characters(). The packages know different versions of Unicode, so a new character can
-    be a letter for one of them only. Raises ValueError if an old character is different."""
+    be a letter for one of them only. Raises ValueError if a character below U+0800 is different."""
     different = np.zeros(0x10000 + 0x110000 // 64, dtype=bool)
 
     def is_different(points):

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from internals.files import replacing
+from internals.usage import shown
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -166,11 +167,6 @@ def size(hf, name, default):
     return value
 
 
-def shown(value):
-    """A value for a message, as one short line."""
-    return f"{' '.join(repr(value).split()):.60}"
-
-
 def weight_shapes(config):
     """{name: shape} of GPT's state_dict, in its order, without a tied head. config: a dict of
     GPTConfig's fields. No model is built, so this needs no memory for weights."""
@@ -243,7 +239,7 @@ def weight_files(folder):
 def open_weights(path):
     """{name: memory-mapped tensor} of a weight file. Raises ValueError if the file is damaged or
     contains anything but tensors."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         if path.suffix == ".safetensors":
@@ -256,7 +252,7 @@ def open_weights(path):
                          "not opened") from None
     except (FileNotFoundError, ImportError):
         raise
-    except (SafetensorError, Exception) as error:  # damaged bytes can raise almost anything
+    except Exception as error:  # damaged bytes can raise almost anything
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split()):.200})") from None
     if not isinstance(weights, dict) or not all(
             isinstance(name, str) and isinstance(weight, torch.Tensor)

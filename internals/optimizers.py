@@ -37,7 +37,8 @@ class Optimizers:
 def make_optimizer(model, cfg, dtype):
     """The Optimizers for the settings.
 
-    model: a GPT. cfg: a TrainConfig. dtype: the name of the dtype of Muon's matrix products.
+    model: a GPT. cfg: a TrainConfig. dtype: the name of the dtype of the run. Muon's matrix
+    products use it if it is bfloat16, and float32 otherwise.
     Matrices and embeddings decay. Biases and norm scales do not: they are few and only shift or
     scale activations, so decay would distort the activations without regularizing the model.
     """
@@ -95,7 +96,10 @@ class Muon(torch.optim.Optimizer):
             params, mu, lr = group["params"], group["momentum"], group["lr"] * apply
             grads = torch.stack([p.grad for p in params])  # (n, out, in)
             grads = grads.where(apply > 0, 0.0)  # 0 * NaN would be NaN
-            momentum = self.state[params[0]].setdefault("momentum", torch.zeros_like(grads))
+            state = self.state[params[0]]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(grads)
+            momentum = state["momentum"]
             momentum.lerp_(grads, (1 - mu) * apply)
             update = grads.lerp(momentum, mu)  # Nesterov momentum
             rows, cols = params[0].shape

@@ -1,4 +1,4 @@
-"""What a preparation will take and took: size, tokens, disk, time; and its progress bar."""
+"""Estimates before a preparation, a report after it, and its progress bar."""
 
 import os
 import shutil

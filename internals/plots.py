@@ -1,5 +1,6 @@
-"""Pictures: a figure that becomes a file, and labels at the ends of its lines."""
+"""Figures: write one to a file, and label the ends of its lines."""
 
+import warnings
 from contextlib import contextmanager
 
 from internals.files import replacing
@@ -12,7 +13,8 @@ def picture(path, width, height, dpi=150):
 
     figure = Figure(figsize=(width, height), layout="constrained")
     yield figure
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the font has no CJK characters
         figure.savefig(temporary, format="png", dpi=dpi)
 
 

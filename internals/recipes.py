@@ -9,13 +9,13 @@ RECIPES = {  # docs/modern.md explains each setting and measures its effect
     "gpt2": {
         "pos": "learned", "norm": "layernorm", "act": "gelu_tanh", "qk_norm": False,
         "attn_scale": 1.0, "smear": False, "zero_init": False, "tied": True, "softcap": 0.0,
-        "optimizer": "adamw", "embedding_lr": None, "weight_decay": 0.1,
+        "optimizer": "adamw", "weight_decay": 0.1,
         "cooldown": 0.0, "warmup_iters": None, "min_lr": None,
     },
     "modern": {
         "pos": "rope", "norm": "rmsnorm", "act": "relu2", "qk_norm": True,
         "attn_scale": 1.44, "smear": True, "zero_init": True, "tied": False, "softcap": 15.0,
-        "optimizer": "muon", "embedding_lr": None, "weight_decay": 0.0,
+        "optimizer": "muon", "weight_decay": 0.0,
         "cooldown": 0.7, "warmup_iters": 0, "min_lr": 0.0,
     },
 }

@@ -11,7 +11,6 @@ import os
 import shlex
 import sys
 import time
-import warnings
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,10 +22,11 @@ from configurator import UserError
 from internals import checkpoint
 from internals.devices import mfu, num_params, peak_flops, peak_memory
 from internals.files import replacing
+from internals.plots import picture
 from prepare import tokenizer_from_meta
 
 DRY_STEPS = 3  # of a dry run
-# in out_dir
+# the files of a run in out_dir, in the order in which keep_previous moves them
 FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "snapshots", "ckpt.pt")
 
 
@@ -76,18 +76,18 @@ class RunLog:
         return replace(self.cfg, max_iters=last_step, eval_interval=10**9, eval_iters=1,
                        log_interval=1)
 
-    def begin(self, model, data, dtype, compiled, start):
+    def begin(self, model, data, dtype, compiled, first_step, best_loss):
         """Print a summary of the run and prepare its files: a new run moves the files of an earlier
         run to a subfolder, and a resumed run cuts metrics.jsonl at its checkpoint and removes the
         snapshots after it.
 
-        model: the GPT. data: the Dataset. dtype: its name. compiled: a bool. start: (the first
-        step, the lowest validation loss so far or None).
+        model: the GPT. data: the Dataset. dtype: its name. compiled: a bool. first_step: the step
+        at which the run starts or resumes. best_loss: the lowest validation loss so far, or inf.
         Raises UserError if another run is writing to the folder, or if the tracker is not
         installed.
         """
         cfg, c, device = self.cfg, model.config, self.world.device
-        self.model, self.first_step = model, start[0]
+        self.model, self.first_step = model, first_step
         how = "compiled" if compiled else "eager"
         if self.writes:
             found = {"device": str(device), "dtype": dtype, "compile": how,
@@ -118,7 +118,7 @@ class RunLog:
                  f"tokens: {epochs:.2f} epochs")
         if self.first_step:
             self.say(f"resuming from step {self.first_step:,}; the best validation loss so far is "
-                     f"{start[1]:.4f}")
+                     f"{best_loss:.4f}")
         if self.first_step >= cfg.max_iters > 0 and not cfg.eval_only:
             self.say(f"nothing left to train: the run has reached max_iters={cfg.max_iters}; to "
                      "continue it, set a larger --max_iters")
@@ -137,7 +137,7 @@ class RunLog:
             lock.acquire(timeout=patience)
         except Timeout:
             other = ""
-            with suppress(OSError, ValueError, KeyError, TypeError):
+            with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
                 text = (self.out_dir / "config.json").read_text(encoding="utf-8")
                 other = f" (process {json.loads(text)['process']})"
             raise UserError(f"another run{other} is writing to {self.out_dir}: wait for it, or "
@@ -256,11 +256,11 @@ class RunLog:
         cfg, device = self.cfg, self.world.device
         speeds = [entry["ms"] / 1e3 for entry in self.metrics[1:]]  # the first step is slower
         if not speeds:
-            return self.say(f"dry run: it needs {DRY_STEPS} steps, so max_iters is too low")
+            return self.say("dry run: fewer than two steps were trained, so there is no estimate")
         seconds = sum(speeds) / len(speeds)
         weights = sum(p.numel() for p in self.model.parameters())
-        # float32 each: weight, gradient, and AdamW's two moments
-        memory = f"{16 * weights / 1e9:.2f} GB for weights, gradients and optimizer"
+        # float32 each: weight, gradient, and AdamW's two moments (Muon has one)
+        memory = f"at most {16 * weights / 1e9:.2f} GB for weights, gradients and optimizer"
         if peak := peak_memory(device):
             memory += f"; {peak / 1e9:.2f} GB at the peak of these steps"
         evaluations = cfg.max_iters // cfg.eval_interval + 1
@@ -279,7 +279,7 @@ class RunLog:
 
 def keep_previous(out_dir, say):
     """Move the files of an earlier run from out_dir to out_dir/previous-1, previous-2, ...; ckpt.pt
-    is moved last."""
+    is moved last, so that init_from=auto still finds the run if this is interrupted."""
     left = [out_dir / name for name in FILES if (out_dir / name).exists()]
     if not left:
         return
@@ -318,32 +318,27 @@ def is_entry(entry):
 
 def draw_losses(metrics, path):
     """loss.png: the lines of metrics.jsonl as curves."""
-    from matplotlib.figure import Figure  # without pyplot, which would look for a screen
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    drawn = []
-    for key, label, style in (
-            ("loss", "training loss (one batch)",
-             {"color": "tab:blue", "alpha": 0.3, "linewidth": 0.8}),
-            ("train_loss", "training loss", {"color": "tab:blue", "marker": "."}),
-            ("val_loss", "validation loss", {"color": "tab:orange", "marker": "."})):
-        points = [(m["step"], m[key]) for m in metrics if m.get(key) is not None]
-        drawn += points
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
-        if points and key == "val_loss":
-            best = min(points, key=lambda point: point[1])
-            axes.plot(*best, "o", color="tab:orange", label=f"best: {best[1]:.4f}")
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.set_title(path.parent.name, parse_math=False)  # a folder's name may have a $
-    axes.grid(alpha=0.3)
-    cut_beginning(axes, [drawn])
-    if drawn:
-        axes.legend()
-    with replacing(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the font has no CJK characters
-        figure.savefig(temporary, format="png", dpi=150)
+    with picture(path, 8, 4.5) as figure:
+        axes = figure.subplots()
+        drawn = []
+        for key, label, style in (
+                ("loss", "training loss (one batch)",
+                 {"color": "tab:blue", "alpha": 0.3, "linewidth": 0.8}),
+                ("train_loss", "training loss", {"color": "tab:blue", "marker": "."}),
+                ("val_loss", "validation loss", {"color": "tab:orange", "marker": "."})):
+            points = [(m["step"], m[key]) for m in metrics if m.get(key) is not None]
+            drawn += points
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, **style)
+            if points and key == "val_loss":
+                best = min(points, key=lambda point: point[1])
+                axes.plot(*best, "o", color="tab:orange", label=f"best: {best[1]:.4f}")
+        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        axes.set_title(path.parent.name, parse_math=False)  # a folder's name may have a $
+        axes.grid(alpha=0.3)
+        cut_beginning(axes, [drawn])
+        if drawn:
+            axes.legend()
 
 
 def cut_beginning(axes, runs):

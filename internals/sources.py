@@ -37,7 +37,7 @@ class File:
         self.is_text = self.suffix not in (".jsonl", ".parquet")
         stat = self.path.stat()
         self.size = stat.st_size
-        # what tells apart two versions of a file
+        # distinguishes two versions of a file
         self.identity = [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns]
 
     def has_known_suffix(self):
@@ -216,6 +216,8 @@ def dataset_name(name, source, builtin):
     """`name`, or if it is None, a name for the dataset of a source: "my novel.txt.gz" becomes
     my-novel. Raises UserError if a dataset of the user cannot have it."""
     if name is None:
+        if source == "-":
+            raise UserError("text from stdin has no file name: give the dataset a --name")
         path = Path(source)
         if path.suffix.lower() in COMPRESSED:
             path = path.with_suffix("")

@@ -48,6 +48,8 @@ def no_config_file(path, settings):
 def no_text_file(path, builtin):
     """The error message if there is no source `path` for prepare.py. builtin: the names of the
     built-in datasets."""
+    if path in builtin:
+        return f"{path} is a built-in dataset: give it alone, as in `python prepare.py {path}`"
     if path.startswith(("http://", "https://")):
         return (f"{path} is a URL: download the file, as in `curl -LO {shlex.quote(path)}`, and "
                 "give the name of the file")
@@ -63,9 +65,9 @@ def line_of(error, path):
 
 
 def shown(value):
-    """A value as text for an error message, at most 100 characters."""
+    """A value as one line of text for an error message, at most 100 characters."""
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())
     except (ValueError, RecursionError):  # an int of 5,000 digits; lists nested 5,000 deep
         text = f"a very large {type(value).__name__}"
     return text if len(text) <= 100 else text[:97] + "..."

@@ -215,6 +215,7 @@ def torch_bytes(content):
     (["--start=FILE:/no/such/file"], "/no/such/file"),
     (["--out_dir=/no/such/run"], "/no/such/run has no checkpoint"),
     (["--init_from=gtp2"], "is not a folder of a run or a model; did you mean gpt2?"),
+    (["--init_from=scratch"], "is not a folder of a run or a model; use one of resume, gpt2, "),
     (["--temprature=1"], "did you mean temperature?"),
 ])
 def test_sample_refuses(mistake, trained, words, message):
@@ -254,6 +255,10 @@ def test_prepare_says_what_to_do_with_a_url_or_a_missing_file(mistake):
     assert "is a URL: download the file, as in `curl -LO 'https://example.org/a?b=c&d'`" in line
     assert "there is no file nothing.txt; the built-in datasets are plays_char, " in (
         mistake(prepare.main, "nothing.txt"))
+    assert "plays_char is a built-in dataset: give it alone" in (
+        mistake(prepare.main, __file__, "plays_char"))
+    assert "text from stdin has no file name: give the dataset a --name" in (
+        mistake(prepare.main, "-"))
 
 
 def test_prepare_refuses_more_characters_than_ids(mistake, tmp_path):

@@ -46,6 +46,12 @@ def test_resume_takes_its_settings_from_the_checkpoint(tiny, tmp_path, capsys):
     assert "resuming from step 12" in capsys.readouterr().out
 
 
+def test_a_run_of_no_steps_can_be_resumed_and_a_run_can_be_resumed_for_no_more_steps(tiny):
+    main(tiny(max_iters=0))
+    assert main(tiny(init_from="resume", max_iters=2))[-1]["step"] == 2
+    assert main(tiny(init_from="resume", max_iters=0))[-1]["step"] == 2
+
+
 def test_a_resumed_run_remembers_its_best_loss(tiny, tmp_path):
     settings = {"eval_interval": 4, "decay_lr": False}
     main(tiny(max_iters=12, **settings))

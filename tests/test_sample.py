@@ -382,7 +382,9 @@ def test_logits_of_nan_during_training_do_not_end_complete(trained):
     (["--stop="], "stop must have a character, or be None"),
     (["--top_p=0"], "top_p=0.0 must be above 0 and at most 1"),
     (["--temperature=-1"], "temperature=-1.0 must be 0 or more"),
-    (["--interactive=True", "--cache=False"], "interactive=True needs cache=True, and no out"),
+    (["--interactive=True", "--cache=False"], "interactive=True needs cache=True"),
+    (["--interactive=True", "--start=A"], "and excludes start and out"),
+    (["--dtype=int8", "--compile=True"], "dtype=int8 cannot be combined with compile=True"),
 ])
 def test_mistakes_are_refused_before_anything_is_sampled(trained, capsys, monkeypatch, argv,
                                                          message):

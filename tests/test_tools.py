@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import ablate
 import bench
 import candidates
+import finetune
 
 
 def numbers(line):
@@ -177,13 +178,14 @@ def test_the_time_to_a_loss_is_interpolated_between_the_points_of_the_curve():
 
 @pytest.fixture
 def small_candidates(monkeypatch):
-    small = {"n_layer": 2, "n_embd": 16, "block_size": 16, "batch_size": 2, "eval_iters": 2}
+    small = {"n_layer": 2, "n_embd": 16, "block_size": 16, "batch_size": 2}
     for candidate in candidates.CANDIDATES:
         monkeypatch.setattr(candidate, "settings", candidate.settings | small)
 
 
 def test_every_candidate_changes_training(small_candidates, data_dir, capsys):
-    candidates.main(["--steps=8", "--seeds=1", "--dataset=tiny", f"--data_dir={data_dir}"])
+    candidates.main(["--steps=8", "--seeds=1", "--dataset=tiny", f"--data_dir={data_dir}",
+                     "--eval_iters=2"])
     printed = capsys.readouterr()
     losses = [line.split()[-1] for line in printed.err.splitlines()]
     assert len(set(losses)) == len(candidates.CANDIDATES)
@@ -192,6 +194,18 @@ def test_every_candidate_changes_training(small_candidates, data_dir, capsys):
     at = docs.index(head)
     for row, written in zip([line, *rows], docs[at + 1:], strict=False):
         assert row.split("|")[1:3] == written.split("|")[1:3]
+
+
+@pytest.mark.parametrize("stopped_at", [None, 0, 8])
+def test_an_interrupted_run_ends_the_study(monkeypatch, tmp_path, stopped_at):
+    """None: in the first evaluation. 8: in the last one, so the last loss is missing."""
+    metrics = [] if stopped_at is None else [{"step": 0, "val_loss": 4.0}]
+    metrics += [{"step": step, "ms": 1.0} for step in range(1, (stopped_at or 0) + 1)]
+    monkeypatch.setattr(train, "main", lambda argv: metrics)
+    with pytest.raises(KeyboardInterrupt):
+        ablate.run(ablate.SHARED | {"max_iters": 8}, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.run(tmp_path, "tiny", 8, 8, 1e-3, 1, finetune.DATA)
 
 
 def test_new_parameters_of_candidates_change_nothing_at_first():

@@ -83,12 +83,13 @@ def run(settings, out_dir):
     with contextlib.redirect_stdout(io.StringIO()):
         metrics = train.main([f"--{name}={value}" for name, value in settings.items()]
                              + [f"--out_dir={out_dir}"])
-    if metrics[-1]["step"] < settings["max_iters"]:
-        raise KeyboardInterrupt  # train.py handled a Ctrl-C, which must end this program too
     tokens = settings["batch_size"] * settings["block_size"]
     ms = [0.0, *accumulate(m["ms"] for m in metrics if "ms" in m)]
-    return [(m["step"] * tokens, ms[m["step"]] / 1e3, m["val_loss"])
-            for m in metrics if "val_loss" in m]
+    curve = [(m["step"] * tokens, ms[m["step"]] / 1e3, m["val_loss"])
+             for m in metrics if "val_loss" in m]
+    if not curve or curve[-1][0] < settings["max_iters"] * tokens:
+        raise KeyboardInterrupt  # train.py handled a Ctrl-C, which must end this program too
+    return curve
 
 
 def variants(leave_out):

@@ -17,7 +17,6 @@ import contextlib
 import copy
 import io
 import itertools
-import resource
 import statistics
 import sys
 import tempfile
@@ -46,7 +45,7 @@ ROUNDS, STEPS = 7, 100
 
 
 @dataclass
-class BenchConfig:
+class SampleBenchConfig:
     """The settings of `sample`; the settings of the model can be given too."""
 
     size: Literal[*SIZES] = "gpt2"  # a name for n_layer, n_head and n_embd
@@ -177,8 +176,7 @@ def bench_train(argv):
     print(f"{num_params(model) / 1e6:.2f}M parameters, {tokens:,} tokens per step, {dtype} on "
           f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads; "
           f"{ROUNDS} rounds of {many} steps")
-    memory = (torch.cuda.max_memory_allocated(device) if device.type == "cuda"
-              else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    memory = devices.peak_memory(device) or 0
     candidates = {"glassGPT": step}
     if theirs := transformers_gpt2(model_cfg, model_cfg.vocab_size):
         theirs.to(device).train()
@@ -207,6 +205,8 @@ def whole_loop(argv):
                               f"--log_interval={STEPS // 4}", "--eval_interval=1000000",
                               "--eval_iters=1", "--sample_tokens=0", "--lr_decay_iters=None",
                               "--warmup_iters=None"])
+    if not metrics or metrics[-1]["step"] < STEPS + STEPS // 4:
+        raise KeyboardInterrupt  # train.py handled a Ctrl-C, which must end this program too
     steps = [m["ms"] for m in metrics if "ms" in m]
     return statistics.mean(steps[1:])
 
@@ -264,7 +264,7 @@ def sampler_of(model, idx, count, keep=True, static=False):
 
 @torch.no_grad()
 def bench_sample(argv):
-    given, cfg, _ = configure(__doc__, BenchConfig, GPTConfig, argv=argv)
+    given, cfg, _ = configure(__doc__, SampleBenchConfig, GPTConfig, argv=argv)
     gpt2 = {"size": cfg.size, "vocab_size": 50257, "bias": True}
     model_cfg = build(GPTConfig, expand_names(gpt2 | given))
     device, n = find_device(cfg.device), cfg.new_tokens

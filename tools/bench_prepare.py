@@ -33,7 +33,7 @@ print("peak", open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 
 
 @dataclass
-class BenchConfig:
+class PrepareBenchConfig:
     """The settings of `prepare`."""
 
     text: str | None = None  # a text file; None: the plays
@@ -58,7 +58,7 @@ def prepared(path, folder, options):
 
 
 def bench_prepare(argv):
-    _, cfg = configure(__doc__, BenchConfig, argv=argv)
+    _, cfg = configure(__doc__, PrepareBenchConfig, argv=argv)
     if not Path("/proc/self/status").exists():
         raise UserError("the memory of a process can be measured on Linux only")
     with tempfile.TemporaryDirectory() as folder:

@@ -137,6 +137,7 @@ class CandidatesConfig:
 
     steps: Count = 300  # training steps per run
     seeds: str = "1,2,3,4,5"  # comma-separated; every candidate is trained once with each of them
+    eval_iters: Count = 40  # batches per evaluation
     dataset: str = ablate.SHARED["dataset"]  # name of a prepared or built-in dataset
     data_dir: str | None = None  # folder of the datasets; None: data/ of this repository
 
@@ -176,7 +177,7 @@ def main(argv=None):
     losses = {candidate.name: [] for candidate in CANDIDATES}
     for seed in ablate.parse_seeds(cfg.seeds):
         settings = {"seed": seed, "max_iters": cfg.steps, "eval_interval": cfg.steps,
-                    "dataset": cfg.dataset}
+                    "eval_iters": cfg.eval_iters, "dataset": cfg.dataset}
         if cfg.data_dir is not None:
             settings["data_dir"] = cfg.data_dir
         for candidate in CANDIDATES:

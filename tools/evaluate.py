@@ -114,7 +114,7 @@ def text_perplexity(model, tokenizer, text, stride=None, batch_size=4):
     if tokenizer.end_of_text is not None:
         ids = np.insert(ids, 0, tokenizer.end_of_text)
     if (count := len(ids) - 1) < 1:
-        raise UserError("the text is too short: there is no token that follows another")
+        raise UserError("the text is too short: it has no token to predict")
     rows = [(ids[begin:end + 1], new) for begin, end, new in windows(count, size, stride)]
     nats = sum(completion_nats(model, rows, tokenizer.n_vocab, batch_size))
     words, octets = len(text.split()), len(tokenizer.decode_bytes(ids[1:]))

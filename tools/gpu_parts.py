@@ -160,7 +160,8 @@ def measure_steps(cfg, batch, until):
 
     def show(times):
         for name in times:
-            emit_step(name, models[name], times, *settings(cfg, name, batch)[::2], device)
+            train_cfg, _, dtype = settings(cfg, name, batch)
+            emit_step(name, models[name], times, train_cfg, dtype, device)
 
     for name in GPT2:
         train_cfg, model_cfg, dtype = settings(cfg, name, batch)
@@ -238,7 +239,8 @@ def sample_part(cfg, until):
 def measure_sampling(cfg, until, batch):
     """Measure what sample.py does with --compile=False, and with --compile=True: a static cache and
     CUDA graphs."""
-    device, model_cfg, _ = find_gpu(cfg), *settings(cfg, PLAIN, 1)[1:]
+    device = find_gpu(cfg)
+    _, model_cfg, _ = settings(cfg, PLAIN, 1)
     torch.manual_seed(0)
     model = GPT(model_cfg).to(device).eval()
     prompt, *forced = torch.randint(model_cfg.vocab_size, (1 + FORCED, batch, 1), device=device)

@@ -274,7 +274,8 @@ def look(start, tokenizer, prompt, cfg):
 
     snapshots = {}
     if cfg.init_from == "resume":
-        snapshots = chosen_snapshots(cfg.out_dir)
+        run = Path(cfg.out_dir)
+        snapshots = chosen_snapshots(run.parent if run.is_file() else run)
         snapshots.pop(start.step, None)  # the checkpoint has the same weights
     T = idx.shape[1]
     size = (len(snapshots) + 1) * settings.n_layer * settings.n_head * T * (T + 1)

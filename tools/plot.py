@@ -10,7 +10,6 @@ compared too. Left out: the training loss, which is in the loss.png of each run.
 
 import json
 import sys
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configurator import UserError, configure, one_line_errors
 from internals.errors import reason
-from internals.files import printable, replacing
+from internals.files import printable
 from internals.limits import Limit, Natural
+from internals.plots import picture
 from internals.recipes import RECIPES
 from internals.runlog import cut_beginning, duration, read_metrics
 
@@ -122,41 +122,37 @@ def table(runs):
 
 def draw_runs(runs, path, first_step=0, height=5):
     """A picture of the validation losses. The name of a run is at the end of its line."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, height), layout="constrained")
-    axes = figure.subplots()
-    curves, ends = [], []
-    for i, run in enumerate(runs):
-        points = [point for point in run.losses if point[0] >= first_step]
-        if points:
-            color = f"C{i % 10}"
-            axes.plot(*zip(*points, strict=True), marker=".", color=color)
-            curves.append(points)
-            ends.append((*points[-1], run.name, color))
-    cut_beginning(axes, curves)
-    axes.set(xlabel="step", ylabel="validation loss (nats per token)")
-    axes.grid(alpha=0.3)
-    for side in "top", "right":
-        axes.spines[side].set_visible(False)
-    low, high = axes.get_ylim()
-    loss_per_point = (high - low) / (60 * height)  # the axes take about 60 of 72 points per inch
-    lowest = low
-    for step, loss, name, color in sorted(ends, key=lambda end: end[1]):
-        place = max(loss, lowest)  # labels of lines that end close together do not overlap
-        axes.annotate(name, (step, loss), (8, (place - loss) / loss_per_point), color=color,
-                      textcoords="offset points", verticalalignment="center",
-                      annotation_clip=False, parse_math=False)
-        lowest = place + LABEL_HEIGHT * loss_per_point
-    with replacing(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the font has no CJK characters
-        figure.savefig(temporary, format="png", dpi=150)
+    with picture(path, 9, height) as figure:
+        axes = figure.subplots()
+        curves, ends = [], []
+        for i, run in enumerate(runs):
+            points = [point for point in run.losses if point[0] >= first_step]
+            if points:
+                color = f"C{i % 10}"
+                axes.plot(*zip(*points, strict=True), marker=".", color=color)
+                curves.append(points)
+                ends.append((*points[-1], run.name, color))
+        cut_beginning(axes, curves)
+        axes.set(xlabel="step", ylabel="validation loss (nats per token)")
+        axes.grid(alpha=0.3)
+        for side in "top", "right":
+            axes.spines[side].set_visible(False)
+        low, high = axes.get_ylim()
+        # the axes take about 60 of 72 points per inch
+        loss_per_point = (high - low) / (60 * height)
+        lowest = low
+        for step, loss, name, color in sorted(ends, key=lambda end: end[1]):
+            place = max(loss, lowest)  # labels of lines that end close together do not overlap
+            axes.annotate(name, (step, loss), (8, (place - loss) / loss_per_point), color=color,
+                          textcoords="offset points", verticalalignment="center",
+                          annotation_clip=False, parse_math=False)
+            lowest = place + LABEL_HEIGHT * loss_per_point
 
 
 def main(argv=None):
     _, cfg = configure(__doc__, PlotConfig, argv=argv, positional=["out_dirs"])
-    picture = Path(cfg.picture)
-    if picture.is_dir():
+    path = Path(cfg.picture)
+    if path.is_dir():
         raise UserError(f"picture={cfg.picture} is a folder: give the name of a file")
     runs = []
     for name in dict.fromkeys(cfg.out_dirs):
@@ -169,8 +165,8 @@ def main(argv=None):
         raise UserError(f"there is no validation loss from step {cfg.first_step:,} on in "
                         f"{', '.join(cfg.out_dirs):.200}: train a run, or use a lower first_step")
     print("\n".join(table(runs)))
-    draw_runs(runs, picture, cfg.first_step, cfg.height)
-    print(f"picture  {picture}", file=sys.stderr)
+    draw_runs(runs, path, cfg.first_step, cfg.height)
+    print(f"picture  {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":
