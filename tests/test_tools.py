@@ -183,14 +183,15 @@ def small_candidates(monkeypatch):
         monkeypatch.setattr(candidate, "settings", candidate.settings | small)
 
 
-def test_every_candidate_changes_training(small_candidates, data_dir, capsys):
+def test_every_candidate_changes_training(small_candidates, data_dir, capsys, monkeypatch):
+    losses, final_loss = [], candidates.final_loss
+    monkeypatch.setattr(candidates, "final_loss",
+                        lambda *words: losses.append(final_loss(*words)) or losses[-1])
     candidates.main(["--steps=8", "--seeds=1", "--dataset=tiny", f"--data_dir={data_dir}",
                      "--eval_iters=2"])
-    printed = capsys.readouterr()
-    losses = [line.split()[-1] for line in printed.err.splitlines()]
     assert len(set(losses)) == len(candidates.CANDIDATES)
     docs = (ROOT / "docs" / "modern.md").read_text(encoding="utf-8").splitlines()
-    head, line, *rows = printed.out.splitlines()
+    head, line, *rows = capsys.readouterr().out.splitlines()
     at = docs.index(head)
     for row, written in zip([line, *rows], docs[at + 1:], strict=False):
         assert row.split("|")[1:3] == written.split("|")[1:3]
