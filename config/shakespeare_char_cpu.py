@@ -1,6 +1,6 @@
 # A low loss on Tiny Shakespeare's characters on two CPU cores: about 1.42 over the entire
-# validation split, where nanoGPT's README reports 1.47 after three minutes on an A100. It takes
-# about four times as long as nanoGPT's CPU example on the same machine, five to eight minutes
+# validation split. nanoGPT's README reports 1.47 after three minutes on an A100. The run takes four
+# to five times as long as nanoGPT's CPU example on the same machine, five to nine minutes
 # (docs/benchmarks.md). The cores should have bfloat16 instructions (avx512_bf16).
 #   python train.py config/shakespeare_char_cpu.py
 
