@@ -1,6 +1,6 @@
 """What each change of the modern recipe is worth: an ablation study.
 
-    python tools/ablate.py                     add one change at a time; 12 minutes on two cores
+    python tools/ablate.py                     add one change at a time; 15 minutes on two cores
     python tools/ablate.py --leave_out=True    remove one change at a time from the full recipe
 
 All variants train for the same number of steps; for one seed, they see the same sequences in the
