@@ -257,8 +257,6 @@ def test_prepare_says_what_to_do_with_a_url_or_a_missing_file(mistake):
         mistake(prepare.main, "nothing.txt"))
     assert "plays_char is a built-in dataset: give it alone" in (
         mistake(prepare.main, __file__, "plays_char"))
-    assert "text from stdin has no file name: give the dataset a --name" in (
-        mistake(prepare.main, "-"))
 
 
 def test_prepare_refuses_more_characters_than_ids(mistake, tmp_path):

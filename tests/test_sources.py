@@ -475,7 +475,7 @@ def test_a_name_cannot_leave_the_data_folder(mistake, tmp_path):
     for name in ("../x", "..", ".", "/tmp/x", "a/b", "a\\b", ""):
         data = f"--data_dir={tmp_path / 'data'}"
         assert "cannot be called" in mistake(main, tmp_path / "a.txt", data, f"--name={name}")
-    assert "choose a --name" in mistake(main, "-", data)
+    assert "no file name: give the dataset a --name" in mistake(main, "-", data)
     assert not (tmp_path / "data").exists()
 
 
