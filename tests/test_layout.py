@@ -8,8 +8,8 @@ import sys
 import pytest
 from helpers import MODELS, ROOT, model_of, tokens
 
-LIMITS = {"model.py": 300, "train.py": 360, "sample.py": 300, "prepare.py": 300,
-          "configurator.py": 220}
+LIMITS = {"model.py": 340, "train.py": 400, "sample.py": 330, "prepare.py": 330,
+          "configurator.py": 240}
 INTERNALS = sorted(path.name for path in (ROOT / "internals").glob("*.py"))
 
 
