@@ -36,10 +36,18 @@ def configure(description, *schemas, argv=None, expand=None, positional=()):
         shorthands expanded (for example, size=gpt2 adds n_layer, n_head and n_embd).
     positional: names of the settings that are given as words without --, in this order; a tuple
         takes all remaining words. If empty, words without -- are config files.
-    Returns (given, one instance per schema). given: {name: value} of the settings that a config
-    file or the command line sets, even if the value is the default.
-    Raises UserError for an unknown setting, a value of the wrong type, or a bad config file.
+    Returns (given, one instance per schema). given: see read_settings.
+    Raises UserError for an unknown setting, a value of the wrong type or outside its limit, or a
+    bad config file.
     """
+    given = read_settings(description, *schemas, argv=argv, expand=expand, positional=positional)
+    return given, *(build(schema, given) for schema in schemas)
+
+
+def read_settings(description, *schemas, argv=None, expand=None, positional=()):
+    """Like configure, but returns only `given`: {name: value} of the settings that a config file or
+    the command line sets, even if the value is the default. Values have the right type; their
+    limits are not checked yet."""
     types = {field.name: field.type for schema in schemas for field in fields(schema)}
     options, words = split(sys.argv[1:] if argv is None else argv, types)
     wants_help = options.pop("--help", False)
@@ -57,7 +65,7 @@ def configure(description, *schemas, argv=None, expand=None, positional=()):
     if wants_help:
         print(usage.help_text(description, schemas, given, positional, type_name, limit_of))
         sys.exit(0)
-    return given, *(build(schema, given) for schema in schemas)
+    return given
 
 
 def split(argv, types):

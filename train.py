@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configurator import UserError, configure, one_line_errors
+from configurator import UserError, one_line_errors, read_settings
 from internals import checkpoint, cpu, dataset, devices
 from internals.limits import Count, Fraction, Natural, NonNegative, Positive, Probability, Seed
 from internals.optimizers import make_optimizer
@@ -98,9 +98,6 @@ class TrainConfig:
     def __post_init__(self):
         if self.decay_lr and (self.min_lr or 0) > self.learning_rate:
             raise ValueError(f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}")
-        if self.lr_decay_iters is not None and (self.warmup_iters or 0) >= self.lr_decay_iters:
-            raise ValueError(f"warmup_iters={self.warmup_iters} must be below lr_decay_iters="
-                             f"{self.lr_decay_iters}")
 
     @property
     def decay_steps(self):
@@ -108,11 +105,12 @@ class TrainConfig:
 
     @property
     def warmup_steps(self):
-        """Steps of warmup. A warmup as long as the run is cut to a tenth of the run."""
+        """Steps of warmup. A warmup as long as the run or the decay is cut to a tenth of it."""
         steps = self.warmup_iters
         if steps is None:
             steps = min(2000, self.decay_steps // 10)
-        return steps if steps < self.max_iters else self.max_iters // 10
+        available = min(self.max_iters, self.decay_steps)
+        return steps if steps < available else available // 10
 
 
 # --------------------------------------------------------------------------------------------------
@@ -342,9 +340,8 @@ def train(cfg, model_cfg, data, start, world, log, signals):
 
 def main(argv=None):
     """Train with the settings of a command line. Returns the metrics: a list of dicts."""
-    given, cfg, model_cfg = configure(__doc__, TrainConfig, GPTConfig, argv=argv,
-                                      expand=expand_names)
-    cfg, model_cfg, start = checkpoint.starting_point(cfg, model_cfg, given, learning_rate)
+    given = read_settings(__doc__, TrainConfig, GPTConfig, argv=argv, expand=expand_names)
+    cfg, model_cfg, start = checkpoint.starting_point(given, TrainConfig, learning_rate)
     with World(cfg.device, cfg.backend, cfg.deterministic) as world:
         with world.master_first():  # one process prepares a corpus that is missing
             data = open_dataset(cfg.dataset, cfg.data_dir)

@@ -14,15 +14,18 @@ and, to resume the run:
 
 nanoGPT's checkpoints, which have one optimizer state dict and no meta, can be read too.
 
-Reading a file runs no code from it. Every field is checked before anything is built from it, and
-sizes are checked against the weights in the same file. So a damaged or malicious file causes a
-one-line error, and an absurd size never allocates memory. The functions differ in what they read:
+Reading a file runs no code from it, and its checksums are verified. Sizes are checked against the
+weights in the same file before anything is built. So a damaged or malicious file causes a one-line
+error, and an absurd size never allocates memory. The functions differ in what they read:
 
-    read             one checkpoint file, with the optimizer
+    read             one checkpoint file
     first_undamaged  the first undamaged checkpoint in the folder of a run
     read_model       only the weights: from a folder, a file, a Hugging Face folder, or its hub
     read_snapshot    only the weights: at one step of a run
     starting_point   what `train.py --init_from=...` starts from, and the resulting settings
+
+Sampling and new runs need only the model, its model_args and meta. If another program wrote the
+rest, the Checkpoint says in `not_resumable` why the run cannot be resumed.
 
 Left out: sharded checkpoints, and conversions between optimizers.
 """
@@ -36,18 +39,21 @@ import re
 import sys
 import zipfile
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save
 
-from configurator import UserError, build, convert, reason
+from configurator import UserError, build, check_limit, convert, reason
 from internals import huggingface
 from internals.dataset import GPT2_META, check_meta, read_meta
 from internals.files import DATA, replacing
+from internals.recipes import origin
 from internals.usage import shown
-from model import GPTConfig
+from model import GPT, GPTConfig
 
 # settings that a resumed run does not inherit
 OF_ONE_CALL = ("out_dir", "init_from", "eval_only", "dry_run")
@@ -56,6 +62,8 @@ OF_ONE_MACHINE = ("device", "dtype", "compile", "backend")
 SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 MAX_BLOCK_SIZE = 2**20  # with RoPE, the shape of no weight depends on block_size
 MAX_COUNT = 2**53  # of steps and sequences
+PREFIXES = re.compile(r"\b(module|_orig_mod)\.")  # added to names by DDP and torch.compile
+SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # no OWNER/ before them
 
 
@@ -73,6 +81,7 @@ class Checkpoint:
     sequences: int = 0  # training sequences consumed so far
     best_loss: float = math.inf  # on disk: best_val_loss
     best_step: int = 0
+    not_resumable: str = ""  # the reason and what to do, if config is None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -109,35 +118,58 @@ def write(checkpoint, path):
 # Reading
 
 
-def first_undamaged(out_dir, *names):
+def first_undamaged(out_dir, *names, data_dir=None):
     """The Checkpoint in the first of the files `names` in out_dir that exists and is undamaged.
-    Damaged files are reported on stderr. out_dir can also be a checkpoint file. Raises UserError if
-    no undamaged checkpoint exists."""
+    Damaged files are reported on stderr. out_dir can also be a checkpoint file. data_dir: see
+    `read`. Raises UserError if no undamaged checkpoint exists."""
     out_dir = Path(out_dir)
     if out_dir.is_file():
-        return read(out_dir)
+        return read(out_dir, data_dir)
     paths = [out_dir / name for name in names if (out_dir / name).exists()]
     if not paths:
         raise UserError(no_checkpoint(out_dir))
     for path, other in itertools.pairwise(paths):
         try:
-            return read(path)
+            return read(path, data_dir)
         except UserError as error:
             say(f"warning: {error}; using {other} instead", sys.stderr)
-    return read(paths[-1])
+    return read(paths[-1], data_dir)
 
 
-def read(path):
-    """The Checkpoint in a file, with its tensors on the CPU. Raises UserError if the file is
-    damaged, is not a checkpoint, or contains anything but tensors and plain values."""
+def read(path, data_dir=None):
+    """The Checkpoint in a file, with its tensors on the CPU. data_dir: a folder of datasets, where
+    the vocabulary of a nanoGPT checkpoint is searched too. Raises UserError if the file is damaged,
+    has no model that this program can build, or contains anything but tensors and plain values."""
     path = Path(path)
     content = load(path)
     if not isinstance(content, dict) or not {"model", "model_args"} <= content.keys():
         raise UserError(f"{path} is not a checkpoint of train.py")
     try:
-        return checked(content, path.parent)
+        return checked(content, path, data_dir)
     except (ValueError, UserError) as error:
-        raise UserError(f"{path} is damaged or not a checkpoint: {error}") from None
+        raise UserError(f"{path} cannot be used: {error}") from None
+
+
+class StoredDtype:
+    """Stands for numpy.dtype in a file: its code, such as f8."""
+
+    def __init__(self, code, *_):
+        self.code = code
+
+    def __setstate__(self, _):  # the byte order and other details
+        pass
+
+
+def stored_number(dtype, content):
+    """Stands for the function by which NumPy restores a number, such as a best_val_loss that is an
+    np.float64. Returns a plain number."""
+    if dtype.code not in ("f8", "f4", "f2", "i8", "i4", "b1"):
+        raise ValueError(f"it has a NumPy value of the type {shown(dtype.code)}")
+    return np.frombuffer(content, dtype.code).item()
+
+
+NUMPY_NUMBERS = [(StoredDtype, "numpy.dtype"), (stored_number, "numpy._core.multiarray.scalar"),
+                 (stored_number, "numpy.core.multiarray.scalar")]  # NumPy 2 and 1
 
 
 def load(path):
@@ -145,7 +177,8 @@ def load(path):
     try:
         if zipfile.is_zipfile(path):  # files from before PyTorch 1.6 have no checksums
             check_zip(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([*NUMPY_NUMBERS, StoredDtype]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path} is not a checkpoint of tensors and plain values; anything else "
                         "could run code and is not opened") from None
@@ -167,106 +200,59 @@ def check_zip(path):
 
 
 # --------------------------------------------------------------------------------------------------
-# Checking the fields. Each function returns its field in the form that the rest of the program
-# expects, or raises ValueError or UserError with the reason.
+# The model, and what its tokens mean. Each function raises ValueError or UserError with the reason
+# if a field is not what the rest of the program expects.
 
 
-def checked(content, folder):
-    """The dict of a file as a Checkpoint. folder: the folder of the file."""
-    checked_plain(content["model_args"], "model_args")
+def checked(content, path, data_dir):
+    """The dict in the file `path` as a Checkpoint."""
     from_nanogpt = "meta" not in content
-    if from_nanogpt and "act" in content["model_args"]:  # a setting that nanoGPT does not have
+    args, config = content["model_args"], content.get("config")
+    if not isinstance(args, dict):
+        raise ValueError(f"model_args must be a dict, not {shown(args)}")
+    if from_nanogpt and "act" in args:  # a setting that nanoGPT does not have
         raise ValueError("it has no meta, which says what its tokens mean")
-    config = checked_config(content.get("config"), from_nanogpt)
-    settings = checked_settings(content["model_args"], from_nanogpt)
+    config = {name: plain(value) for name, value in config.items()} if isinstance(
+        config, dict) else {}
+    settings = checked_settings(args, from_nanogpt)
     weights, parameters = checked_weights(content["model"], settings, from_nanogpt)
+    if from_nanogpt and ("bias" not in args or in_old_order(content.get("optimizer"), parameters)):
+        settings = replace(settings, act="gelu_tanh")  # nanoGPT before 2023-05-17
     if from_nanogpt:
-        meta = nanogpt_meta(folder, config, settings.vocab_size)
+        meta = nanogpt_meta(path.parent, config, settings.vocab_size, data_dir)
     else:
-        meta = checked_plain(content["meta"], "meta")
-        if "vocab_size" not in meta:  # older files lack it; the tokenizer determines it
-            size = GPT2_META["vocab_size"]
-            if isinstance(meta.get("chars"), str):
-                size = len(meta["chars"])
-            meta = meta | {"vocab_size": size}
-        meta = check_meta(meta)
+        meta = checked_meta(content["meta"])
     if meta["vocab_size"] > settings.vocab_size:
         raise ValueError(f"its tokenizer has {meta['vocab_size']} tokens, but its model has "
                          f"{settings.vocab_size}")
     checkpoint = Checkpoint(weights, asdict(settings), meta)
-    states = content.get("optimizer")
-    if config is None or states is None:
-        return checkpoint
-
-    step = checked_count(content, "iter_num")
-    checkpoint.config, checkpoint.step = config, step
-    checkpoint.optimizer = checked_optimizer(
-        states, parameters, config.get("optimizer", "adamw"), step)
-    checkpoint.scaler = checked_scaler(content.get("scaler", {}))
-    if "sequences" in content:
-        checkpoint.sequences = checked_count(content, "sequences")
-    else:  # older files lack it, but all their steps had the same number of sequences
-        batch_size = checked_count(config, "batch_size")
-        accumulation = checked_count(config, "gradient_accumulation_steps")
-        checkpoint.sequences = step * batch_size * accumulation
-    checkpoint.best_loss = checked_loss(content.get("best_val_loss", math.inf))
-    checkpoint.best_step = step
-    if "best_step" in content:  # nanoGPT does not store it
-        checkpoint.best_step = checked_count(content, "best_step", limit=step)
-    return checkpoint
+    try:
+        return with_run(checkpoint, content, config, parameters)
+    except ValueError as error:
+        return replace(checkpoint, not_resumable=(
+            f"{path} cannot be resumed: {error}; to start a new run from its weights, set "
+            f"--init_from={path}"))
 
 
-def checked_count(content, name, limit=MAX_COUNT):
-    value = content.get(name)
-    if type(value) is not int or not 0 <= value <= limit:
-        raise ValueError(f"{name}={shown(value)} must be a whole number, at least 0 and at most "
-                         f"{limit}")
+def plain(value):
+    """A tensor with one number as that number; any other value as it is."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and value.device.type == "cpu":
+        return value.item()
     return value
-
-
-def checked_loss(value):
-    if isinstance(value, torch.Tensor) and value.numel() == 1 and value.is_floating_point():
-        value = value.item()  # nanoGPT stores a tensor
-    if type(value) not in (int, float) or not value >= 0:  # this refuses NaN too
-        raise ValueError(f"best_val_loss={shown(value)} must be a number, 0 or more")
-    return value
-
-
-def checked_plain(values, what):
-    """`values`, which must be a dict of names and plain values, without containers or tensors."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{what} must be a dict, not {shown(values)}")
-    for name, value in values.items():
-        if not isinstance(name, str):
-            raise ValueError(f"{what} has the name {shown(name)}, which is not text")
-        if type(value) not in (str, int, float, bool, type(None)):
-            raise ValueError(f"{name}={shown(value)} in {what} must be a plain value")
-    return values
-
-
-def checked_config(config, from_nanogpt):
-    """The settings of the run, or None. `resumed` checks their types, against TrainConfig."""
-    if config is None:
-        return None
-    for name, value in checked_plain(config, "config").items():
-        if isinstance(value, str) and "\0" in value:  # functions on such a path raise ValueError
-            raise ValueError(f"{shown(name)} in config contains a null character")
-    left_out = OF_ONE_CALL
-    if from_nanogpt:
-        left_out += OF_ONE_MACHINE
-    return {name: value for name, value in config.items() if name not in left_out}
 
 
 def checked_settings(model_args, from_nanogpt):
     """The GPTConfig. Fields that an older checkpoint lacks get their default values, which describe
     the model as it was before these fields existed."""
-    model_args = dict(model_args)
+    model_args = {name: plain(value) for name, value in model_args.items()}
     if from_nanogpt:
         model_args["act"] = "gelu"  # the exact GELU, which nanoGPT uses
+        model_args.setdefault("bias", True)  # as it was before 2023-01-27
     types = {setting.name: setting.type for setting in fields(GPTConfig)}
     for name in model_args:
         if name not in types:
-            raise ValueError(f"{shown(name)} in model_args is unknown to this version")
+            raise ValueError(f"this model.py has no setting {shown(name)}, which is in its "
+                             "model_args")
     for name in SIZES:
         if name not in model_args:
             raise ValueError(f"model_args has no {name}")
@@ -289,21 +275,22 @@ def checked_weights(weights, settings, from_nanogpt):
         if not isinstance(name, str):
             raise ValueError(f"a weight has the name {shown(name)}, which is not text")
         if from_nanogpt:
-            name = name.removeprefix("_orig_mod.")  # torch.compile adds this prefix
+            name = PREFIXES.sub("", name)
             if name.endswith(".attn.bias"):
                 continue  # the causal mask of nanoGPT, which is not a parameter
+        if name in named:
+            raise ValueError(f"it has the weight {shown(name)} twice")
         named[name] = checked_tensor(weight, name)
 
     n_layer = len({name.split(".")[2] for name in named if ".h." in name})
-    if settings.n_layer != n_layer:  # checked before weight_shapes makes a table of that length
+    if settings.n_layer != n_layer:  # checked before a model of that size is built
         raise ValueError(f"n_layer={settings.n_layer}, but it has weights of {n_layer} layers")
-    parameters = huggingface.weight_shapes(asdict(settings))
+    check_shape(named, "transformer.wte.weight", (settings.vocab_size, settings.n_embd))
+    with torch.device("meta"):  # takes no memory
+        model = GPT(settings)
+    parameters = {name: tuple(p.shape) for name, p in model.named_parameters()}
     for name, shape in parameters.items():
-        if name not in named:
-            raise ValueError(f"the weight {name} is missing")
-        if tuple(named[name].shape) != shape:
-            raise ValueError(f"the weight {name} has the shape {tuple(named[name].shape)}, not "
-                             f"{shape}")
+        check_shape(named, name, shape)
     result = {name: named.pop(name) for name in parameters}
     if settings.tied:
         head = named.pop("lm_head.weight", None)
@@ -313,8 +300,22 @@ def checked_weights(weights, settings, from_nanogpt):
             raise ValueError("lm_head.weight differs from the token embedding it is tied to")
         result["lm_head.weight"] = embedding
     if named:
-        raise ValueError(f"the weight {shown(min(named))} is not one of this model")
+        raise ValueError(f"this model.py does not have the weights {listed(named)}")
     return result, parameters
+
+
+def check_shape(named, name, shape):
+    if name not in named:
+        raise ValueError(f"it lacks the weight {name}, which this model.py has")
+    if tuple(named[name].shape) != shape:
+        raise ValueError(f"the weight {name} has the shape {tuple(named[name].shape)}, not {shape}")
+
+
+def listed(names):
+    """The first three of some names, and how many there are."""
+    names = sorted(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(shown, names[:3])) + more
 
 
 def checked_tensor(tensor, name):
@@ -330,103 +331,26 @@ def checked_tensor(tensor, name):
     return tensor.detach().to(torch.float32).contiguous()
 
 
-def checked_optimizer(states, parameters, kind, step):
-    """The list of the optimizer's state dicts.
-
-    parameters: {name: shape} in the model's order. kind: "adamw" or "muon". step: the number of
-    steps so far; before the first step, the optimizer has no state.
-    """
-    if isinstance(states, dict):
-        states = [states]  # nanoGPT has one optimizer
-    expected = expected_states(parameters, kind)
-    if not isinstance(states, list) or len(states) != len(expected):
-        raise ValueError(f"optimizer must be a list of {len(expected)} state dicts ({kind})")
-    checked_states = []
-    for state_dict, (n_parameters, shapes) in zip(states, expected, strict=True):
-        if not isinstance(state_dict, dict) or not isinstance(state_dict.get("state"), dict):
-            raise ValueError("optimizer has a part that is not a state dict")
-        groups, state = state_dict.get("param_groups"), state_dict["state"]
-        if not isinstance(groups, list) or not all(
-                isinstance(group, dict) and isinstance(group.get("params"), list)
-                for group in groups):
-            raise ValueError("optimizer has no param_groups")
-        numbers = [i for group in groups for i in group["params"]]
-        if any(type(i) is not int for i in numbers) or numbers != list(range(n_parameters)):
-            raise ValueError(f"optimizer does not have the {n_parameters} parameters of the model")
-        if state or step:
-            state = checked_moments(state, shapes)
-        checked_states.append({"state": state, "param_groups": groups})
-    return checked_states
+def checked_meta(meta):
+    """The meta of a checkpoint of this program."""
+    if not isinstance(meta, dict):
+        raise ValueError(f"meta must be a dict, not {shown(meta)}")
+    if "vocab_size" not in meta:  # older files lack it; the tokenizer determines it
+        size = GPT2_META["vocab_size"]
+        if isinstance(meta.get("chars"), str):
+            size = len(meta["chars"])
+        meta = meta | {"vocab_size": size}
+    return check_meta(meta)
 
 
-def expected_states(parameters, kind):
-    """What the state dicts of AdamW and Muon in internals/optimizers.py contain:
-    [(number of parameters, {index: {name: shape}}), ...]."""
-    in_blocks, others = [], []
-    for name, shape in parameters.items():
-        if kind == "muon" and ".h." in name and len(shape) == 2:
-            in_blocks.append(shape)
-        else:
-            others.append(shape)
-    others.sort(key=lambda shape: len(shape) < 2)  # parameters with weight decay come first
-    adamw = {i: {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
-             for i, shape in enumerate(others)}
-    expected = [(len(others), adamw)]
-    if kind == "muon":  # matrices of one shape share a momentum, stored at the index of the first
-        muon, index = {}, 0
-        for shape, number in Counter(in_blocks).items():
-            muon[index] = {"momentum": (number, *shape)}
-            index += number
-        expected.append((len(in_blocks), muon))
-    return expected
-
-
-def checked_moments(state, shapes):
-    """state: {index: {name: tensor}}. shapes: {index: {name: shape}}, the required shapes."""
-    if state.keys() != shapes.keys():
-        raise ValueError(f"optimizer has {len(state)} states of parameters or groups, not "
-                         f"{len(shapes)}")
-    result = {}
-    for index, expected in shapes.items():
-        moments = state[index]
-        if not isinstance(moments, dict) or moments.keys() != expected.keys():
-            raise ValueError(f"the optimizer's state of parameter {index} must have "
-                             f"{', '.join(expected)}")
-        result[index] = {}
-        for name, shape in expected.items():
-            moment = moments[name]
-            if name == "step" and type(moment) in (int, float):
-                moment = torch.tensor(float(moment))  # older versions of PyTorch store a number
-            moment = checked_tensor(moment, name)
-            if tuple(moment.shape) != shape:
-                raise ValueError(f"the optimizer's {name} of parameter {index} has the shape "
-                                 f"{tuple(moment.shape)}, not {shape}")
-            if name == "step" and not 0 <= moment.item() <= MAX_COUNT:
-                raise ValueError(f"the optimizer's step {moment.item()} must be 0 or more")
-            result[index][name] = moment
-    return result
-
-
-def checked_scaler(scaler):
-    """The state of a torch.amp.GradScaler, or {}."""
-    limits = {"scale": (float, 0, 2.0**127), "growth_factor": (float, 1, 2.0**31),
-              "backoff_factor": (float, 0, 1), "growth_interval": (int, 0, 2**31),
-              "_growth_tracker": (int, -1, 2**31)}
-    if not isinstance(scaler, dict) or scaler.keys() not in (set(), limits.keys()):
-        raise ValueError(f"scaler must be the state of a gradient scaler, not {shown(scaler)}")
-    for name in scaler:
-        kind, low, high = limits[name]
-        if type(scaler[name]) is not kind or not low < scaler[name] < high:
-            raise ValueError(f"scaler has {name}={shown(scaler[name])}")
-    return scaler
-
-
-def nanogpt_meta(folder, config, vocab_size):
+def nanogpt_meta(folder, config, vocab_size, data_dir):
     """The meta of a nanoGPT checkpoint in `folder`: the meta file of its dataset, which is searched
-    next to the checkpoint, in nanoGPT's data folder, and in ours. If none exists, it is that of
-    GPT-2."""
-    dataset = str((config or {}).get("dataset", ""))
+    next to the checkpoint, in data_dir, in nanoGPT's data folder, and in ours. If none exists, it
+    is that of GPT-2."""
+    dataset = str(config.get("dataset", "")).replace("\0", "")
     places = [folder]
+    if dataset and data_dir:
+        places.append(Path(data_dir) / dataset)
     if dataset:
         places += [folder.parent / "data" / dataset, DATA / dataset]
     for place in places:
@@ -436,10 +360,144 @@ def nanogpt_meta(folder, config, vocab_size):
     else:
         meta = GPT2_META
     size = meta["vocab_size"]
-    if size > vocab_size or (meta["tokenizer"] == "char" and size != vocab_size):
+    least, most = huggingface.GPT2_VOCAB
+    fits = size == vocab_size
+    if meta["tokenizer"] == "gpt2":
+        fits = least <= vocab_size <= most
+    if meta["tokenizer"] == "none":
+        fits = size <= vocab_size
+    if not fits:
         raise ValueError(f"the vocabulary of its {vocab_size} tokens is not known: copy the "
                          f"meta.pkl of its dataset into {folder}")
     return meta
+
+
+# --------------------------------------------------------------------------------------------------
+# The rest of a run. Each function raises ValueError with the reason if it cannot be resumed.
+
+
+def with_run(checkpoint, content, config, parameters):
+    """The Checkpoint with what a resume needs besides the model. parameters: {name: shape}."""
+    if not config or content.get("optimizer") is None:
+        raise ValueError("it has no optimizer state")
+    step = count(content, "iter_num")
+    kind = config.get("optimizer", "adamw")
+    states = checked_optimizer(content["optimizer"], parameters, kind, step)
+    scaler = content.get("scaler", {})
+    if not isinstance(scaler, dict) or scaler.keys() not in (set(), SCALER):
+        raise ValueError("its scaler is not the state of a gradient scaler")
+    if "sequences" in content:
+        sequences = count(content, "sequences")
+    else:  # older files lack it, but all their steps had the same number of sequences
+        per_step = count({"gradient_accumulation_steps": 1} | config, "gradient_accumulation_steps")
+        sequences = step * count(config, "batch_size") * per_step
+    left_out = OF_ONE_CALL
+    if "meta" not in content:
+        left_out += OF_ONE_MACHINE
+    best_loss = plain(content.get("best_val_loss"))
+    if type(best_loss) not in (int, float) or math.isnan(best_loss):
+        best_loss = math.inf
+    best_step = step
+    if "best_step" in content:  # nanoGPT does not store it
+        best_step = count(content, "best_step")
+    return replace(
+        checkpoint, optimizer=states, scaler=scaler, step=step, sequences=sequences,
+        config={name: value for name, value in config.items() if name not in left_out},
+        best_loss=best_loss, best_step=best_step)
+
+
+def count(values, name):
+    """A number of steps or sequences. Other programs store it as a float or a tensor, too."""
+    value = plain(values.get(name))
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+        raise ValueError(f"{name}={shown(value)} must be a whole number, at least 0 and at most "
+                         f"{MAX_COUNT}")
+    return value
+
+
+def checked_optimizer(states, parameters, kind, step):
+    """The list of the optimizer's state dicts.
+
+    parameters: {name: shape} in the model's order. kind: "adamw" or "muon". step: the number of
+    steps so far; before the first step, the optimizer has no state.
+    """
+    if isinstance(states, dict):
+        states = [states]  # nanoGPT has one optimizer
+    expected = expected_states(parameters, kind)
+    found = [checked_moments(each) for each in states] if isinstance(states, list) else []
+    shapes = [shapes_of(state) for state in found]
+    fits = shapes == expected
+    if step == 0 and not any(shapes):
+        fits = len(shapes) == len(expected)
+    if not fits:
+        raise ValueError(f"its optimizer is not {kind} as this version has it, or has other "
+                         "parameters")
+    return [{"state": state, "param_groups": each.get("param_groups", [])}
+            for each, state in zip(states, found, strict=True)]
+
+
+def expected_states(parameters, kind):
+    """What the state dicts of AdamW and Muon in internals/optimizers.py contain:
+    [{index: {name: shape}}, ...]."""
+    in_blocks, others = [], []
+    for name, shape in parameters.items():
+        if kind == "muon" and ".h." in name and len(shape) == 2:
+            in_blocks.append(shape)
+        else:
+            others.append(shape)
+    others.sort(key=lambda shape: len(shape) < 2)  # parameters with weight decay come first
+    expected = [adamw_states(others)]
+    if kind == "muon":  # matrices of one shape share a momentum, stored at the index of the first
+        muon, index = {}, 0
+        for shape, number in Counter(in_blocks).items():
+            muon[index] = {"momentum": (number, *shape)}
+            index += number
+        expected.append(muon)
+    return expected
+
+
+def adamw_states(shapes):
+    """{index: {name: shape}} of AdamW's state for parameters of these shapes."""
+    return {i: {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+            for i, shape in enumerate(shapes)}
+
+
+def checked_moments(state_dict):
+    """{index: {name: float32 tensor}} in the state dict of an optimizer."""
+    state = state_dict.get("state") if isinstance(state_dict, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError("its optimizer has no state")
+    result = {}
+    for index, moments in state.items():
+        if not isinstance(moments, dict):
+            raise ValueError(f"the optimizer's state of parameter {shown(index)} is not a dict")
+        result[index] = {}
+        for name, moment in moments.items():
+            if type(moment) in (int, float):  # older versions of PyTorch store `step` so
+                moment = torch.tensor(float(moment))
+            result[index][name] = checked_tensor(moment, name)
+    return result
+
+
+def shapes_of(state):
+    """{index: {name: shape}} of {index: {name: tensor}}."""
+    shapes = {}
+    for index, moments in state.items():
+        shapes[index] = {name: tuple(moment.shape) for name, moment in moments.items()}
+    return shapes
+
+
+def in_old_order(states, parameters):
+    """Whether an optimizer is one of nanoGPT before 2023-05-06: AdamW with the parameters in the
+    order of their names."""
+    shapes = [parameters[name] for name in sorted(parameters)]
+    shapes.sort(key=lambda shape: len(shape) < 2)
+    try:
+        return shapes_of(states["state"]) == adamw_states(shapes)
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 # --------------------------------------------------------------------------------------------------
@@ -454,12 +512,13 @@ def to_sample_from(init_from, out_dir):
     return read_model(init_from, ("resume",))
 
 
-def read_model(name, other_values=("scratch", "resume", "auto")):
+def read_model(name, other_values=("scratch", "resume", "auto"), data_dir=None):
     """The weights of a model, as a Checkpoint without config and optimizer.
 
     name: the folder of a run (best.pt, else ckpt.pt), a .pt file, a folder in Hugging Face's
     format, or a name on its hub, such as "gpt2". other_values: what init_from can be besides a
-    model, for error messages. Raises UserError if the model does not exist or is not a GPT-2 model.
+    model, for error messages. data_dir: see `read`. Raises UserError if the model does not exist or
+    is not a GPT-2 model.
     """
     name = str(name)
     if not name.strip():
@@ -473,7 +532,7 @@ def read_model(name, other_values=("scratch", "resume", "auto")):
             raise UserError(f"init_from={name} is a file of weights: give its folder, which also "
                             "has the config.json")
     if folder.is_file() or any((folder / file).exists() for file in names):
-        found = first_undamaged(folder, *names)
+        found = first_undamaged(folder, *names, data_dir=data_dir)
         return Checkpoint(found.model, found.model_args, found.meta)
     if (folder / "metrics.jsonl").exists() or previous_runs(folder):
         raise UserError(no_checkpoint(folder))  # its config.json is train.py's, not Hugging Face's
@@ -584,72 +643,123 @@ def remove_snapshots_after(out_dir, step):
 # The starting point of a run
 
 
-def starting_point(cfg, model_cfg, given, schedule):
-    """Load what `init_from` names, and adapt the settings to it.
+def starting_point(given, schema, schedule):
+    """Load what `init_from` names, and combine the settings with it.
 
-    cfg, model_cfg: the TrainConfig and GPTConfig of this call. given: {name: value} of the settings
-    that are set explicitly. schedule: the function learning_rate(step, cfg). Returns (cfg,
-    model_cfg, start). cfg.init_from is then "scratch", "resume" or a model, never "auto". start is
-    a Checkpoint; its model is None for "scratch". Raises UserError if the settings do not fit the
+    given: {name: value} of the settings that are set explicitly. schema: TrainConfig. schedule: the
+    function learning_rate(step, cfg). Returns (cfg, model_cfg, start): a TrainConfig, a GPTConfig,
+    and a Checkpoint, whose model is None for "scratch". cfg.init_from is then "scratch", "resume"
+    or a model, never "auto". Raises UserError if a setting is invalid or does not fit the
     checkpoint.
     """
-    out_dir = Path(cfg.out_dir)
-    if not cfg.out_dir:  # Path("") is the current folder
+    named = given.get("out_dir", schema.out_dir)
+    out_dir = Path(named)
+    if not named:  # Path("") is the current folder
         raise UserError("out_dir= must be the name of a folder")
     if out_dir.exists() and not out_dir.is_dir():
         raise UserError(f"out_dir={out_dir} is a file: give the name of a folder, such as "
                         f"{out_dir.parent}")
-    init_from = cfg.init_from
+    init_from, data_dir = given.get("init_from", schema.init_from), given.get("data_dir")
     if init_from == "auto":
         exists = any((out_dir / name).exists() for name in ("ckpt.pt", "best.pt"))
         init_from = "resume" if exists else "scratch"
+    given = given | {"init_from": init_from}
     if init_from == "scratch":
-        return replace(cfg, init_from=init_from), model_cfg, Checkpoint(None, {}, {})
-    if init_from == "resume":
-        start = first_undamaged(out_dir, "ckpt.pt", "best.pt")
-        return resumed(cfg, given, start, schedule), started(start, given), start
-    start = read_model(init_from)
-    model_cfg = started(start, given)
-    return cfg, model_cfg, cropped(start, model_cfg)
+        start = Checkpoint(None, {}, {})
+        cfg, model_cfg = build(schema, given), build(GPTConfig, given)
+    elif init_from == "resume":
+        start = first_undamaged(out_dir, "ckpt.pt", "best.pt", data_dir=data_dir)
+        cfg = resumed(schema, given, start, schedule)
+        model_cfg = started(start, given)
+    else:
+        cfg = build(schema, given)
+        start = read_model(init_from, data_dir=data_dir)
+        model_cfg = started(start, given)
+        start = cropped(start, model_cfg)
+    say_schedule(cfg, start.step, schedule)
+    return cfg, model_cfg, start
 
 
-def resumed(cfg, given, start, schedule):
+def resumed(schema, given, start, schedule):
     """The TrainConfig of a resumed run: the settings of the checkpoint, overridden by those given
-    now. Prints what changes. Raises UserError if the model or the optimizer cannot change that
-    way."""
+    now. Prints what changes. Raises UserError if the optimizer cannot change that way, or if the
+    settings together are invalid."""
     if start.config is None:
-        raise UserError("the checkpoint has a model but no optimizer: it cannot be resumed; to "
-                        "start a new run from it, set --init_from= to its folder")
-    schema = type(cfg)
+        raise UserError(start.not_resumable)
     types = {setting.name: setting.type for setting in fields(schema)}
     of_model = {setting.name for setting in fields(GPTConfig)}
-    unknown = sorted(start.config.keys() - types.keys() - of_model)  # nanoGPT has n_layer here too
-    if unknown:
+    unknown = sorted(map(str, start.config.keys() - types.keys() - of_model))
+    if unknown:  # nanoGPT has the settings of the model here too
         say(f"warning: this version does not know these settings of the checkpoint, and ignores "
             f"them: {', '.join(unknown):.200}", sys.stderr)
-    config = {name: convert(name, value, types[name], "in the checkpoint to resume")
-              for name, value in start.config.items() if name in types}
-
-    old, given = build(schema, config), given | {"init_from": "resume"}
-    fixed = {"optimizer": old.optimizer, "block_size": start.model_args["block_size"]}
+    fixed = {"optimizer": start.config.get("optimizer", schema.optimizer),
+             "block_size": start.model_args["block_size"]}
     for name, before in fixed.items():
-        value = given.get(name, before)
-        if value != before:
-            raise UserError(f"{name}={value}, but the checkpoint to resume has {before}: leave it "
-                            "out, or start a new run from the checkpoint by setting --init_from= "
-                            "to its folder")
-    new = build(schema, config | given)
-    before = asdict(old) | {"dropout": start.model_args["dropout"]}
+        if given.get(name, before) != before:
+            raise UserError(f"{origin(name, given)}, but the checkpoint to resume has {before}: "
+                            "leave it out, or start a new run from the checkpoint by setting "
+                            "--init_from= to its folder")
+
+    merged = dict(given)
+    for setting in fields(schema):
+        if setting.name in start.config and setting.name not in given:
+            merged[setting.name] = stored_setting(setting, start.config[setting.name])
+    decays = merged.get("decay_lr", schema.decay_lr)
+    peak = merged.get("learning_rate", schema.learning_rate)
+    lowest = merged.get("min_lr")
+    if decays and lowest is not None and lowest > peak and "min_lr" not in given:
+        say(f"min_lr={lowest} of the checkpoint is above learning_rate={peak}, and is lowered to "
+            "it")
+        merged["min_lr"] = peak
+    cfg = build(schema, merged)
+
+    before = {setting.name: setting.default for setting in fields(schema)} | start.config
+    before["dropout"] = start.model_args["dropout"]
     for name, value in given.items():
-        if name in before and name not in OF_ONE_CALL and value != before[name]:
-            say(f"{name} changes from {before[name]} to {value}")
+        old = before.get(name, value)
+        changes = isinstance(old, torch.Tensor) or value != old
+        if changes and name not in OF_ONE_CALL:
+            say(f"{name} changes from {str(old):.50} to {value}")
+    with suppress(UserError):  # old settings that are invalid today have no schedule to compare
+        say_if_it_rises(cfg, build(schema, start.config), start.step, schedule)
+    return cfg
+
+
+def stored_setting(setting, value):
+    """The value of a setting in the checkpoint to resume. setting: a dataclass field. Raises
+    UserError, which names the setting, if the value is invalid."""
+    source = f"in the checkpoint to resume: set --{setting.name}"
+    value = convert(setting.name, value, setting.type, source)
+    if "\0" in str(value):  # functions on such a path raise ValueError
+        raise UserError(f"{setting.name} has a null character ({source})")
+    try:
+        check_limit(setting, value)
+    except ValueError as error:
+        raise UserError(f"{error} ({source})") from None
+    return value
+
+
+def say_if_it_rises(new, old, step, schedule):
+    """Say that the learning rate of the next step is higher than by the old settings, if that is
+    so because the schedule is longer. new, old: TrainConfigs."""
     longer = new.decay_lr and new.decay_steps > old.decay_steps
-    share = schedule(start.step, new) / new.learning_rate
-    old_share = schedule(start.step, old) / old.learning_rate
+    share = schedule(step, new) / new.learning_rate
+    old_share = schedule(step, old) / old.learning_rate
     if longer and share > old_share + 0.01:
         say("the learning rate rises again, because the schedule is longer: it now decays until "
             f"step {new.decay_steps:,} instead of {old.decay_steps:,}")
-    return new
+
+
+def say_schedule(cfg, first_step, schedule):
+    """Say if the warmup is shortened, or if some of the steps have a learning rate of 0."""
+    if not cfg.decay_lr or cfg.eval_only or first_step >= cfg.max_iters:
+        return
+    if cfg.warmup_iters is not None and cfg.warmup_steps < cfg.warmup_iters:
+        say(f"warmup_iters={cfg.warmup_iters} is too long for this run: it is shortened to "
+            f"{cfg.warmup_steps}")
+    if cfg.decay_steps < cfg.max_iters and schedule(cfg.decay_steps, cfg) == 0:
+        say(f"the learning rate is 0 from step {max(first_step, cfg.decay_steps)} on: set "
+            f"--lr_decay_iters={cfg.max_iters}")
 
 
 def started(start, given):
@@ -662,7 +772,7 @@ def started(start, given):
                         f"{model_args['block_size']} of the model to start from")
     for name, value in model_args.items():
         if name not in new and given.get(name, value) != value:
-            raise UserError(f"{name}={given[name]}, but the model to start from has {value}: "
+            raise UserError(f"{origin(name, given)}, but the model to start from has {value}: "
                             "leave it out, or start a new model with --init_from=scratch")
     return build(GPTConfig, model_args | new)
 

@@ -60,9 +60,12 @@ def raw(path):
 
 def resume(out_dir, **settings):
     """The settings and the checkpoint that a resumed run begins with."""
-    cfg = train.TrainConfig(out_dir=str(out_dir), init_from="resume")
-    given = {"out_dir": str(out_dir)} | settings
-    return starting_point(cfg, GPTConfig(), given, train.learning_rate)
+    return begin(out_dir=str(out_dir), init_from="resume", **settings)
+
+
+def begin(**given):
+    """(cfg, model_cfg, checkpoint) of a run with these settings."""
+    return starting_point(given, train.TrainConfig, train.learning_rate)
 
 
 # ---- written and read
@@ -100,7 +103,7 @@ def test_a_file_of_weights_alone_is_read(out):
     weights = read(out / "ckpt.pt")
     assert weights.config is None and weights.optimizer is None and weights.step == 0
     (out / "best.pt").unlink()
-    with pytest.raises(UserError, match="has a model but no optimizer: it cannot be resumed"):
+    with pytest.raises(UserError, match=f"cannot be resumed: it has no optimizer .* --init_from={out}"):
         resume(out)
 
 
@@ -169,8 +172,9 @@ MOMENT = ("optimizer", 0, "state", 3)
     (change("model", WTE, to=lambda w: w[0]), "wte.weight has the shape (16,), not (41, 16)"),
     (change("model", FC, to=lambda w: w.t()), "c_fc.weight has the shape (16, 64), not (64, 16)"),
     (change("model", "lm_head.weight", to=lambda w: w + 1), "differs from the token embedding"),
-    (drop("model", FC), "h.0.mlp.c_fc.weight is missing"),
-    (change("model", "transformer.h.0.gate", to=torch.zeros(3)), "is not one of this model"),
+    (drop("model", FC), "it lacks the weight transformer.h.0.mlp.c_fc.weight, which this model.py"),
+    (change("model", "transformer.h.0.gate", to=torch.zeros(3)),
+     "this model.py does not have the weights 'transformer.h.0.gate'"),
     (change("model", 5, to=torch.zeros(3)), "a weight has the name 5"),
     (change("model_args", to=[1]), "model_args must be a dict"),
     (drop("model_args", "n_head"), "model_args has no n_head"),
@@ -179,40 +183,14 @@ MOMENT = ("optimizer", 0, "state", 3)
     (change("model_args", "n_head", to=3), "n_embd=16 must be a multiple of n_head=3"),
     (change("model_args", "dropout", to=math.nan), "dropout=nan must be"),
     (change("model_args", "act", to="relu"), "act"),
-    (change("model_args", "experts", to=8), "'experts' in model_args is unknown to this version"),
-    (change("model_args", "act", to={"deep": []}), "act={'deep': []} in model_args must be"),
+    (change("model_args", "experts", to=8), "this model.py has no setting 'experts'"),
+    (change("model_args", "act", to={"deep": []}), "act must be gelu_tanh|gelu|relu2, not {'deep'"),
     (change("meta", to=None), "meta must be a dict"),
     (change("meta", "chars", to="abc"), "vocab_size must be 3"),
     (change("meta", to=lambda meta: meta | {"chars": meta["chars"] + "Ω", "vocab_size": 42}),
      "its tokenizer has 42 tokens, but its model has 41"),
     (change("meta", "tokenizer", to="words"), "tokenizer must be char or gpt2"),
     (drop("meta"), "it has no meta, which says what its tokens mean"),
-    (change("config", to="text"), "config must be a dict"),
-    (change("config", "seed", to=torch.zeros(2)), "seed=tensor([0., 0.]) in config must"),
-    (change("config", "dataset", to="a\0b"), "'dataset' in config contains a null character"),
-    (drop("iter_num"), "iter_num=None must be a whole number"),
-    (change("iter_num", to=True), "iter_num=True must be a whole number"),
-    (change("iter_num", to=-1), "iter_num=-1 must be a whole number"),
-    (change("iter_num", to=10**30), "must be a whole number, at least 0 and at most"),
-    (change("sequences", to="8"), "sequences='8' must be a whole number"),
-    (change("best_step", to=5), "best_step=5 must be a whole number, at least 0 and at most 4"),
-    (change("best_val_loss", to=math.nan), "best_val_loss=nan must be a number"),
-    (change("best_val_loss", to=None), "best_val_loss=None must be a number"),
-    (change("scaler", to=[1]), "scaler must be the state of a gradient scaler, not [1]"),
-    (change("scaler", to={"scale": math.nan, "growth_factor": 2.0, "backoff_factor": 0.5,
-                          "growth_interval": 2000, "_growth_tracker": 0}), "scaler has scale=nan"),
-    (change("optimizer", to=True), "optimizer must be a list of 1 state dicts (adamw)"),
-    (change("optimizer", to=[]), "optimizer must be a list of 1 state dicts (adamw)"),
-    (change("config", "optimizer", to="muon"), "optimizer must be a list of 2 state dicts (muon)"),
-    (change("optimizer", to=[7]), "optimizer has a part that is not a state dict"),
-    (change("optimizer", 0, "param_groups", to={}), "optimizer has no param_groups"),
-    (change("optimizer", 0, "param_groups", 1, "params", to=[0]), "does not have the"),
-    (change("optimizer", 0, "state", to={}), "optimizer has 0 states of parameters"),
-    (drop(*MOMENT), "states of parameters or groups, not"),
-    (drop(*MOMENT, "exp_avg"), "the optimizer's state of parameter 3 must have step, exp_avg, exp"),
-    (change(*MOMENT, "exp_avg", to=torch.zeros(2)), "exp_avg of parameter 3 has the shape (2,)"),
-    (change(*MOMENT, "step", to=None), "'step' must be a tensor"),
-    (change(*MOMENT, "step", to=torch.tensor(-1.0)), "step -1.0 must be 0 or more"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_a_damaged_field_is_one_line(mistake, out, damage, message):
     (out / "best.pt").unlink()
@@ -220,8 +198,47 @@ def test_a_damaged_field_is_one_line(mistake, out, damage, message):
     damage(content)
     torch.save(content, out / "ckpt.pt")
     line = mistake(train.main, f"--out_dir={out}", "--init_from=resume", "--max_iters=5")
-    assert message in line and "ckpt.pt is damaged or not a checkpoint: " in line
+    assert message in line and "ckpt.pt cannot be used: " in line
     assert len(line) < 500
+
+
+@pytest.mark.parametrize("damage, message", [
+    (change("config", to="text"), "it has no optimizer state"),
+    (drop("config"), "it has no optimizer state"),
+    (drop("iter_num"), "iter_num=None must be a whole number"),
+    (change("iter_num", to=True), "iter_num=True must be a whole number"),
+    (change("iter_num", to=4.5), "iter_num=4.5 must be a whole number"),
+    (change("iter_num", to=-1), "iter_num=-1 must be a whole number"),
+    (change("iter_num", to=10**30), "must be a whole number, at least 0 and at most"),
+    (change("sequences", to="8"), "sequences='8' must be a whole number"),
+    (change("scaler", to=[1]), "its scaler is not the state of a gradient scaler"),
+    (change("scaler", to={"scale": 2.0}), "its scaler is not the state of a gradient scaler"),
+    (change("optimizer", to=True), "its optimizer is not adamw as this version has it"),
+    (change("optimizer", to=[]), "its optimizer is not adamw as this version has it"),
+    (change("config", "optimizer", to="muon"), "its optimizer is not muon as this version has it"),
+    (change("optimizer", to=[7]), "its optimizer has no state"),
+    (change("optimizer", 0, "state", to={}), "its optimizer is not adamw"),
+    (drop(*MOMENT), "its optimizer is not adamw"),
+    (drop(*MOMENT, "exp_avg"), "its optimizer is not adamw"),
+    (change(*MOMENT, "max_exp_avg_sq", to=torch.zeros(2)), "its optimizer is not adamw"),
+    (change(*MOMENT, "exp_avg", to=torch.zeros(2)), "its optimizer is not adamw"),
+    (change(*MOMENT, "exp_avg", to=torch.zeros(1).expand(64, 16)), "more numbers than are stored"),
+    (change(*MOMENT, "step", to=None), "'step' must be a tensor"),
+    (change(*MOMENT, to=[1]), "the optimizer's state of parameter 3 is not a dict"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_what_only_a_resume_needs_is_checked_only_by_a_resume(mistake, out, damage, message):
+    """Sampling and new runs work with the optimizer of any program."""
+    before = read(out / "ckpt.pt")
+    content = raw(out / "ckpt.pt")
+    damage(content)
+    (out / "best.pt").unlink()
+    torch.save(content, out / "ckpt.pt")
+    line = mistake(train.main, f"--out_dir={out}", "--init_from=resume", "--max_iters=5")
+    assert message in line and "ckpt.pt cannot be resumed: " in line and len(line) < 500
+    assert f"to start a new run from its weights, set --init_from={out / 'ckpt.pt'}" in line
+    model, _ = sample.load_model("resume", out)
+    assert equal(dict(model.state_dict()), before.model)
+    assert equal(begin(init_from=str(out))[2].model, before.model)
 
 
 @pytest.mark.parametrize("damage", [
@@ -237,8 +254,8 @@ def test_a_momentum_of_another_shape_is_refused(runs, tmp_path, damage):
         state[3] = state.pop(group)  # the same for any number of layers
     damage(state)
     torch.save(content, tmp_path / "ckpt.pt")
-    with pytest.raises(UserError, match="optimizer"):
-        read(tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="its optimizer is not muon as this version has it"):
+        resume(tmp_path)
 
 
 @pytest.mark.parametrize("name, value", [
@@ -342,10 +359,8 @@ def test_a_full_disk_is_one_line_and_the_old_one_stays(out, mistake, tmp_path):
 def test_nothing_but_the_caller_keeps_a_checkpoint_alive(out, init_from, capsys):
     """Without the garbage collector: a cycle, too, would keep gigabytes for a while."""
     (out / "ckpt.pt").write_bytes(b"damaged")  # so that an exception has seen the folder
-    cfg = train.TrainConfig(out_dir=str(out), init_from="resume")
-    if init_from == "model":
-        cfg = train.TrainConfig(init_from=str(out))
-    _, _, start = starting_point(cfg, GPTConfig(), {}, train.learning_rate)
+    named = init_from if init_from == "resume" else str(out)
+    _, _, start = begin(out_dir=str(out), init_from=named)
     moments = [tensor for states in start.optimizer or [] for each in states["state"].values()
                for tensor in each.values()]
     alive = [weakref.ref(kept) for kept in (start, *start.model.values(), *moments)]
@@ -384,10 +399,16 @@ def test_a_setting_of_the_run_that_an_older_checkpoint_lacks_is_told(out, capsys
 
 def test_a_setting_of_the_wrong_type_in_a_checkpoint_is_one_line(out, mistake):
     content = raw(out / "ckpt.pt")
-    for name, value in ("learning_rate", "fast"), ("batch_size", 0), ("max_iters", 2.5):
+    for name, value, given in [
+        ("learning_rate", "fast", 0.1), ("batch_size", 0, 4), ("max_iters", 2.5, 5),
+        ("seed", torch.zeros(2), 1), ("dataset", "a\0b", "tiny"), ("size", ["big"], None),
+        ("beta2", 1.0, 0.9), ("recipe", "of another version", None), ("grad_clip", math.nan, 1.0),
+    ]:
         config = content["config"] | {name: value}
         torch.save(content | {"config": config}, out / "ckpt.pt")
-        assert name in mistake(train.main, f"--out_dir={out}", "--init_from=resume")
+        line = mistake(train.main, f"--out_dir={out}", "--init_from=resume")
+        assert name in line and f"(in the checkpoint to resume: set --{name})" in line
+        assert getattr(resume(out, **{name: given})[0], name) == given  # what is given now counts
 
 
 def test_another_optimizer_does_not_resume(out):
@@ -420,11 +441,9 @@ def test_a_longer_schedule_with_a_cooldown_that_has_not_begun_does_not_rise(out,
 
 def test_auto_resumes_from_a_lone_best(out):
     (out / "ckpt.pt").unlink()
-    cfg = train.TrainConfig(out_dir=str(out), init_from="auto")
-    cfg, _, start = starting_point(cfg, GPTConfig(), {"out_dir": str(out)}, train.learning_rate)
+    cfg, _, start = begin(out_dir=str(out), init_from="auto")
     assert cfg.init_from == "resume" and start.step == read(out / "best.pt").step > 0
-    cfg = train.TrainConfig(out_dir=str(out / "new"), init_from="auto")
-    cfg, model_cfg, start = starting_point(cfg, GPTConfig(), {}, train.learning_rate)
+    cfg, model_cfg, start = begin(out_dir=str(out / "new"), init_from="auto")
     assert cfg.init_from == "scratch" and start.model is None and model_cfg == GPTConfig()
 
 
@@ -453,9 +472,7 @@ def test_a_run_starts_from_the_best_model_of_a_folder_and_resumes_the_last(out):
 def test_the_callers_weights_stay_as_they_are(out):
     start = read_model(out)
     table = start.model["transformer.wpe.weight"]
-    cfg = train.TrainConfig(init_from=str(out))
-    given = {"block_size": 5, "dropout": 0.3}
-    _, model_cfg, short = starting_point(cfg, GPTConfig(), given, train.learning_rate)
+    _, model_cfg, short = begin(init_from=str(out), block_size=5, dropout=0.3)
     assert model_cfg.block_size == 5 and short.model_args == asdict(model_cfg)
     cropped = short.model["transformer.wpe.weight"]
     assert torch.equal(cropped, table[:5])

@@ -336,7 +336,7 @@ def test_a_new_run_moves_the_snapshots_of_the_old_one_with_its_other_files(tiny,
 
 @pytest.mark.parametrize("damage, message", [
     (lambda content: content[:-9], "is damaged"),
-    (lambda content: content.replace(b"wpe", b"wtf"), "transformer.wpe.weight is missing"),
+    (lambda content: content.replace(b"wpe", b"wtf"), "lacks the weight transformer.wpe.weight"),
 ])
 def test_a_snapshot_that_does_not_fit_is_reported(tiny, tmp_path, damage, message):
     main(tiny(snapshots=True, max_iters=0, eval_iters=1))
@@ -405,8 +405,8 @@ def test_the_memory_of_a_checkpoint_is_released_before_the_first_step(tiny, monk
     main(tiny(max_iters=4, optimizer="muon"))
     tensors, alive, original, seed_step = [], [], checkpoint.read, train.seed_step
 
-    def watched_read(path):
-        read = original(path)
+    def watched_read(path, data_dir):
+        read = original(path, data_dir)
         tensors.extend(map(weakref.ref, read.model.values()))
         return read
 

@@ -96,7 +96,7 @@ def test_gpt2s_context_is_whole_unless_it_is_cropped(start, gpt2, bpe_data, tmp_
     ({"n_layer": 3}, "n_layer=3, but the model to start from has 2: leave it out, or start a new"),
     ({"act": "gelu"}, "act=gelu, but the model to start from has gelu_tanh"),
     ({"vocab_size": 50304}, "vocab_size=50304, but the model to start from has 50257"),
-    ({"size": "gpt-nano"}, "n_layer=3, but the model to start from has 2"),
+    ({"size": "gpt-nano"}, "n_layer=3 (from size=gpt-nano), but the model to start from has 2"),
     ({"dataset": "tiny", "block_size": 16},
      "has a different tokenizer than the model to start from"),
 ])
@@ -319,7 +319,7 @@ def test_a_model_that_is_not_nanogpts_is_told(nano, mistake, tmp_path):
     whole = torch.load(path, weights_only=True)
     gate = {"transformer.h.0.gate": torch.zeros(3)}
     for weights, message in ({}, "n_layer=2, but it has weights of 0 layers"), (
-            whole["model"] | gate, "'transformer.h.0.gate' is not one of this model"):
+            whole["model"] | gate, "this model.py does not have the weights 'transformer.h.0.gate'"):
         torch.save(whole | {"model": weights}, path)
         assert message in mistake(sample.main, f"--out_dir={tmp_path / 'out-nano'}")
 
