@@ -50,3 +50,9 @@ def reason(error):
     """The first line of an exception's message, at most 200 characters; the name of its type if it
     has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def say(line, file=None):
+    """Print a line in the master process only, before there is a World."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=file)

@@ -15,17 +15,23 @@ memory-mapped and copied weight by weight, so loading needs memory for one copy 
 import json
 import pickle
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
 import torch
 
+from internals.errors import say
 from internals.files import replacing
 from internals.usage import shown
 
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+# the first name of each is written; the others compute the same, except for rounding
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
+               "gelu_accurate": "gelu_tanh", "gelu": "gelu", "gelu_python": "gelu"}
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 MASKS = (".attn.bias", ".attn.masked_bias")  # old files contain the causal mask
+# for values (reinforcement learning), classes and choices; they do not affect the next token
+OTHER_HEADS = ("v_head", "value_head", "score", "classifier", "multiple_choice_head", "qa_outputs")
 ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions",
            "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
 MAX_SIZE = 2**31  # of one dimension; whole shapes are compared with the weights in the file
@@ -43,7 +49,8 @@ def find(name):
         return folder
     from huggingface_hub import snapshot_download
 
-    described = ["config.json", "meta.json", "vocab.json", "tokenizer.json"]
+    described = ["config.json", "meta.json", "vocab.json", "tokenizer.json", "added_tokens.json",
+                 "tokenizer_config.json"]
     folder = Path(snapshot_download(name, allow_patterns=[*described, "model*.safetensors*"]))
     if not any(folder.glob("model*.safetensors")):  # some older models have only .bin files
         folder = Path(snapshot_download(name, allow_patterns=[*described, "pytorch_model*.bin*"]))
@@ -65,6 +72,33 @@ def is_gpt2_vocabulary(folder, n):
             return n >= least and table.get("\u0120the") == 262  # "\u0120" encodes a space
     least, most = GPT2_VOCAB
     return least <= n <= most
+
+
+def added_tokens(folder, vocab_size):
+    """{token: id} of the tokens that a fine-tuned model has besides GPT-2's, in the order of their
+    ids, from the files of its tokenizer. Tokens that the model has no embedding for are left out.
+    Raises ValueError if the files are damaged, or name a token that would need a space or a word
+    boundary."""
+    contents = []
+    for name in ("added_tokens.json", "tokenizer.json", "tokenizer_config.json"):
+        path = folder / name
+        contents.append(read_json(path) if path.exists() else {})
+    added, tokenizer, config = contents
+    try:
+        entries = [*tokenizer.get("added_tokens", []), *(
+            entry | {"id": int(i)} for i, entry in config.get("added_tokens_decoder", {}).items())]
+        for entry in entries:
+            added[entry["content"]] = entry["id"]
+            for flag in ("lstrip", "rstrip", "single_word"):
+                if entry.get(flag) and entry["id"] >= GPT2_VOCAB[0]:
+                    raise ValueError(f"the added token {shown(entry['content'])} has {flag}, which "
+                                     "is not supported")
+        added.pop("<|endoftext|>", None)
+        beyond = {token: i for token, i in added.items() if i < vocab_size}
+        return dict(sorted(beyond.items(), key=lambda item: item[1]))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"the added tokens of the tokenizer in {folder} are damaged "
+                         f"({type(error).__name__})") from None
 
 
 def read_json(path):
@@ -100,23 +134,37 @@ def read(name):
     if config["n_layer"] > len(found):  # checked before weight_shapes makes a table of that length
         raise ValueError(f"n_layer={config['n_layer']} in config.json, but the files have "
                          f"{len(found)} weights")
-    expected = weight_shapes(config)
-    weights = {}
+    expected = weight_shapes(config | {"tied": False})
+    weights, other_heads, head = {}, [], None
     for path in paths:
         mapped = open_weights(path)
         for stored_name in list(mapped):
             weight = mapped.pop(stored_name)  # popped, so its memory can be freed after the copy
+            name = stored_name.removeprefix("transformer.")
             if stored_name.endswith(MASKS):
                 continue
-            name = stored_name
-            if name != "lm_head.weight":
-                name = "transformer." + name.removeprefix("transformer.")
-            elif config["tied"]:
-                continue  # it is the token embedding
-            check_weight(weight, name, expected, path)
+            if name.split(".")[0] in OTHER_HEADS:
+                other_heads.append(stored_name)
+                continue
+            if stored_name != "lm_head.weight":
+                name = "transformer." + name
+            check_weight(weight, name, expected, f"{stored_name} in {path}")
+            if name == "lm_head.weight":
+                head = weight
+                continue
             copy = torch.empty(expected[name])
             weights[name] = copy.copy_(weight.t() if name.endswith(TRANSPOSED) else weight)
-    for name in expected:
+    if other_heads:
+        say(f"warning: {folder} has weights that the language model does not need, and that are "
+            f"skipped: {', '.join(sorted(other_heads)):.200}", sys.stderr)
+    # of tied weights, a file can have both names, or either one
+    embedding = weights.get("transformer.wte.weight")
+    if config["tied"] and embedding is None and head is not None:
+        weights["transformer.wte.weight"] = head.to(torch.float32, copy=True)
+    elif head is not None and not (config["tied"] and torch.equal(head.float(), embedding)):
+        weights["lm_head.weight"] = head.to(torch.float32, copy=True)
+        config["tied"] = False
+    for name in weight_shapes(config):
         if name not in weights:
             raise ValueError(f"the weight {name} is missing in {folder}")
     if config["tied"]:
@@ -127,6 +175,8 @@ def read(name):
 def read_config(hf):
     """A config.json as a dict of GPTConfig's fields. Raises ValueError if a setting is invalid or
     changes what GPT-2 computes; the message names the setting."""
+    if "model_type" not in hf and str(hf.get("architectures")).startswith("['GPT2"):
+        hf = hf | {"model_type": "gpt2"}
     if "model_type" not in hf:
         raise ValueError("config.json has no model_type, so it is not in Hugging Face's format")
     hf = {ALIASES.get(name, name): value for name, value in hf.items()}
@@ -201,22 +251,22 @@ def weight_shapes(config):
     return names
 
 
-def check_weight(weight, name, expected, path):
-    """Raises ValueError if a stored weight does not match config.json."""
+def check_weight(weight, name, expected, where):
+    """Raises ValueError if a stored weight does not match config.json. where: its name in the file,
+    and the file."""
     if name not in expected:
-        raise ValueError(f"{path} has the weight {shown(name)}, which GPT-2 with this config.json "
-                         "does not have")
+        raise ValueError(f"{where} is a weight that GPT-2 with this config.json does not have")
     if not weight.is_floating_point():
-        raise ValueError(f"{name} in {path} has dtype {weight.dtype}, but GPT-2's weights are "
+        raise ValueError(f"{where} has dtype {weight.dtype}, but GPT-2's weights are "
                          "floating-point numbers")
     shape = expected[name]
     if name.endswith(TRANSPOSED):
         shape = shape[::-1]
     if tuple(weight.shape) != shape or weight.layout != torch.strided:
-        raise ValueError(f"{name} in {path} has the shape {tuple(weight.shape)}, but config.json "
-                         f"says {shape}")
+        raise ValueError(f"{where} has the shape {tuple(weight.shape)}, but config.json says "
+                         f"{shape}")
     if weight.untyped_storage().nbytes() < weight.numel() * weight.element_size():
-        raise ValueError(f"{name} in {path} has more numbers than are stored")
+        raise ValueError(f"{where} has more numbers than are stored")
 
 
 def weight_files(folder):

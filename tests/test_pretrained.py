@@ -216,8 +216,8 @@ def cut(path, size):
                             f / "model.safetensors"), "transformer.wte.weight"),
     (lambda f, w: save_file(changed(w, **{"transformer.wpe.weight": torch.zeros(63, 32)}),
                             f / "model.safetensors"), "transformer.wpe.weight in"),
-    (lambda f, w: save_file(changed(w, **{"score.weight": torch.zeros(3, 32)}),
-                            f / "model.safetensors"), "score.weight"),
+    (lambda f, w: save_file(changed(w, **{"transformer.adapter.weight": torch.zeros(3, 32)}),
+                            f / "model.safetensors"), "transformer.adapter.weight in"),
     (lambda f, w: save_file(changed(w, **{"transformer.h.0.attn.c_attn.weight":
                                           torch.zeros(32, 96, dtype=torch.int8)}),
                             f / "model.safetensors"), "c_attn.weight in"),
