@@ -24,7 +24,7 @@ import numpy as np
 
 from configurator import UserError, configure, one_line_errors
 from internals import bins, corpora, dataset, encode, fast, plan, sources
-from internals.corpora import CORPORA, HUB_DATASETS, gpt2_encoding
+from internals.corpora import CORPORA, HUB_DATASETS, gpt2_encoding, with_special_tokens
 from internals.dataset import MAX_VOCAB
 from internals.files import DATA, locked, printable, relative
 from internals.limits import Count, Limit, ProperFraction
@@ -122,19 +122,24 @@ class CharTokenizer:
 class GPT2Tokenizer:
     """GPT-2's byte-pair encoding (Radford et al. 2019, section 2.2), computed by tiktoken."""
 
-    n_vocab = 50257
     end_of_text = 50256
     default_start = "\n"
 
-    def __init__(self):
+    def __init__(self, added=None):
+        """added: {token: id} of the special tokens that a fine-tuned model has besides GPT-2's."""
         self.bpe = gpt2_encoding()
         self.meta = {"tokenizer": "gpt2"}
+        if added:
+            self.bpe = with_special_tokens(self.bpe, added)
+            self.meta["added"] = added
+        self.special = self.bpe.special_tokens_set
+        self.n_vocab = self.bpe.n_vocab
         self.faster = None  # a Gigatoken, which computes the same ids in less time
 
     def encode(self, text, special=False):
-        """special: encode "<|endoftext|>" as the special token, not as text."""
+        """special: encode "<|endoftext|>" and added tokens as special tokens, not as text."""
         if special:
-            return np.array(self.bpe.encode(text, allowed_special={END_OF_TEXT}), dtype=np.int64)
+            return np.array(self.bpe.encode(text, allowed_special=self.special), dtype=np.int64)
         ids = [i for piece in encode.pieces([text]) for i in self.bpe.encode_ordinary(piece)]
         return np.array(ids, dtype=np.int64)
 
@@ -161,10 +166,14 @@ class GPT2Tokenizer:
 
 
 def tokenizer_from_meta(meta):
-    """The tokenizer that a meta.json describes; checkpoints contain a copy of that file."""
+    """The tokenizer that a meta.json describes; checkpoints contain a copy of that file. Raises
+    UserError if the ids have no text."""
     if meta["tokenizer"] == "char":
         return CharTokenizer(meta["chars"])
-    return GPT2Tokenizer()
+    if meta["tokenizer"] == "none":
+        raise UserError(f"the vocabulary of {meta['vocab_size']:,} token ids has no text: another "
+                        "program made the ids, and only it can turn them into text")
+    return GPT2Tokenizer(meta.get("added"))
 
 
 def find_tokenizer(kind, data_dir):
@@ -253,16 +262,17 @@ def prepare_corpus(folder, command=None, cfg=None, **options):
     return prepare_texts([text], folder, CORPORA[folder.name].tokenizer, source, command, cfg)
 
 
-def open_dataset(name, data_dir=None):
-    """Open a dataset; returns an internals.dataset.Dataset. data_dir: None: data/. If a built-in
-    dataset is missing, one process prepares it, and the others wait."""
+def open_dataset(name, data_dir=None, vocab_size=None):
+    """Open a dataset; returns an internals.dataset.Dataset. data_dir: None: data/. vocab_size: see
+    internals.dataset.load. If a built-in dataset is missing, one process prepares it, and the
+    others wait."""
     folder = Path(data_dir or DATA) / name
     if name in CORPORA and not (folder / "train.bin").exists():
         with locked(folder):
             if not (folder / "train.bin").exists():  # otherwise another process prepared it
                 print(f"{relative(folder)} is missing: preparing it")
                 prepare_corpus(folder)
-    return dataset.load(folder)
+    return dataset.load(folder, vocab_size)
 
 
 # --------------------------------------------------------------------------------------------------

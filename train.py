@@ -342,9 +342,10 @@ def main(argv=None):
     """Train with the settings of a command line. Returns the metrics: a list of dicts."""
     given = read_settings(__doc__, TrainConfig, GPTConfig, argv=argv, expand=expand_names)
     cfg, model_cfg, start = checkpoint.starting_point(given, TrainConfig, learning_rate)
+    vocab_size = given.get("vocab_size", start.model_args.get("vocab_size"))
     with World(cfg.device, cfg.backend, cfg.deterministic) as world:
         with world.master_first():  # one process prepares a corpus that is missing
-            data = open_dataset(cfg.dataset, cfg.data_dir)
+            data = open_dataset(cfg.dataset, cfg.data_dir, vocab_size)
         model_cfg = dataset.match(model_cfg, data, cfg, start, given)
         devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
         with devices.out_of_memory_hint(cfg), RunLog(cfg, world) as log, StopSignals() as signals:

@@ -33,9 +33,9 @@ Left out: sharded checkpoints, and conversions between optimizers.
 import difflib
 import itertools
 import math
-import os
 import pickle
 import re
+import shutil
 import sys
 import zipfile
 from collections import Counter
@@ -50,6 +50,7 @@ from safetensors.torch import save
 from configurator import UserError, build, check_limit, convert, reason
 from internals import huggingface
 from internals.dataset import GPT2_META, check_meta, read_meta
+from internals.errors import say
 from internals.files import DATA, replacing
 from internals.recipes import origin
 from internals.usage import shown
@@ -563,17 +564,23 @@ def from_hugging_face(name):
                         f"--init_from={local}") from None
     try:
         config, weights = huggingface.read(folder)
-        is_gpt2 = huggingface.is_gpt2_vocabulary(folder, config["vocab_size"])
+        meta, n = read_meta(folder), config["vocab_size"]
+        is_gpt2 = meta is None and huggingface.is_gpt2_vocabulary(folder, n)
+        if is_gpt2:
+            meta = GPT2_META
+            added = huggingface.added_tokens(folder, n)
+            if added:
+                size = meta["vocab_size"] + len(added)
+                meta = check_meta(meta | {"added": added, "vocab_size": size})
     except (ValueError, OSError) as error:
         raise UserError(f"init_from={name} cannot be loaded: {reason(error):.300}") from None
-    meta, n = read_meta(folder), config["vocab_size"]
-    if meta is None and not is_gpt2:
+    if meta is None:
         raise UserError(f"init_from={name} has a vocabulary of {n} tokens that is not GPT-2's: it "
                         "needs a meta.json of its tokenizer in the same folder")
     if meta is not None and meta["vocab_size"] > n:
         raise UserError(f"init_from={name} has {n} tokens, but its meta.json has "
                         f"{meta['vocab_size']}")
-    return Checkpoint(weights, asdict(build(GPTConfig, config)), meta or GPT2_META)
+    return Checkpoint(weights, asdict(build(GPTConfig, config)), meta)
 
 
 def previous_runs(out_dir):
@@ -629,6 +636,13 @@ def read_snapshot(path, model_args):
                                from_nanogpt=False)[0]
     except ValueError as error:
         raise UserError(f"{path} is not a snapshot of this run: {error}") from None
+
+
+def keep_best(out_dir, step):
+    """Copy best.pt to best-until-<step>.pt, because the run will replace it without comparing."""
+    path = Path(out_dir, "best.pt")
+    if path.exists():
+        shutil.copyfile(path, path.with_name(f"best-until-{step}.pt"))
 
 
 def remove_snapshots_after(out_dir, step):
@@ -719,7 +733,7 @@ def resumed(schema, given, start, schedule):
         old = before.get(name, value)
         changes = isinstance(old, torch.Tensor) or value != old
         if changes and name not in OF_ONE_CALL:
-            say(f"{name} changes from {str(old):.50} to {value}")
+            say(f"{name} changes from {old!s:.50} to {value}")
     with suppress(UserError):  # old settings that are invalid today have no schedule to compare
         say_if_it_rises(cfg, build(schema, start.config), start.step, schedule)
     return cfg
@@ -784,9 +798,3 @@ def cropped(start, model_cfg):
     if name in model:
         model[name] = model[name][:model_cfg.block_size].clone()  # a copy, so the rest can be freed
     return replace(start, model=model, model_args=asdict(model_cfg))
-
-
-def say(line, file=None):
-    """Print a line in the master process only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=file)

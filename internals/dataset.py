@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import pickle
 import pickletools
 import shlex
@@ -10,12 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from configurator import UserError, reason
+from configurator import UserError, build, reason
 from internals.corpora import CORPORA, HUB_DATASETS
+from internals.errors import say
 from internals.files import DATA, check_sha, relative
 
 MAX_VOCAB = 65_535  # ids are uint16, which overflows silently: 70000 would become 4464
+MAX_IDS = 65_536  # of a vocabulary without text: all that uint16 can hold
 GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257}  # the default for bins without a meta.json
+LLM_C = (20240520).to_bytes(4, "little")  # the first bytes of a bin of llm.c
+SAMPLED = 2**20  # ids of a bin that are looked at to recognize other formats
 META_LIMIT = 2**24  # bytes; the largest valid meta.json, with 65,535 characters, is below 1 MB
 CHECKSUM_LIMIT = 2**30  # bytes; for larger bins, only the size is compared with meta.json
 
@@ -43,13 +48,21 @@ class Dataset:
 
     def summary(self):
         """One line: the folder, the number of tokens, and the vocabulary."""
+        kind = self.meta["tokenizer"]
+        if kind == "none":
+            kind = "ids without text"
+        elif not any((self.folder / name).exists() for name in ("meta.json", "meta.pkl")):
+            kind = "no meta.json: read as GPT-2's tokens"
         return (f"{relative(self.folder)}: {len(self.train):,} tokens for training, "
-                f"{len(self.val):,} for validation, vocabulary of {self.vocab_size:,} "
-                f"({self.meta['tokenizer']})")
+                f"{len(self.val):,} for validation, vocabulary of {self.vocab_size:,} ({kind})")
 
     def same_tokenizer(self, meta):
-        """Whether another meta.json describes the same tokenizer as this dataset's."""
-        return all(self.meta.get(key) == meta.get(key) for key in ("tokenizer", "chars"))
+        """Whether another meta.json describes the same tokenizer as this dataset's. Tokens that a
+        fine-tuned GPT-2 has in addition do not count: the text has none of them."""
+        keys = ["tokenizer", "chars"]
+        if self.meta["tokenizer"] == "none":
+            keys.append("vocab_size")
+        return all(self.meta.get(key) == meta.get(key) for key in keys)
 
 
 def prepare_command(folder):
@@ -62,11 +75,14 @@ def prepare_command(folder):
     return shlex.join(words)
 
 
-def load(folder):
+def load(folder, vocab_size=None):
     """Open a prepared dataset; returns a Dataset.
 
+    vocab_size: the vocabulary size that is set for the model, or None. Bins without a meta.json are
+    read as GPT-2 BPE, as in nanoGPT, unless the model's vocabulary is smaller than GPT-2's. Their
+    ids then have no text.
     Raises UserError if a file is missing, does not match meta.json, or has an id outside the
-    vocabulary. Bins without a meta.json are read as GPT-2 BPE, as in nanoGPT.
+    vocabulary.
     """
     again = f"`{prepare_command(folder)}`"
     if not (folder / "train.bin").exists():
@@ -75,7 +91,11 @@ def load(folder):
             message += (f", which takes {HUB_DATASETS[folder.name].gigabytes} GB; to begin with a "
                         "small dataset, run `python train.py config/quickstart.py`")
         raise UserError(message)
-    meta = read_meta(folder) or GPT2_META
+    meta = read_meta(folder)
+    if meta is None:
+        meta = GPT2_META
+        if vocab_size is not None and vocab_size < GPT2_META["vocab_size"]:
+            meta = check_meta({"tokenizer": "none", "vocab_size": vocab_size})
     train = open_bin(folder / "train.bin", meta, again)
     val = open_bin(folder / "val.bin", meta, again)
     return Dataset(folder, meta, train, val)
@@ -94,14 +114,34 @@ def open_bin(path, meta, again):
                         f"{tokens:,}: prepare both again with {again}")
     ids = np.memmap(path, dtype="<u2", mode="r")
     sha = meta.get(f"{path.stem}_sha256")
-    if sha is None:
+    if sha is None:  # another program wrote it
+        kind = other_numbers(ids[:SAMPLED], meta["vocab_size"])
+        if kind:
+            raise UserError(f"{path} seems to hold {kind}, but token ids must be uint16, without a "
+                            "header: convert it, as in np.array(ids, dtype=np.uint16).tofile(path)")
         largest = int(ids.max())
         if largest >= meta["vocab_size"]:
             raise UserError(f"{path} has the token id {largest}, but the vocabulary ends at "
-                            f"{meta['vocab_size'] - 1}: the bin was made with another tokenizer")
+                            f"{meta['vocab_size'] - 1}: the bin was made with another tokenizer, "
+                            "or its ids are not uint16")
     elif size <= CHECKSUM_LIMIT:  # if the checksum is right, prepare.py wrote only valid ids
         check_sha(path, sha, str(path))
     return ids
+
+
+def other_numbers(ids, vocab_size):
+    """What the first ids of a bin seem to be if they are not uint16; None if they are."""
+    if ids[:2].tobytes() == LLM_C:
+        return "a header of llm.c"
+    if len(ids) >= 8 and ids.any() and not ids[1::2].any():
+        return "uint32 or int64 numbers"  # every second uint16 is 0
+    # Bytes that are read in pairs have the same values in both halves. The halves of ids below
+    # 52,000 share at most 80% of their values, because the upper half ends at 203.
+    lower, upper = set(np.unique(ids % 256).tolist()), set(np.unique(ids // 256).tolist())
+    shared = len(lower & upper) / len(lower | upper)
+    if vocab_size < 52_000 and len(lower) > 2 and shared > 0.8:
+        return "uint8 numbers or text"
+    return None
 
 
 def read_meta(folder):
@@ -124,10 +164,15 @@ def check_meta(meta):
     if not isinstance(meta, dict):
         raise ValueError("it must be a dict")
     tokenizer, n = meta.get("tokenizer"), meta.get("vocab_size")
-    if tokenizer not in ("char", "gpt2"):
-        raise ValueError(f"tokenizer must be char or gpt2, not {tokenizer!r:.50}")
-    if tokenizer == "gpt2" and (type(n) is not int or n != GPT2_META["vocab_size"]):
-        raise ValueError(f"vocab_size must be {GPT2_META['vocab_size']} for gpt2")
+    if tokenizer not in ("char", "gpt2", "none"):
+        raise ValueError(f"tokenizer must be char, gpt2 or none, not {tokenizer!r:.50}")
+    if tokenizer == "gpt2":
+        n_added = len(check_added(meta.get("added", {})))
+        expected = GPT2_META["vocab_size"] + n_added
+        if type(n) is not int or n != expected:
+            raise ValueError(f"vocab_size must be {expected} for gpt2")
+    if tokenizer == "none" and (type(n) is not int or not 1 <= n <= MAX_IDS):
+        raise ValueError(f"vocab_size must be a whole number from 1 to {MAX_IDS:,}, not {n!r:.50}")
     if tokenizer == "char":
         chars = meta.get("chars")
         if not isinstance(chars, str) or not 1 <= len(chars) <= MAX_VOCAB:
@@ -147,6 +192,20 @@ def check_meta(meta):
     return meta
 
 
+def check_added(added):
+    """Returns {token: id} of tokens that a model has besides GPT-2's, if it is valid; raises
+    ValueError if not."""
+    first = GPT2_META["vocab_size"]
+    if not isinstance(added, dict) or list(added.values()) != list(
+            range(first, first + len(added))):
+        raise ValueError(f"added tokens must have the ids {first}, {first + 1}, ... in this order, "
+                         f"not {added!r:.80}")
+    for token in added:
+        if not token or any(other != token and other.startswith(token) for other in added):
+            raise ValueError(f"the added token {token!r:.50} is empty or begins another one")
+    return added
+
+
 class PlainUnpickler(pickle.Unpickler):
     """Unpickles plain values only. Raises UnpicklingError if the pickle refers to a function or a
     class, because unpickling could call it."""
@@ -156,22 +215,36 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def parse_pickle(content):
-    """Convert nanoGPT's meta.pkl, which has {id: character}, to a dict like meta.json."""
+    """Convert nanoGPT's meta.pkl to a dict like meta.json. It has {id: character}, or the list of
+    characters, as itos. Programs for music, DNA or other tokenizers have another itos, or only a
+    vocab_size; their ids have no text. A vocab_size of 50257 alone is GPT-2's."""
     try:
         # The unpickler allocates a list as long as the highest memo index, so a few damaged bytes
         # could allocate gigabytes. genops checks all other lengths against the content.
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name.endswith("PUT") and not 0 <= argument <= len(content):
                 raise ValueError("it is damaged")
-        itos = PlainUnpickler(io.BytesIO(content)).load()["itos"]
-        chars = [itos[i] for i in range(len(itos))]
+        found = PlainUnpickler(io.BytesIO(content)).load()
     except (ValueError, pickle.UnpicklingError):
         raise
     except Exception as error:  # a damaged pickle can raise almost any exception
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    if not all(isinstance(char, str) and len(char) == 1 for char in chars):
-        raise ValueError("itos must have one character for each id")
-    return {"tokenizer": "char", "chars": "".join(chars), "vocab_size": len(chars)}
+    if not isinstance(found, dict) or not {"itos", "vocab_size"} & found.keys():
+        raise ValueError("it has neither itos nor vocab_size")
+    itos = found.get("itos", [])
+    if isinstance(itos, dict):
+        if "vocab_size" not in found and itos.keys() != set(range(len(itos))):
+            raise ValueError("itos must have the ids 0, 1, 2, ...")
+        itos = [itos.get(i) for i in range(len(itos))]  # None if an id has no text
+    if not isinstance(itos, (list, tuple, str)):
+        raise ValueError(f"itos must be a dict or a list, not {type(itos).__name__}")
+    n = found.get("vocab_size", len(itos))
+    has_text = all(isinstance(char, str) and len(char) == 1 for char in itos)
+    if has_text and n == len(itos):
+        return {"tokenizer": "char", "chars": "".join(itos), "vocab_size": n}
+    if not itos and n == GPT2_META["vocab_size"]:
+        return GPT2_META
+    return {"tokenizer": "none", "vocab_size": n}
 
 
 def match(model_cfg, data, cfg, start, given):
@@ -195,10 +268,37 @@ def match(model_cfg, data, cfg, start, given):
     if start.model is None and "vocab_size" not in given:
         model_cfg = replace(model_cfg, vocab_size=data.padded_vocab_size)
     if start.model is not None and not data.same_tokenizer(start.meta):
+        if "none" in (start.meta["tokenizer"], data.meta["tokenizer"]):
+            raise UserError(f"{data.folder} has another vocabulary than the model to start from")
         name = "gpt2" if start.meta.get("tokenizer") == "gpt2" else "NAME, the model's dataset"
         raise UserError(f"{data.folder} has a different tokenizer than the model to start from: "
                         f"prepare the text with --tokenizer={name}")
     if model_cfg.vocab_size < data.vocab_size:
         raise UserError(f"vocab_size={model_cfg.vocab_size} is less than the {data.vocab_size} "
                         f"tokens in the vocabulary of {data.folder}: leave it out")
+    if "added" in start.meta:  # the new checkpoints keep them
+        data.meta |= {"added": start.meta["added"], "vocab_size": start.meta["vocab_size"]}
+    if start.config is not None and not (cfg.eval_only or cfg.dry_run):
+        compare_evaluations(start, data, cfg, T)
     return model_cfg
+
+
+def compare_evaluations(start, data, cfg, block_size):
+    """A resumed run that evaluates other sequences than before cannot compare their losses with its
+    lowest loss so far. It then begins anew: start.best_loss becomes infinite."""
+    try:
+        old = build(type(cfg), start.config)
+    except UserError:  # a setting that is invalid today is replaced by one that is given now
+        return
+    n = (len(data.val) - 1) // block_size  # an evaluation has at most that many sequences
+    before = min(n, old.eval_iters * old.batch_size)
+    now = min(n, cfg.eval_iters * cfg.batch_size)
+    same_text = old.dataset == cfg.dataset
+    if "val_sha256" in start.meta:
+        same_text = start.meta["val_sha256"] == data.meta.get("val_sha256")
+    if before == now and same_text:
+        return
+    changed = f"{now:,} sequences instead of {before:,}" if same_text else "another text"
+    say(f"evaluations now use {changed}, so best.pt will be the best model from step "
+        f"{start.step:,} on; an earlier one is kept as best-until-{start.step}.pt")
+    start.best_loss, start.best_step = math.inf, start.step

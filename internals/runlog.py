@@ -98,6 +98,8 @@ class RunLog:
                 self.tracker = start_tracker(cfg, settings)
             if cfg.init_from != "resume":
                 keep_previous(self.out_dir, self.say)
+            elif math.isinf(best_loss):  # evaluations use other sequences than before
+                checkpoint.keep_best(self.out_dir, self.first_step)
             checkpoint.remove_snapshots_after(self.out_dir, self.first_step)
             due = self.first_step % cfg.eval_interval == 0 or self.first_step == cfg.max_iters
             self.metrics = read_metrics(self.out_dir / "metrics.jsonl", self.first_step, due)
@@ -117,8 +119,9 @@ class RunLog:
         self.say(f"{cfg.max_iters:,} steps ({cfg.warmup_steps} of warmup) of {self.step_tokens:,} "
                  f"tokens: {epochs:.2f} epochs")
         if self.first_step:
-            self.say(f"resuming from step {self.first_step:,}; the best validation loss so far is "
-                     f"{best_loss:.4f}")
+            best = f"; the best validation loss so far is {best_loss:.4f}"
+            self.say(f"resuming from step {self.first_step:,}"
+                     f"{'' if math.isinf(best_loss) else best}")
         if self.first_step >= cfg.max_iters > 0 and not cfg.eval_only:
             self.say(f"nothing left to train: the run has reached max_iters={cfg.max_iters}; to "
                      "continue it, set a larger --max_iters")

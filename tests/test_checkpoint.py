@@ -103,7 +103,7 @@ def test_a_file_of_weights_alone_is_read(out):
     weights = read(out / "ckpt.pt")
     assert weights.config is None and weights.optimizer is None and weights.step == 0
     (out / "best.pt").unlink()
-    with pytest.raises(UserError, match=f"cannot be resumed: it has no optimizer .* --init_from={out}"):
+    with pytest.raises(UserError, match="cannot be resumed: it has no optimizer state"):
         resume(out)
 
 
@@ -189,7 +189,7 @@ MOMENT = ("optimizer", 0, "state", 3)
     (change("meta", "chars", to="abc"), "vocab_size must be 3"),
     (change("meta", to=lambda meta: meta | {"chars": meta["chars"] + "Ω", "vocab_size": 42}),
      "its tokenizer has 42 tokens, but its model has 41"),
-    (change("meta", "tokenizer", to="words"), "tokenizer must be char or gpt2"),
+    (change("meta", "tokenizer", to="words"), "tokenizer must be char, gpt2 or none"),
     (drop("meta"), "it has no meta, which says what its tokens mean"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_a_damaged_field_is_one_line(mistake, out, damage, message):

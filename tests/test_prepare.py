@@ -281,14 +281,34 @@ def test_good_meta_files_are_read(tmp_path):
     assert dataset.read_meta(tmp_path)["train_tokens"] == 3
 
 
-@pytest.mark.parametrize("itos", [
-    {}, [], "", 3, None, {0: "ab"}, {0: "a", 1: "a"}, {1: "a"}, {0: 3}, {0: b"a"}, {0: ["a"]},
-    {0: ""}, {"0": "a"}, [["a"]],
-])
-def test_a_pickle_of_another_content_is_refused(tmp_path, itos):
-    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": itos}))
+@pytest.mark.parametrize("content", [
+    {"itos": {}}, {"itos": []}, {"itos": ""}, {"itos": 3}, {"itos": None}, {"itos": {1: "a"}},
+    {"itos": {0: "a", 1: "a"}}, {"itos": {"0": "a"}}, {"vocab_size": 0}, {"vocab_size": 65537},
+    {"vocab_size": "many"}, {"stoi": {"a": 0}}, {},
+], ids=str)
+def test_a_pickle_of_another_content_is_refused(tmp_path, content):
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match=r"meta\.pkl is not what prepare\.py writes: ."):
         dataset.read_meta(tmp_path)
+
+
+@pytest.mark.parametrize("content, size", [
+    ({"vocab_size": 1500}, 1500), ({"vocab_size": 65536}, 65536), ({"itos": {0: "ab"}}, 1),
+    ({"itos": {0: 60, 1: 62}}, 2), ({"itos": {0: b"a"}}, 1), ({"itos": [(60, 1), (62, 1)]}, 2),
+    ({"itos": {0: ""}}, 1), ({"itos": ("a", "b"), "vocab_size": 64}, 64),
+    ({"itos": {1: "a"}, "vocab_size": 2}, 2), ({"itos": ["a"] * 50257, "vocab_size": 50300}, 50300),
+], ids=lambda value: f"{value!s:.40}")
+def test_a_vocabulary_of_another_program_has_no_text(tmp_path, content, size):
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(content))
+    meta = dataset.read_meta(tmp_path)
+    assert meta == {"tokenizer": "none", "vocab_size": size}
+    with pytest.raises(UserError, match=f"the vocabulary of {size:,} token ids has no text"):
+        tokenizer_from_meta(meta)
+
+
+def test_a_vocabulary_size_of_50257_alone_is_gpt2s(tmp_path):
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 50257}))
+    assert dataset.read_meta(tmp_path) == BPE
 
 
 @pytest.mark.parametrize("content", [
@@ -326,7 +346,8 @@ def test_damaged_meta_files_never_end_in_a_traceback(tmp_path):
             except UserError as error:
                 assert "\n" not in str(error)
             else:
-                assert tokenizer_from_meta(meta).n_vocab == meta["vocab_size"]
+                if meta["tokenizer"] != "none":
+                    assert tokenizer_from_meta(meta).n_vocab == meta["vocab_size"]
         (tmp_path / name).unlink()
 
 

@@ -319,7 +319,7 @@ def test_a_model_that_is_not_nanogpts_is_told(nano, mistake, tmp_path):
     whole = torch.load(path, weights_only=True)
     gate = {"transformer.h.0.gate": torch.zeros(3)}
     for weights, message in ({}, "n_layer=2, but it has weights of 0 layers"), (
-            whole["model"] | gate, "this model.py does not have the weights 'transformer.h.0.gate'"):
+            whole["model"] | gate, "does not have the weights 'transformer.h.0.gate'"):
         torch.save(whole | {"model": weights}, path)
         assert message in mistake(sample.main, f"--out_dir={tmp_path / 'out-nano'}")
 
