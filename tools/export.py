@@ -41,13 +41,13 @@ class ExportConfig:
 
 def tokenizer_json(vocab, merges, added, **parts):
     """The content of a tokenizer.json (the `tokenizers` library): byte-pair encoding with these
-    merges. added: tokens that are special. parts: other fields of the file."""
+    merges. added: {token: id} of special tokens. parts: other fields of the file."""
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
              "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
              "ignore_merges": False, "vocab": vocab, "merges": merges}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
              "special": True}
-    added = [{"id": vocab[token], "content": token} | flags for token in added]
+    added = [{"id": i, "content": token} | flags for token, i in added.items()]
     content = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
                "normalizer": None, "pre_tokenizer": None, "post_processor": None, "decoder": None,
                "model": model}
@@ -57,24 +57,29 @@ def tokenizer_json(vocab, merges, added, **parts):
 def char_files(tokenizer):
     """The files of a char tokenizer, which is BPE without merges: every character is a token."""
     vocab = {char: i for i, char in enumerate(tokenizer.chars)}
-    content = tokenizer_json(vocab, [], [], decoder={"type": "Fuse"})
+    content = tokenizer_json(vocab, [], {}, decoder={"type": "Fuse"})
     # an unknown character must raise an error instead of being dropped; it does, because <unk>
     # is not in the vocabulary either
     content["model"]["unk_token"] = "<unk>"
     return {"tokenizer.json": content}
 
 
-def gpt2_files():
+def gpt2_files(tokenizer):
     """The files of GPT-2's BPE: vocab.json and merges.txt as OpenAI published them, and both as one
-    tokenizer.json."""
+    tokenizer.json. The tokens of a fine-tuned model are in the latter, and in added_tokens.json."""
     merges_path, vocab_path = gpt2_tables()
     vocab, merges = (path.read_text(encoding="utf-8") for path in (vocab_path, merges_path))
     pairs = [line.split(" ") for line in merges.split("\n")[1:] if line]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
              "use_regex": True}
-    content = tokenizer_json(json.loads(vocab), pairs, [END_OF_TEXT], pre_tokenizer=level,
+    added = tokenizer.meta.get("added", {})
+    special = {END_OF_TEXT: tokenizer.end_of_text} | added
+    content = tokenizer_json(json.loads(vocab), pairs, special, pre_tokenizer=level,
                              decoder=level, post_processor=level | {"trim_offsets": False})
-    return {"vocab.json": vocab, "merges.txt": merges, "tokenizer.json": content}
+    files = {"vocab.json": vocab, "merges.txt": merges, "tokenizer.json": content}
+    if added:
+        files["added_tokens.json"] = added
+    return files
 
 
 def tokenizer_files(tokenizer, block_size):
@@ -86,7 +91,7 @@ def tokenizer_files(tokenizer, block_size):
     if not is_char:
         config |= {"add_prefix_space": False, "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT,
                    "unk_token": END_OF_TEXT}
-    return (char_files(tokenizer) if is_char else gpt2_files()) | {
+    return (char_files(tokenizer) if is_char else gpt2_files(tokenizer)) | {
         "tokenizer_config.json": config,
         "meta.json": tokenizer.meta | {"vocab_size": tokenizer.n_vocab}}
 
@@ -119,6 +124,11 @@ def export(out_dir, folder):
                         "new folder")
     checkpoint = first_undamaged(out_dir, "best.pt", "ckpt.pt")
     tokenizer = tokenizer_from_meta(checkpoint.meta)
+    for char in checkpoint.meta.get("chars", ""):
+        if "\ud800" <= char <= "\udfff":
+            raise UserError(f"{out_dir} cannot be exported: its vocabulary has {char!r}, half of a "
+                            "surrogate pair, which UTF-8 cannot contain: prepare the text again "
+                            "with --errors=replace")
     end = tokenizer.end_of_text
     files = tokenizer_files(tokenizer, checkpoint.model_args["block_size"]) | {
         "generation_config.json": SAMPLING | {"bos_token_id": end, "eos_token_id": end},
