@@ -19,7 +19,7 @@ import prepare
 import sample
 import train
 from internals.corpora import GPT2_TABLES
-from model import GPT
+from model import GPT, GPTConfig
 from prepare import CharTokenizer, GPT2Tokenizer
 
 SPECIAL = ["a<|endoftext|>b", "<|endoftext|>", " <|endoftext|> \n<|endoftext|>"]
@@ -153,7 +153,40 @@ def test_characters_are_kept_one_by_one(tmp_path, text):
         theirs("ш")
 
 
+def test_added_tokens_survive_fine_tuning_and_export(texts, tmp_path):
+    added = {"<|user|>": 50257, "<|assistant|>": 50258}
+    config = GPTConfig(vocab_size=50259, block_size=64, n_layer=1, n_head=1, n_embd=4, bias=True)
+    GPT(config).save_pretrained(tmp_path / "chat")
+    (tmp_path / "chat" / "added_tokens.json").write_text(json.dumps(added))
+    settings = {"init_from": tmp_path / "chat", "dataset": "bpe", "data_dir": texts,
+                "out_dir": tmp_path / "out", "max_iters": 1, "eval_iters": 1, "device": "cpu",
+                "batch_size": 1, "gradient_accumulation_steps": 1, "sample_tokens": 0}
+    train.main([f"--{key}={value}" for key, value in settings.items()])
+    export.main([str(tmp_path / "out"), str(tmp_path / "hf")])
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert len(theirs) == model.config.vocab_size == 50259
+    text = "<|user|>Who is it?<|assistant|>I<|endoftext|>"
+    for init_from in tmp_path / "out", tmp_path / "hf":
+        _, ours = sample.load_model(init_from)
+        assert ours.encode(text, special=True).tolist() == theirs(text).input_ids
+        assert ours.n_vocab == 50259 and theirs.decode(theirs(text).input_ids) == text
+
+
 # ---- what is refused
+
+
+def test_half_of_a_surrogate_pair_is_refused_in_one_line(mistake, tiny, tmp_path):
+    """nanoGPT's meta.pkl can have one."""
+    train.main(tiny(max_iters=1))
+    path = tmp_path / "out" / "best.pt"
+    content = torch.load(path)
+    chars = content["meta"]["chars"]
+    content["meta"]["chars"] = chars[:-1] + "\udce9"
+    torch.save(content, path)
+    line = mistake(export.main, tmp_path / "out", tmp_path / "hf")
+    assert "its vocabulary has '\\udce9', half of a surrogate pair" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("setting", sorted(MODERN.keys() - {"zero_init", "tied"}))

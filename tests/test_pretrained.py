@@ -77,6 +77,8 @@ def assert_same(ours, model):
     {"n_embd": 48, "n_head": 3, "n_positions": 100}, {"n_positions": 8},
     {"layer_norm_epsilon": 1e-2}, {"layer_norm_epsilon": 1e-12}, {"tie_word_embeddings": False},
     {"activation_function": "gelu"}, {"activation_function": "gelu_pytorch_tanh"},
+    {"activation_function": "gelu_fast"}, {"activation_function": "gelu_python"},
+    {"activation_function": "gelu_accurate"},
     {"vocab_size": 1000}, {"n_inner": 128}, {"reorder_and_upcast_attn": True},
 ], ids=str)
 def test_logits_gradients_and_text_equal_hugging_faces(tmp_path, changes):
@@ -123,6 +125,69 @@ def test_shards_of_pickles_are_read_too(tmp_path):
         index |= dict.fromkeys(dict(some), name)
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
     assert_same(GPT.from_pretrained(tmp_path), model)
+
+
+def test_a_head_that_differs_from_the_embedding_is_kept(tmp_path):
+    """Although config.json says that they are tied: transformers keeps both, too."""
+    model = theirs(tie_word_embeddings=False)
+    saved(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours = GPT.from_pretrained(tmp_path)
+    assert not ours.config.tied
+    assert_same(ours, model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kept", [["wte"], ["lm_head"], ["wte", "lm_head"]], ids=str)
+def test_tied_weights_can_have_either_name(tmp_path, kept, dtype):
+    """safetensors.torch.save_model stores one of them."""
+    saved(theirs(), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    embedding = weights.pop("transformer.wte.weight")
+    names = {"wte": "transformer.wte.weight", "lm_head": "lm_head.weight"}
+    weights |= {names[name]: embedding.clone() for name in kept}
+    save_file({name: w.to(dtype) for name, w in weights.items()}, tmp_path / "model.safetensors")
+    ours = GPT.from_pretrained(tmp_path)
+    assert ours.config.tied and ours.lm_head.weight is ours.transformer.wte.weight
+    assert torch.equal(ours.lm_head.weight, embedding.to(dtype).float())
+
+
+@pytest.mark.parametrize("heads", [
+    ["v_head.summary.weight", "v_head.summary.bias"], ["score.weight"], ["classifier.bias"],
+    ["transformer.v_head.summary.weight"], ["multiple_choice_head.summary.bias"]], ids=str)
+def test_other_heads_are_skipped_with_a_line(tmp_path, capsys, heads):
+    model = theirs()
+    saved(model, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {name: torch.ones(3) for name in heads}, tmp_path / "model.safetensors")
+    assert_same(GPT.from_pretrained(tmp_path), model)
+    printed = capsys.readouterr().err.splitlines()
+    line, = [line for line in printed if line.startswith("warning: ")]
+    assert line == (f"warning: {tmp_path} has weights that the language model does not need, and "
+                    f"that are skipped: {', '.join(sorted(heads))}")
+
+
+def test_a_folder_without_model_type_is_known_by_its_architecture(mistake, tmp_path):
+    model = theirs()
+    saved(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["model_type"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_same(GPT.from_pretrained(tmp_path), model)
+    for architectures in ["LlamaForCausalLM"], [], None, "GPT2LMHeadModel":
+        config["architectures"] = architectures
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert "has no model_type" in mistake(sample.main, f"--init_from={tmp_path}")
+
+
+def test_messages_name_the_weights_as_the_file_does(mistake, tmp_path):
+    saved(theirs(), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("transformer."): w for name, w in weights.items()}
+    save_file(bare | {"h.0.ln_1.bias": torch.zeros(3)}, tmp_path / "model.safetensors")
+    line = mistake(sample.main, f"--init_from={tmp_path}")
+    assert f"cannot be loaded: h.0.ln_1.bias in {tmp_path}" in line
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -344,6 +409,64 @@ def test_a_vocabulary_that_is_not_gpt2s_is_not_taken_for_it(mistake, tmp_path, n
     else:
         line = mistake(sample.main, f"--init_from={tmp_path}")
         assert files.get("vocab.json") == [] or f"{n} tokens that is not GPT-2's" in line
+
+
+ADDED = {"<|user|>": 50257, "<|assistant|>": 50258}
+
+
+def entries(tokens, **flags):
+    return [{"id": i, "content": token, "special": True} | flags for token, i in tokens.items()]
+
+
+def decoder(tokens, **flags):
+    listed = entries({"<|endoftext|>": 50256} | tokens, **flags)
+    return {"added_tokens_decoder": {str(entry.pop("id")): entry for entry in listed}}
+
+
+@pytest.fixture
+def with_tokens(tmp_path):
+    """A function: the folder of a tiny model with GPT-2's vocabulary size and more, and files."""
+    def write(n=50259, **files):
+        model = theirs(vocab_size=n, n_embd=2, n_layer=1, n_head=1)
+        saved(model, tmp_path / "hf")
+        for name, content in files.items():
+            (tmp_path / "hf" / f"{name}.json").write_text(json.dumps(content))
+        return tmp_path / "hf"
+
+    return write
+
+
+@pytest.mark.parametrize("files", [
+    {"added_tokens": ADDED}, {"tokenizer_config": decoder(ADDED)}, {
+        "added_tokens": ADDED, "tokenizer_config": decoder(ADDED)},
+    {"tokenizer": {"model": {"vocab": {"\u0120the": 262}}, "added_tokens": entries(ADDED)}},
+], ids=lambda files: " and ".join(files))
+def test_the_added_tokens_of_a_fine_tuned_model_are_read(with_tokens, files):
+    _, tokenizer = sample.load_model(with_tokens(**files))
+    assert tokenizer.n_vocab == 50259
+    text = "<|user|>Hi<|assistant|><|endoftext|>"
+    ids = tokenizer.encode(text, special=True).tolist()
+    assert ids == [50257, 17250, 50258, 50256] and tokenizer.decode(ids) == text
+    assert len(tokenizer.encode("<|user|>")) > 1  # in a document it is text
+
+
+@pytest.mark.parametrize("n, files, message", [
+    (50259, {"added_tokens": {"<|user|>": 50258}}, "added tokens must have the ids 50257, 50258"),
+    (50259, {"added_tokens": {"<|user|>": 7}}, "not {'<|user|>': 7}"),
+    (50259, {"added_tokens": {"<|a": 50257, "<|a|>": 50258}}, "'<|a' is empty or begins another"),
+    (50259, {"added_tokens": {"": 50257}}, "'' is empty"),
+    (50259, {"tokenizer_config": decoder(ADDED, lstrip=True)}, "'<|user|>' has lstrip"),
+    (50259, {"tokenizer_config": {"added_tokens_decoder": [3]}}, "the added tokens of the"),
+    (50259, {"added_tokens": {"<|user|>": "x"}}, "the added tokens of the tokenizer"),
+])
+def test_added_tokens_that_cannot_be_right_are_named(with_tokens, mistake, n, files, message):
+    assert message in mistake(sample.main, f"--init_from={with_tokens(n, **files)}")
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_left_out(with_tokens):
+    """A [PAD] that was added to the tokenizer alone."""
+    folder = with_tokens(50257, added_tokens={"[PAD]": 50257})
+    assert checkpoint.read_model(folder).meta == {"tokenizer": "gpt2", "vocab_size": 50257}
 
 
 # ---- to transformers

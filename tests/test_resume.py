@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import MODERN, equal, finished, logged, losses, same_run, script, state, wait_for
 
+import prepare
 import train
 from configurator import UserError
 from internals import checkpoint
@@ -77,6 +78,108 @@ def test_a_run_that_is_resumed_after_its_best_step_remembers_both(tiny, tmp_path
     assert equal(state(tmp_path / "out", "best.pt").model, best.model)
     assert f"step 12; the best validation loss so far is {best.best_loss:.4f}" in (
         capsys.readouterr().out)
+
+
+# ---- the settings of a resumed run
+
+
+def lines_before(capsys):
+    """What a run has printed before its summary."""
+    printed = capsys.readouterr().out.splitlines()
+    return printed[:next(i for i, line in enumerate(printed) if line.startswith("1 x cpu"))]
+
+
+@pytest.mark.parametrize("first, then, line", [
+    ({"min_lr": 0.0, "lr_decay_iters": 12}, {"max_iters": 20},
+     "the learning rate is 0 from step 12 on: set --lr_decay_iters=20"),
+    ({"cooldown": 0.5, "min_lr": 0.0, "lr_decay_iters": 6}, {"max_iters": 20},
+     "the learning rate is 0 from step 12 on: set --lr_decay_iters=20"),
+    ({"min_lr": 0.0}, {"max_iters": 20}, None), ({"lr_decay_iters": 12}, {"max_iters": 20}, None),
+    ({"min_lr": 0.0, "lr_decay_iters": 12}, {"max_iters": 20, "lr_decay_iters": 20}, None),
+    ({"min_lr": 0.0, "lr_decay_iters": 12}, {"max_iters": 20, "decay_lr": False}, None),
+    ({"min_lr": 0.0, "lr_decay_iters": 12}, {"max_iters": 12}, None),
+])
+def test_steps_with_a_learning_rate_of_0_are_told_before_the_run(
+        tiny, tmp_path, capsys, first, then, line):
+    main(tiny(**first))
+    capsys.readouterr()
+    argv = [f"--{name}={value}" for name, value in then.items()]
+    metrics = main([f"--out_dir={tmp_path / 'out'}", "--init_from=resume", *argv])
+    told = [text for text in lines_before(capsys) if "the learning rate is 0" in text]
+    assert told == ([line] if line else [])
+    assert any(m.get("lr") == 0 for m in metrics) == bool(line)
+
+
+def test_a_new_run_that_will_have_a_learning_rate_of_0_is_told_too(tiny, capsys):
+    main(tiny(max_iters=14, lr_decay_iters=5, cooldown=0.7, min_lr=0.0))
+    line = "the learning rate is 0 from step 5 on: set --lr_decay_iters=14"
+    assert lines_before(capsys) == [line]
+
+
+@pytest.mark.parametrize("settings, steps", [
+    ({"max_iters": 20, "lr_decay_iters": 20, "warmup_iters": 100}, 2),
+    ({"max_iters": 20, "lr_decay_iters": 10, "warmup_iters": 10}, 1),
+    ({"max_iters": 10, "lr_decay_iters": 20, "warmup_iters": 15}, 1),
+    ({"max_iters": 20, "lr_decay_iters": 20, "warmup_iters": 19}, None),
+    ({"max_iters": 20, "lr_decay_iters": 20, "warmup_iters": 100, "decay_lr": False}, None),
+])
+def test_a_warmup_that_does_not_fit_is_shortened_with_a_line(tiny, capsys, settings, steps):
+    metrics = main(tiny(**settings))
+    warmup = settings["warmup_iters"]
+    line = f"warmup_iters={warmup} is too long for this run: it is shortened to {steps}"
+    assert lines_before(capsys) == ([line] if steps else [])
+    if steps:
+        rates = [m["lr"] for m in metrics if "lr" in m]
+        assert max(rates) == rates[steps] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("given, message", [
+    ({"n_embd": 128}, "n_embd=128, but the model to start from has 16: leave it out"),
+    ({"n_head": 5}, "n_head=5, but the model to start from has 2: leave it out"),
+    ({"size": "gpt2"}, "(from size=gpt2), but the model to start from has"),
+    ({"recipe": "modern"}, "optimizer=muon (from recipe=modern), but the checkpoint to resume has"),
+    ({"min_lr": 0.5}, "min_lr=0.5 is above learning_rate=0.01"),
+    ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
+    ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
+])
+def test_settings_given_on_a_resume_are_checked_together_with_those_of_the_run(
+        tiny, tmp_path, mistake, given, message):
+    main(tiny(max_iters=4))
+    argv = [f"--{name}={value}" for name, value in given.items()]
+    assert message in mistake(main, f"--out_dir={tmp_path / 'out'}", "--init_from=resume", *argv)
+    higher = "--min_lr=0.005"  # above the default learning_rate, below that of the run
+    assert main([f"--out_dir={tmp_path / 'out'}", "--init_from=resume", higher, "--max_iters=5"])
+
+
+@pytest.mark.parametrize("given, line", [
+    ({"eval_iters": 3}, "evaluations now use 12 sequences instead of 8"),
+    ({"batch_size": 1}, "evaluations now use 2 sequences instead of 8"),
+    ({"dataset": "second"}, "evaluations now use another text"),
+    ({"eval_iters": 4, "batch_size": 2}, None), ({"weight_decay": 0.2}, None),
+    ({"dataset": "copy"}, None), ({"eval_iters": 3, "eval_only": True}, None),
+])
+def test_losses_of_other_sequences_are_not_compared(tiny, data_dir, tmp_path, capsys, given, line):
+    """The best model so far is kept in a file of its own."""
+    text = (data_dir / "tiny.txt").read_text()
+    for name, content in ("copy", text), ("second", text[-3000:] + text[:1000]):
+        (tmp_path / f"{name}.txt").write_text(content)
+        prepare.main([str(tmp_path / f"{name}.txt"), f"--data_dir={data_dir}", "--tokenizer=tiny"])
+    main(tiny())
+    out = tmp_path / "out"
+    best, content = state(out, "best.pt"), (out / "best.pt").read_bytes()
+    capsys.readouterr()
+    settings = {"max_iters": 13, "learning_rate": 5.0, "decay_lr": False} | given
+    main([f"--out_dir={out}", "--init_from=resume"] + [
+        f"--{name}={value}" for name, value in settings.items()])
+    printed = capsys.readouterr().out
+    kept = out / "best-until-12.pt"
+    if line:
+        assert f"{line}, so best.pt will be the best model from step 12 on" in printed
+        assert kept.read_bytes() == content and "is inf" not in printed
+        assert state(out).best_loss != best.best_loss and state(out).best_step >= 12
+    else:
+        assert "evaluations now use" not in printed and not kept.exists()
+        assert state(out).best_loss == best.best_loss
 
 
 # ---- the order of the data

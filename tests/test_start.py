@@ -3,12 +3,13 @@
 import json
 import pickle
 import shutil
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import GPT2_TINY, NANO_TINY, TINY_RUN, equal
+from helpers import GPT2_TINY, NANO_TINY, ROOT, TINY_RUN, equal
 
 import sample
 import train
@@ -239,8 +240,9 @@ def test_nanogpts_bins_open_with_their_meta_file(nano, tmp_path, data_dir):
     assert np.array_equal(theirs.train, ours.train) and np.array_equal(theirs.val, ours.val)
 
 
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
-@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("prefix, mask", [
+    ("", True), ("_orig_mod.", False), ("module.", False), ("module._orig_mod.", True),
+    ("_orig_mod.module.", False)])
 def test_nanogpts_checkpoint_is_sampled(nano, tmp_path, capsys, prefix, mask):
     model = nano(prefix, mask)
     sample.main([f"--out_dir={tmp_path / 'out-nano'}", "--start=Line 7", "--num_samples=1",
@@ -274,6 +276,135 @@ def test_nanogpts_run_goes_on_with_its_optimizer(nano, tmp_path, capsys, prefix)
     optimizer.step()
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(after["model"][name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.fixture
+def changed(nano, tmp_path):
+    """A function: nanoGPT's ckpt.pt, changed by a function of its dict. Returns (model, folder)."""
+    def write(change=None, **config):
+        model, path = nano(**config), tmp_path / "out-nano" / "ckpt.pt"
+        content = torch.load(path, weights_only=True)
+        if change:
+            change(content)
+        torch.save(content, path)
+        return model, path.parent
+
+    return write
+
+
+def sorted_by_name(content):
+    """nanoGPT before 2023-05-06 gave the optimizer its parameters in this order."""
+    weights = {name: w for name, w in content["model"].items() if name != "lm_head.weight"}
+    names = sorted(weights, key=lambda name: (weights[name].dim() < 2, name))
+    order = [list(weights).index(name) for name in names]
+    state = content["optimizer"]["state"]
+    # in these tests, the parameters of the model are in the order of the optimizer already, except
+    # that those of one dimension follow
+    matrices_first = sorted(range(len(weights)), key=lambda i: list(weights.values())[i].dim() < 2)
+    position = {parameter: i for i, parameter in enumerate(matrices_first)}
+    content["optimizer"]["state"] = {i: state[position[k]] for i, k in enumerate(order)}
+
+
+def in_each_state(**moments):
+    """A function: gives each parameter these moments; None removes one."""
+    def change(content):
+        for state in content["optimizer"]["state"].values():
+            shape = state["exp_avg"].shape
+            for name, value in moments.items():
+                state.pop(name, None)
+                if value is not None:
+                    state[name] = torch.full(shape, value)
+
+    return change
+
+
+def frozen(content):
+    for i in 0, 1:
+        del content["optimizer"]["state"][i]
+
+
+@pytest.mark.parametrize("change", [
+    sorted_by_name, frozen, in_each_state(exp_avg_sq=None, hessian=1.0), in_each_state(
+        exp_avg_sq=None, step=None), in_each_state(max_exp_avg_sq=1.0),
+    lambda content: content.update(optimizer=None), lambda content: content.pop("iter_num"),
+    lambda content: content.pop("config"),
+], ids=["before May 2023", "frozen", "Sophia", "Lion", "AMSGrad", "none", "no step", "no config"])
+def test_another_optimizer_is_sampled_and_started_from_but_not_resumed(
+        changed, start, mistake, tmp_path, change):
+    model, out = changed(change)
+    assert equal(dict(sample.load_model("resume", out)[0].state_dict()), dict(model.state_dict()))
+    line = mistake(train.main, "--init_from=resume", f"--out_dir={out}", "--device=cpu",
+                   f"--data_dir={tmp_path / 'nano-data'}")
+    assert f"{out / 'ckpt.pt'} cannot be resumed: " in line and "damaged" not in line
+    option = line.split("to start a new run from its weights, set --init_from=")[1]
+    metrics = start(option, data_dir=tmp_path / "nano-data", max_iters=1)
+    assert metrics[0]["val_loss"] < 3.7
+
+
+@pytest.mark.parametrize("change", [
+    lambda content: content.update(iter_num=10.0),
+    lambda content: content.update(iter_num=torch.tensor(10)),
+    lambda content: content.update(iter_num=np.int64(10), best_val_loss=np.float64(1.5)),
+    lambda content: content.update(best_val_loss=float("nan")),
+    lambda content: content["config"].update(learning_rate=np.float64(1e-3), betas=[0.9, 0.99],
+                                             notes={"gpu": "A100"}, schedule=None),
+], ids=["float", "tensor", "NumPy", "NaN", "config"])
+def test_numbers_of_other_types_are_resumed(changed, tmp_path, change):
+    _, out = changed(change)
+    metrics = train.main(["--init_from=resume", f"--out_dir={out}", "--max_iters=11",
+                          f"--data_dir={tmp_path / 'nano-data'}", "--device=cpu"])
+    assert [m["step"] for m in metrics] == [10, 11, 11]
+    assert read(out / "ckpt.pt").best_loss < 3.7
+
+
+def test_an_object_of_numpy_is_not_opened(changed, mistake):
+    _, out = changed(lambda content: content.update(best_val_loss=np.zeros(3)))
+    assert "is not a checkpoint of tensors and plain values" in mistake(
+        sample.main, f"--out_dir={out}")
+
+
+def test_nanogpt_before_2023_had_biases_and_gpt2s_gelu(changed, tmp_path):
+    """Its model_args have no `bias`; the exact GELU came on 2023-05-17."""
+    def without_bias(content):
+        del content["model_args"]["bias"]
+        for name, w in list(content["model"].items()):
+            is_linear = w.dim() == 2 and ".h." in name
+            if is_linear or "ln_" in name:
+                content["model"][name.removesuffix("weight") + "bias"] = torch.ones(len(w))
+
+    _, out = changed(without_bias)
+    model, _ = sample.load_model("resume", out)
+    assert model.config.bias and model.config.act == "gelu_tanh"
+    assert model.transformer.h[0].mlp.c_fc.bias.sum() == 64
+    changed(sorted_by_name)
+    assert sample.load_model("resume", out)[0].config.act == "gelu_tanh"
+    changed()
+    assert sample.load_model("resume", out)[0].config.act == "gelu"
+
+
+@pytest.mark.parametrize("config, given, lines", [
+    ({"warmup_iters": 2000, "lr_decay_iters": 20}, {},
+     ["warmup_iters=2000 is too long for this run: it is shortened to 1"]),
+    ({"warmup_iters": 2000, "lr_decay_iters": 20}, {"warmup_iters": 0},
+     ["warmup_iters changes from 2000 to 0"]),
+    ({"min_lr": 0.5}, {}, [
+        "min_lr=0.5 of the checkpoint is above learning_rate=0.001, and is lowered to it"]),
+    ({"min_lr": 0.5}, {"min_lr": 1e-4}, ["min_lr changes from 0.5 to 0.0001"]),
+    ({"min_lr": 0.5, "decay_lr": False}, {}, []),
+    ({"learning_rate": 0.0}, {"learning_rate": 1e-3}, ["learning_rate changes from 0.0 to 0.001"]),
+    ({"log_interval": 0}, {"log_interval": 1}, ["log_interval changes from 0 to 1"]),
+], ids=str)
+def test_nanogpts_settings_are_checked_together_with_those_given_now(
+        changed, tmp_path, capsys, config, given, lines):
+    _, out = changed(**config)
+    settings = {"max_iters": 11, "data_dir": tmp_path / "nano-data", "device": "cpu"} | given
+    metrics = train.main(["--init_from=resume", f"--out_dir={out}"] + [
+        f"--{name}={value}" for name, value in settings.items()])
+    assert [m["step"] for m in metrics] == [10, 11, 11]
+    printed = capsys.readouterr().out.splitlines()
+    before = printed[:next(i for i, line in enumerate(printed) if line.startswith("1 x cpu"))]
+    expected = ("max_iters", "data_dir", "device")
+    assert [line for line in before if not line.startswith(expected)] == lines
 
 
 def test_nanogpts_best_loss_counts_as_that_of_its_last_step(nano, tmp_path):
@@ -311,6 +442,109 @@ def test_what_the_characters_are_must_be_known(nano, mistake, tmp_path):
     (tmp_path / "out-nano" / "meta.pkl").unlink()
     line = mistake(sample.main, f"--out_dir={tmp_path / 'out-nano'}")
     assert "of its 41 tokens is not known: copy the meta.pkl of its dataset into" in line
+
+
+def test_the_vocabulary_is_found_in_data_dir(nano, start, mistake, tmp_path):
+    nano()
+    out, data = tmp_path / "out-nano", tmp_path / "nano-data"
+    (out / "meta.pkl").unlink()
+    assert "is not known" in mistake(train.main, "--init_from=resume", f"--out_dir={out}")
+    resumed = ["--init_from=resume", f"--out_dir={out}", f"--data_dir={data}", "--max_iters=11"]
+    assert train.main([*resumed, "--device=cpu"])[-1]["step"] == 11
+    nano()
+    (out / "meta.pkl").unlink()
+    assert start(out, data_dir=data, max_iters=1)[0]["val_loss"] < 3.7
+
+
+# ---- vocabularies without text
+
+
+@pytest.fixture
+def bins(tmp_path):
+    """A function: a dataset of these numbers, and of a meta.pkl. Returns its folder."""
+    def write(name, numbers, dtype=np.uint16, meta=None):
+        folder = tmp_path / "bins" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for split in ("train", "val"):
+            np.asarray(numbers, dtype=dtype).tofile(folder / f"{split}.bin")
+        if meta is not None:
+            (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+        return folder
+
+    return write
+
+
+def numbers_below(n, count=4000):
+    return np.random.default_rng(0).integers(n, size=count)
+
+
+@pytest.mark.parametrize("meta", [{"vocab_size": 1500}, None], ids=["meta.pkl", "none"])
+def test_a_vocabulary_without_text_is_trained_on_and_never_shown_as_gpt2s(
+        bins, tiny, tmp_path, capsys, mistake, meta):
+    sys.path.insert(0, str(ROOT / "tools"))
+    import export
+
+    folder = bins("midi", numbers_below(1500), meta=meta)
+    given = {} if meta else {"vocab_size": 1500}
+    settings = {"dataset": "midi", "data_dir": folder.parent, "sample_tokens": 9}
+    train.main(tiny(**settings, **given))
+    printed = capsys.readouterr()
+    assert "vocabulary of 1,500 (ids without text)" in printed.out
+    assert "training shows no samples: the vocabulary of 1,500 token ids has no" in printed.err
+    out = tmp_path / "out"
+    assert checkpoint(out)["model_args"]["vocab_size"] == 1500
+    assert checkpoint(out)["meta"]["tokenizer"] == "none"
+    message = "the vocabulary of 1,500 token ids has no text"
+    assert message in mistake(sample.main, f"--out_dir={out}")
+    assert message in mistake(export.main, out, tmp_path / "hf") and not (tmp_path / "hf").exists()
+    resumed = train.main([f"--out_dir={out}", "--init_from=resume", "--max_iters=14"])
+    assert resumed[-1]["step"] == 14
+    tuned = tiny(**settings, init_from=out, out_dir=tmp_path / "tuned", max_iters=1)
+    assert train.main(tuned)[0]["val_loss"] == pytest.approx(resumed[-1]["val_loss"], abs=1e-5)
+    bins("other", numbers_below(900), meta={"vocab_size": 900})
+    line = mistake(train.main, *tiny(**settings | {"dataset": "other"}, init_from=out))
+    assert "has another vocabulary than the model to start from" in line
+
+
+def test_bins_without_a_meta_file_say_that_they_are_read_as_gpt2s(bins, tiny, capsys):
+    folder = bins("unknown", numbers_below(50257))
+    train.main(tiny(dataset="unknown", data_dir=folder.parent, max_iters=0))
+    assert "vocabulary of 50,257 (no meta.json: read as GPT-2's tokens)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("n, dtype, kind", [
+    (100, np.uint32, "uint32 or int64 numbers"), (50257, np.uint32, "uint32 or int64 numbers"),
+    (1500, np.int64, "uint32 or int64 numbers"), (65, np.uint8, "uint8 numbers or text"),
+    (4, np.uint8, "uint8 numbers or text"), (195, np.uint8, "uint8 numbers or text"),
+])
+@pytest.mark.parametrize("vocab_size", [None, 60000])
+def test_bins_of_other_numbers_are_refused(bins, tiny, mistake, n, dtype, kind, vocab_size):
+    folder = bins("wide", numbers_below(n), dtype)
+    given = {} if vocab_size is None else {"vocab_size": vocab_size}
+    line = mistake(train.main, *tiny(dataset="wide", data_dir=folder.parent, **given))
+    assert f"train.bin seems to hold {kind}, but token ids must be uint16" in line
+
+
+def test_a_bin_of_llm_c_is_refused(bins, tiny, mistake):
+    header = np.array([20240520, 1, 4000] + [0] * 253, dtype=np.int32).tobytes()
+    folder = bins("llmc", numbers_below(50257))
+    (folder / "train.bin").write_bytes(header + (folder / "train.bin").read_bytes())
+    line = mistake(train.main, *tiny(dataset="llmc", data_dir=folder.parent))
+    assert "seems to hold a header of llm.c, but token ids must be uint16, without a header" in line
+
+
+@pytest.mark.parametrize("n, meta", [
+    (50257, None), (65536, {"vocab_size": 65536}), (2, {"itos": {0: "a", 1: "b"}}),
+    (300, {"vocab_size": 300}), (4, {"itos": list("ACGT")}), (51999, {"vocab_size": 52000}),
+])
+def test_bins_of_uint16_are_never_taken_for_others(bins, n, meta):
+    folder = bins("right", numbers_below(n, 40_000), meta=meta)
+    assert len(dataset.load(folder).train) == 40_000
+    short = bins("short", [0, 1, 1, 0, 1, 0], meta={"vocab_size": 2})
+    assert dataset.load(short).train.tolist() == [0, 1, 1, 0, 1, 0]
+
+
+# ---- what does not fit
 
 
 def test_a_model_that_is_not_nanogpts_is_told(nano, mistake, tmp_path):
