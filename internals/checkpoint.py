@@ -37,6 +37,7 @@ import pickle
 import re
 import shutil
 import sys
+import warnings
 import zipfile
 from collections import Counter
 from contextlib import suppress
@@ -63,7 +64,8 @@ OF_ONE_MACHINE = ("device", "dtype", "compile", "backend")
 SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 MAX_BLOCK_SIZE = 2**20  # with RoPE, the shape of no weight depends on block_size
 MAX_COUNT = 2**53  # of steps and sequences
-PREFIXES = re.compile(r"\b(module|_orig_mod)\.")  # added to names by DDP and torch.compile
+# added to the names of weights by DDP and torch.compile; the latter also to those of submodules
+PREFIXES = re.compile(r"^((module|_orig_mod)\.)+|\b_orig_mod\.")
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # no OWNER/ before them
 
@@ -178,7 +180,8 @@ def load(path):
     try:
         if zipfile.is_zipfile(path):  # files from before PyTorch 1.6 have no checksums
             check_zip(path)
-        with torch.serialization.safe_globals([*NUMPY_NUMBERS, StoredDtype]):
+        with (torch.serialization.safe_globals([*NUMPY_NUMBERS, StoredDtype]),
+              warnings.catch_warnings(action="ignore")):  # about the protocol of other pickles
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path} is not a checkpoint of tensors and plain values; anything else "
@@ -275,10 +278,9 @@ def checked_weights(weights, settings, from_nanogpt):
     for name, weight in weights.items():
         if not isinstance(name, str):
             raise ValueError(f"a weight has the name {shown(name)}, which is not text")
-        if from_nanogpt:
-            name = PREFIXES.sub("", name)
-            if name.endswith(".attn.bias"):
-                continue  # the causal mask of nanoGPT, which is not a parameter
+        name = PREFIXES.sub("", name)
+        if from_nanogpt and name.endswith(".attn.bias"):
+            continue  # the causal mask of nanoGPT, which is not a parameter
         if name in named:
             raise ValueError(f"it has the weight {shown(name)} twice")
         named[name] = checked_tensor(weight, name)
@@ -442,14 +444,17 @@ def checked_optimizer(states, parameters, kind, step):
 def expected_states(parameters, kind):
     """What the state dicts of AdamW and Muon in internals/optimizers.py contain:
     [{index: {name: shape}}, ...]."""
-    in_blocks, others = [], []
+    in_blocks, embedding, matrices, vectors = [], [], [], []
     for name, shape in parameters.items():
         if kind == "muon" and ".h." in name and len(shape) == 2:
             in_blocks.append(shape)
+        elif name == "transformer.wte.weight":
+            embedding.append(shape)
+        elif len(shape) >= 2:
+            matrices.append(shape)
         else:
-            others.append(shape)
-    others.sort(key=lambda shape: len(shape) < 2)  # parameters with weight decay come first
-    expected = [adamw_states(others)]
+            vectors.append(shape)
+    expected = [adamw_states(embedding + matrices + vectors)]
     if kind == "muon":  # matrices of one shape share a momentum, stored at the index of the first
         muon, index = {}, 0
         for shape, number in Counter(in_blocks).items():

@@ -19,7 +19,8 @@ from internals.files import DATA, check_sha, relative
 MAX_VOCAB = 65_535  # ids are uint16, which overflows silently: 70000 would become 4464
 MAX_IDS = 65_536  # of a vocabulary without text: all that uint16 can hold
 GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257}  # the default for bins without a meta.json
-LLM_C = (20240520).to_bytes(4, "little")  # the first bytes of a bin of llm.c
+# the first bytes of bins of other programs
+HEADERS = {(20240520).to_bytes(4, "little"): "llm.c", b"\x93NUM": "NumPy's .npy format"}
 SAMPLED = 2**20  # ids of a bin that are looked at to recognize other formats
 META_LIMIT = 2**24  # bytes; the largest valid meta.json, with 65,535 characters, is below 1 MB
 CHECKSUM_LIMIT = 2**30  # bytes; for larger bins, only the size is compared with meta.json
@@ -114,34 +115,35 @@ def open_bin(path, meta, again):
                         f"{tokens:,}: prepare both again with {again}")
     ids = np.memmap(path, dtype="<u2", mode="r")
     sha = meta.get(f"{path.stem}_sha256")
-    if sha is None:  # another program wrote it
-        kind = other_numbers(ids[:SAMPLED], meta["vocab_size"])
-        if kind:
-            raise UserError(f"{path} seems to hold {kind}, but token ids must be uint16, without a "
-                            "header: convert it, as in np.array(ids, dtype=np.uint16).tofile(path)")
-        largest = int(ids.max())
-        if largest >= meta["vocab_size"]:
-            raise UserError(f"{path} has the token id {largest}, but the vocabulary ends at "
-                            f"{meta['vocab_size'] - 1}: the bin was made with another tokenizer, "
-                            "or its ids are not uint16")
+    if sha is None:
+        check_foreign(ids, path, meta["vocab_size"])
     elif size <= CHECKSUM_LIMIT:  # if the checksum is right, prepare.py wrote only valid ids
         check_sha(path, sha, str(path))
     return ids
 
 
-def other_numbers(ids, vocab_size):
-    """What the first ids of a bin seem to be if they are not uint16; None if they are."""
-    if ids[:2].tobytes() == LLM_C:
-        return "a header of llm.c"
-    if len(ids) >= 8 and ids.any() and not ids[1::2].any():
-        return "uint32 or int64 numbers"  # every second uint16 is 0
+def check_foreign(ids, path, vocab_size):
+    """Raises UserError if the bin of another program does not hold uint16 ids of the vocabulary."""
+    kind, first = None, ids[:SAMPLED]
+    for header, name in HEADERS.items():
+        if first[:2].tobytes() == header:
+            kind = f"a header of {name}"
+    if len(first) >= 8 and first.any() and not first[1::2].any():  # every second uint16 is 0
+        kind = "uint32 or int64 numbers"
+    largest = int(ids.max())
+    if largest >= vocab_size and kind is None:
+        raise UserError(f"{path} has the token id {largest}, but the vocabulary ends at "
+                        f"{vocab_size - 1}: the bin was made with another tokenizer, or its ids "
+                        "are not uint16")
     # Bytes that are read in pairs have the same values in both halves. The halves of ids below
     # 52,000 share at most 80% of their values, because the upper half ends at 203.
-    lower, upper = set(np.unique(ids % 256).tolist()), set(np.unique(ids // 256).tolist())
+    lower, upper = set(np.unique(first % 256).tolist()), set(np.unique(first // 256).tolist())
     shared = len(lower & upper) / len(lower | upper)
-    if vocab_size < 52_000 and len(lower) > 2 and shared > 0.8:
-        return "uint8 numbers or text"
-    return None
+    if vocab_size < 52_000 and len(lower) > 2 and shared > 0.8 and kind is None:
+        kind = "uint8 numbers, text, or other numbers"
+    if kind:
+        raise UserError(f"{path} seems to hold {kind}, but token ids must be uint16, without a "
+                        "header: convert it, as in np.array(ids, dtype=np.uint16).tofile(path)")
 
 
 def read_meta(folder):

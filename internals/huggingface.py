@@ -34,6 +34,7 @@ MASKS = (".attn.bias", ".attn.masked_bias")  # old files contain the causal mask
 OTHER_HEADS = ("v_head", "value_head", "score", "classifier", "multiple_choice_head", "qa_outputs")
 ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions",
            "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
+FLAGS = ("lstrip", "rstrip", "single_word")  # of added tokens
 MAX_SIZE = 2**31  # of one dimension; whole shapes are compared with the weights in the file
 GPT2_VOCAB = (50257, 50304)  # the vocabulary size of GPT-2, and the same padded to a multiple of 64
 
@@ -85,20 +86,23 @@ def added_tokens(folder, vocab_size):
         contents.append(read_json(path) if path.exists() else {})
     added, tokenizer, config = contents
     try:
-        entries = [*tokenizer.get("added_tokens", []), *(
-            entry | {"id": int(i)} for i, entry in config.get("added_tokens_decoder", {}).items())]
-        for entry in entries:
-            added[entry["content"]] = entry["id"]
-            for flag in ("lstrip", "rstrip", "single_word"):
-                if entry.get(flag) and entry["id"] >= GPT2_VOCAB[0]:
-                    raise ValueError(f"the added token {shown(entry['content'])} has {flag}, which "
-                                     "is not supported")
+        entries = list(tokenizer.get("added_tokens", []))
+        for i, entry in config.get("added_tokens_decoder", {}).items():
+            entries.append(entry | {"id": int(i)})
+        added |= {entry["content"]: entry["id"] for entry in entries}
         added.pop("<|endoftext|>", None)
-        beyond = {token: i for token, i in added.items() if i < vocab_size}
-        return dict(sorted(beyond.items(), key=lambda item: item[1]))
-    except (AttributeError, KeyError, TypeError) as error:
+        added = {token: i for token, i in added.items() if i < vocab_size}
+        for entry in entries:
+            if entry["content"] in added and any(map(entry.get, FLAGS)):
+                unsupported = entry["content"]
+                break
+        else:
+            return dict(sorted(added.items(), key=lambda item: item[1]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the added tokens of the tokenizer in {folder} are damaged "
                          f"({type(error).__name__})") from None
+    raise ValueError(f"the added token {shown(unsupported)} has one of {', '.join(FLAGS)}, which "
+                     "are not supported")
 
 
 def read_json(path):

@@ -411,6 +411,38 @@ def test_a_setting_of_the_wrong_type_in_a_checkpoint_is_one_line(out, mistake):
         assert getattr(resume(out, **{name: given})[0], name) == given  # what is given now counts
 
 
+class WithGate(GPT):
+    """A model.py that a learner has changed."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.gate = torch.nn.Parameter(torch.ones(3))
+        self.table = torch.nn.Parameter(torch.ones(3, 3))
+
+    def forward(self, idx, targets=None, cache=None):
+        logits, loss = super().forward(idx, targets, cache)
+        if loss is not None:
+            loss = loss * self.gate.mean() * self.table.mean()
+        return logits, loss
+
+
+def test_a_model_py_that_was_changed_reads_its_own_checkpoints(out, mistake, monkeypatch):
+    (out / "best.pt").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "GPT", WithGate)
+        patch.setattr(train, "GPT", WithGate)
+        assert "it lacks the weight gate, which this model.py has" in mistake(
+            sample.main, f"--out_dir={out}")
+        train.main(["--init_from=scratch", f"--out_dir={out}", "--max_iters=1"] + [
+            f"--{name}={value}" for name, value in TINY_RUN.items() if name != "max_iters"] + [
+            f"--data_dir={raw(out / 'ckpt.pt')['config']['data_dir']}"])
+        assert read(out / "ckpt.pt").model["gate"].shape == (3,)
+        assert resume(out, max_iters=2)[2].optimizer
+    (out / "best.pt").unlink()
+    assert "this model.py does not have the weights 'gate', 'table'" in mistake(
+        sample.main, f"--out_dir={out}")
+
+
 def test_another_optimizer_does_not_resume(out):
     with pytest.raises(UserError, match="optimizer=muon, but the checkpoint to resume has adamw"):
         resume(out, optimizer="muon")

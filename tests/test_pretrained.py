@@ -455,7 +455,9 @@ def test_the_added_tokens_of_a_fine_tuned_model_are_read(with_tokens, files):
     (50259, {"added_tokens": {"<|user|>": 7}}, "not {'<|user|>': 7}"),
     (50259, {"added_tokens": {"<|a": 50257, "<|a|>": 50258}}, "'<|a' is empty or begins another"),
     (50259, {"added_tokens": {"": 50257}}, "'' is empty"),
-    (50259, {"tokenizer_config": decoder(ADDED, lstrip=True)}, "'<|user|>' has lstrip"),
+    (50259, {"tokenizer_config": decoder(ADDED, lstrip=True)}, "'<|user|>' has one of lstrip,"),
+    (50259, {"tokenizer_config": {"added_tokens_decoder": {"x": {"content": "a"}}}},
+     "the added tokens of the tokenizer"),
     (50259, {"tokenizer_config": {"added_tokens_decoder": [3]}}, "the added tokens of the"),
     (50259, {"added_tokens": {"<|user|>": "x"}}, "the added tokens of the tokenizer"),
 ])
