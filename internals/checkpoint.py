@@ -211,13 +211,14 @@ def check_zip(path):
 def checked(content, path, data_dir):
     """The dict in the file `path` as a Checkpoint."""
     from_nanogpt = "meta" not in content
-    args, config = content["model_args"], content.get("config")
+    args = content["model_args"]
     if not isinstance(args, dict):
         raise ValueError(f"model_args must be a dict, not {shown(args)}")
     if from_nanogpt and "act" in args:  # a setting that nanoGPT does not have
         raise ValueError("it has no meta, which says what its tokens mean")
-    config = {name: plain(value) for name, value in config.items()} if isinstance(
-        config, dict) else {}
+    config = {}
+    if isinstance(content.get("config"), dict):
+        config = {name: plain(value) for name, value in content["config"].items()}
     settings = checked_settings(args, from_nanogpt)
     weights, parameters = checked_weights(content["model"], settings, from_nanogpt)
     if from_nanogpt and ("bias" not in args or in_old_order(content.get("optimizer"), parameters)):
@@ -647,7 +648,8 @@ def keep_best(out_dir, step):
     """Copy best.pt to best-until-<step>.pt, because the run will replace it without comparing."""
     path = Path(out_dir, "best.pt")
     if path.exists():
-        shutil.copyfile(path, path.with_name(f"best-until-{step}.pt"))
+        with replacing(path.with_name(f"best-until-{step}.pt")) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def remove_snapshots_after(out_dir, step):

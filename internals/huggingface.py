@@ -78,8 +78,7 @@ def is_gpt2_vocabulary(folder, n):
 def added_tokens(folder, vocab_size):
     """{token: id} of the tokens that a fine-tuned model has besides GPT-2's, in the order of their
     ids, from the files of its tokenizer. Tokens that the model has no embedding for are left out.
-    Raises ValueError if the files are damaged, or name a token that would need a space or a word
-    boundary."""
+    Raises ValueError if the files are damaged, or if a token also takes the spaces around it."""
     contents = []
     for name in ("added_tokens.json", "tokenizer.json", "tokenizer_config.json"):
         path = folder / name
@@ -92,17 +91,16 @@ def added_tokens(folder, vocab_size):
         added |= {entry["content"]: entry["id"] for entry in entries}
         added.pop("<|endoftext|>", None)
         added = {token: i for token, i in added.items() if i < vocab_size}
-        for entry in entries:
-            if entry["content"] in added and any(map(entry.get, FLAGS)):
-                unsupported = entry["content"]
-                break
-        else:
-            return dict(sorted(added.items(), key=lambda item: item[1]))
+        flagged = [entry["content"] for entry in entries if any(map(entry.get, FLAGS))]
+        added = dict(sorted(added.items(), key=lambda item: item[1]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the added tokens of the tokenizer in {folder} are damaged "
                          f"({type(error).__name__})") from None
-    raise ValueError(f"the added token {shown(unsupported)} has one of {', '.join(FLAGS)}, which "
-                     "are not supported")
+    for token in flagged:
+        if token in added:
+            raise ValueError(f"the added token {shown(token)} has one of {', '.join(FLAGS)}, which "
+                             "are not supported")
+    return added
 
 
 def read_json(path):
