@@ -44,13 +44,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save
 
 from configurator import UserError, build, check_limit, convert, reason
 from internals import huggingface
-from internals.dataset import GPT2_META, check_meta, read_meta
+from internals.dataset import GPT2_META, NUMPY_NUMBERS, StoredDtype, check_meta, read_meta
 from internals.errors import say
 from internals.files import DATA, replacing
 from internals.recipes import origin
@@ -153,34 +152,13 @@ def read(path, data_dir=None):
         raise UserError(f"{path} cannot be used: {error}") from None
 
 
-class StoredDtype:
-    """Stands for numpy.dtype in a file: its code, such as f8."""
-
-    def __init__(self, code, *_):
-        self.code = code
-
-    def __setstate__(self, _):  # the byte order and other details
-        pass
-
-
-def stored_number(dtype, content):
-    """Stands for the function by which NumPy restores a number, such as a best_val_loss that is an
-    np.float64. Returns a plain number."""
-    if dtype.code not in ("f8", "f4", "f2", "i8", "i4", "b1"):
-        raise ValueError(f"it has a NumPy value of the type {shown(dtype.code)}")
-    return np.frombuffer(content, dtype.code).item()
-
-
-NUMPY_NUMBERS = [(StoredDtype, "numpy.dtype"), (stored_number, "numpy._core.multiarray.scalar"),
-                 (stored_number, "numpy.core.multiarray.scalar")]  # NumPy 2 and 1
-
-
 def load(path):
     """The tensors and plain containers that torch.save wrote to a file. Raises UserError."""
     try:
         if zipfile.is_zipfile(path):  # files from before PyTorch 1.6 have no checksums
             check_zip(path)
-        with (torch.serialization.safe_globals([*NUMPY_NUMBERS, StoredDtype]),
+        allowed = [(stand_in, name) for name, stand_in in NUMPY_NUMBERS.items()]
+        with (torch.serialization.safe_globals([*allowed, StoredDtype]),
               warnings.catch_warnings(action="ignore")):  # about the protocol of other pickles
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

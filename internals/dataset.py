@@ -133,8 +133,8 @@ def check_foreign(ids, path, vocab_size):
     largest = int(ids.max())
     if largest >= vocab_size and kind is None:
         raise UserError(f"{path} has the token id {largest}, but the vocabulary ends at "
-                        f"{vocab_size - 1}: the bin was made with another tokenizer, or its ids "
-                        "are not uint16")
+                        f"{vocab_size - 1}: the bin was made with another tokenizer (a meta.pkl "
+                        "next to it can tell the vocab_size), or its ids are not uint16")
     # Bytes that are read in pairs have the same values in both halves. The halves of ids below
     # 52,000 share at most 80% of their values, because the upper half ends at 203.
     lower, upper = set(np.unique(first % 256).tolist()), set(np.unique(first // 256).tolist())
@@ -208,11 +208,36 @@ def check_added(added):
     return added
 
 
+class StoredDtype:
+    """Stands for numpy.dtype in a pickle: its code, such as f8."""
+
+    def __init__(self, code, *_):
+        self.code = code
+
+    def __setstate__(self, _):  # the byte order and other details
+        pass
+
+
+def stored_number(dtype, content):
+    """Stands for the function by which NumPy restores a number, such as an np.int64. Returns a
+    plain number."""
+    if dtype.code not in ("f8", "f4", "f2", "i8", "i4", "b1"):
+        raise ValueError(f"it has a NumPy value of the type {dtype.code!r:.50}")
+    return np.frombuffer(content, dtype.code).item()
+
+
+# what may be called when a pickle is read: no code of NumPy, which could allocate any size
+NUMPY_NUMBERS = {"numpy.dtype": StoredDtype, "numpy._core.multiarray.scalar": stored_number,
+                 "numpy.core.multiarray.scalar": stored_number}  # of NumPy 2 and 1
+
+
 class PlainUnpickler(pickle.Unpickler):
-    """Unpickles plain values only. Raises UnpicklingError if the pickle refers to a function or a
-    class, because unpickling could call it."""
+    """Unpickles plain values and NumPy's numbers only. Raises UnpicklingError if the pickle refers
+    to another function or class, because unpickling could call it."""
 
     def find_class(self, module, name):
+        if f"{module}.{name}" in NUMPY_NUMBERS:
+            return NUMPY_NUMBERS[f"{module}.{name}"]
         raise pickle.UnpicklingError(f"it would run {module}.{name}")
 
 

@@ -16,6 +16,7 @@ import json
 import pickle
 import shutil
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -177,8 +178,9 @@ def read(name):
 def read_config(hf):
     """A config.json as a dict of GPTConfig's fields. Raises ValueError if a setting is invalid or
     changes what GPT-2 computes; the message names the setting."""
-    if "model_type" not in hf and str(hf.get("architectures")).startswith("['GPT2"):
-        hf = hf | {"model_type": "gpt2"}
+    architectures = hf.get("architectures")
+    if isinstance(architectures, list) and str(architectures[:1]).startswith("['GPT2"):
+        hf = {"model_type": "gpt2"} | hf
     if "model_type" not in hf:
         raise ValueError("config.json has no model_type, so it is not in Hugging Face's format")
     hf = {ALIASES.get(name, name): value for name, value in hf.items()}
@@ -298,7 +300,8 @@ def open_weights(path):
             with safe_open(path, framework="pt") as opened:
                 return {name: opened.get_tensor(name) for name in opened.keys()}
         # files from before PyTorch 1.6 (2020) are not zip files and cannot be memory-mapped
-        weights = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings(action="ignore"):  # about the protocol of other pickles
+            weights = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise ValueError(f"{path} is not a file of tensors; anything else could run code and is "
                          "not opened") from None

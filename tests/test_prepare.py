@@ -293,7 +293,8 @@ def test_a_pickle_of_another_content_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("content, size", [
-    ({"vocab_size": 1500}, 1500), ({"vocab_size": 65536}, 65536), ({"itos": {0: "ab"}}, 1),
+    ({"vocab_size": 1500}, 1500), ({"vocab_size": np.int64(65536)}, 65536),
+    ({"itos": {0: "ab"}}, 1),
     ({"itos": {0: 60, 1: 62}}, 2), ({"itos": {0: b"a"}}, 1), ({"itos": [(60, 1), (62, 1)]}, 2),
     ({"itos": {0: ""}}, 1), ({"itos": ("a", "b"), "vocab_size": 64}, 64),
     ({"itos": {1: "a"}, "vocab_size": 2}, 2), ({"itos": ["a"] * 50257, "vocab_size": 50300}, 50300),

@@ -19,6 +19,7 @@ from filelock import FileLock
 from helpers import GPT2_TINY, ROOT, equal, losses, model_of, script, state, tokens
 
 import train
+from configurator import configure
 from internals import checkpoint, devices, runlog, signals
 from internals.runlog import RunLog
 from model import GPT
@@ -370,7 +371,7 @@ def test_a_dry_run_of_a_resumed_run_changes_nothing(tiny, tmp_path, capsys):
 
 def test_eval_only_can_evaluate_both_splits_completely(tiny, data_dir):
     metrics = main(tiny(eval_only=True, eval_iters=10**6, batch_size=3))
-    model_cfg = train.configure("", train.GPTConfig, TrainConfig, argv=tiny())[1]
+    model_cfg = configure("", train.GPTConfig, TrainConfig, argv=tiny())[1]
     torch.manual_seed(1337)
     model = GPT(replace(model_cfg, vocab_size=json.loads(
         (data_dir / "tiny" / "meta.json").read_text())["vocab_size"])).eval()
