@@ -10,10 +10,6 @@ batch; the first is printed while it is sampled. stdout gets the text alone, std
 GPT.generate in model.py defines sampling; this file adds a KV cache, more filters, and streaming.
 """
 
-# first, so that a Ctrl-C while torch is imported ends in one line
-import internals.signals  # noqa: F401
-
-# isort: split
 import itertools
 import sys
 import time

@@ -7,8 +7,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
-from configurator import UserError, reason
 from internals import cpu
+from internals.errors import UserError, reason, warn
 
 # peak dense bfloat16 FLOP/s from data sheets; of these names, the first that the device's name
 # contains is used
@@ -88,8 +88,8 @@ def compiled(model, choice, x, y, autocast):
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # torch.compile raises many kinds
-        print(f"warning: torch.compile failed; training continues without it "
-              f"({type(error).__name__}: {reason(error):.100})", file=sys.stderr)
+        warn("torch.compile failed; training continues without it "
+             f"({type(error).__name__}: {reason(error):.100})")
         return model
     finally:
         model.zero_grad(set_to_none=True)
