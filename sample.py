@@ -22,7 +22,7 @@ import torch
 
 from configurator import UserError, build, configure, one_line_errors
 from internals import checkpoint, cpu
-from internals.devices import find_device, for_sampling, num_params
+from internals.devices import attention_without_plans, find_device, for_sampling, num_params
 from internals.limits import Count, Fraction, NonNegative, Positive, PositiveFraction, Seed
 from internals.text import SEPARATOR, Sample, read_prompt, show, write_samples
 from model import GPT, GPTConfig
@@ -185,7 +185,9 @@ def stream(model, idx, sampler, cache):
     Yields ids (B, 1) and the logits (B, n_vocab) from which they were chosen."""
     cache.append(idx, n_kept=model.block_size)
     while True:
-        logits = cache.next_logits(model)[:, -1, :sampler.n_vocab].expand(cache.batch_size, -1)
+        with attention_without_plans():
+            logits = cache.next_logits(model)
+        logits = logits[:, -1, :sampler.n_vocab].expand(cache.batch_size, -1)
         ids = sampler(logits, cache.ids.expand(cache.batch_size, -1))
         cache.append(ids, n_kept=max(1, model.block_size // 2))
         yield ids, logits

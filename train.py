@@ -86,7 +86,7 @@ class TrainConfig:
     lr_decay_iters: Count | None = None  # the step at which the decay ends; None: max_iters
     min_lr: NonNegative | None = None  # learning rate after the decay; None: a tenth of the peak
     # -- system
-    backend: str = "auto"  # of torch.distributed; auto: nccl for GPUs, gloo for CPUs
+    backend: Literal["auto", "nccl", "gloo"] = "auto"  # between processes; auto: nccl for GPUs
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA

@@ -678,5 +678,5 @@ def cropped(start, model_cfg):
 
 def say(line, file=None):
     """Print a line in the master process only."""
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK") in (None, "", "0"):
         print(line, file=file)

@@ -48,7 +48,7 @@ def end_by_signal_of(error):
         if number is None:  # Windows
             sys.exit(1)
     elif isinstance(error, Stopped):
-        if "RANK" in os.environ:  # torchrun reports the signal itself, and this as a failure
+        if os.environ.get("RANK"):  # torchrun reports the signal itself, and this as a failure
             sys.exit(0)
         number = error.number
     else:

@@ -53,7 +53,7 @@ def test_fast_attention_is_plain_attention(dtype, training, new, mask):
         grads = torch.autograd.grad(y.float().square().sum(), parts) if training else []
         assert y.dtype == dtype
         results.append([y, *grads])
-    close = {"rtol": 1e-5, "atol": 2e-6} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
+    close = {"rtol": 1e-5, "atol": 5e-6} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
     for faster in results[1:]:
         for a, b in zip(results[0], faster, strict=True):
             torch.testing.assert_close(a, b, **close)

@@ -232,7 +232,7 @@ def test_bfloat16_weights_write_too(trained, capsys):
 
 def test_int8_weights_write_nearly_the_same(trained, capsys):
     argv = [f"--out_dir={trained}", "--num_samples=1", "--temperature=0", "--start=Line 7: ",
-            "--max_new_tokens=20"]
+            "--max_new_tokens=20", "--device=cpu"]
     assert texts(capsys, *argv, "--dtype=int8") == texts(capsys, *argv, "--dtype=float32")
 
 
@@ -293,7 +293,8 @@ def test_all_parameters_are_counted_in_packed_and_quantized_layers_too(tmp_path,
     meta = {"tokenizer": "char", "chars": "\nab", "vocab_size": 3}
     weights = checkpoint.Checkpoint(model_of(config).state_dict(), asdict(config), meta)
     checkpoint.write(weights, tmp_path / "best.pt")
-    main([f"--out_dir={tmp_path}", "--num_samples=1", "--max_new_tokens=2", f"--dtype={dtype}"])
+    main([f"--out_dir={tmp_path}", "--num_samples=1", "--max_new_tokens=2", f"--dtype={dtype}",
+          "--device=cpu"])
     assert " (1.57M parameters): 2 tokens" in capsys.readouterr().err  # 2 x 12 x 256^2
 
 

@@ -188,7 +188,7 @@ def test_every_candidate_changes_training(small_candidates, data_dir, capsys, mo
     monkeypatch.setattr(candidates, "final_loss",
                         lambda *words: losses.append(final_loss(*words)) or losses[-1])
     candidates.main(["--steps=8", "--seeds=1", "--dataset=tiny", f"--data_dir={data_dir}",
-                     "--eval_iters=2"])
+                     "--eval_iters=2", "--device=cpu"])
     assert len(set(losses)) == len(candidates.CANDIDATES)
     docs = (ROOT / "docs" / "modern.md").read_text(encoding="utf-8").splitlines()
     head, line, *rows = capsys.readouterr().out.splitlines()

@@ -26,7 +26,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configurator import UserError, configure, one_line_errors
-from internals.devices import autocast_to, find_device, find_dtype
+from internals.devices import attention_without_plans, autocast_to, find_device, find_dtype
 from internals.files import read_text
 from internals.limits import Count
 from sample import load_model
@@ -186,7 +186,8 @@ def main(argv=None):
     device = find_device(cfg.device)
     model, tokenizer = load_model(cfg.init_from, Path(cfg.out_dir), device)
     results = {}
-    with autocast_to(find_dtype(cfg.dtype, device, model.config.n_embd), device):
+    autocast = autocast_to(find_dtype(cfg.dtype, device, model.config.n_embd), device)
+    with autocast, attention_without_plans():  # batches differ in their length
         if text is not None:
             results |= text_perplexity(model, tokenizer, text, cfg.stride, cfg.batch_size)
             print("{tokens:,} tokens, {words:,} words, {bytes:,} bytes; stride {stride}\n"
