@@ -47,6 +47,7 @@ class RunLog:
         self.writes = world.is_master and not (cfg.eval_only or cfg.dry_run)
         self.metrics, self.tracker, self.lock = [], None, None
         self.step_seconds = self.evaluation_seconds = 0.0  # of the last step and evaluation
+        self.mean_seconds = None  # of a step, averaged over the last lines
         self.plotted_step = None
         self.save = None  # a function that saves a checkpoint under a name, once the run has begun
         self.output_error = None  # the OSError that ended the output
@@ -114,7 +115,8 @@ class RunLog:
         how = "compiled" if compiled else "eager"
         if self.writes:
             found = {"device": str(device), "dtype": dtype, "compile": how,
-                     "world_size": self.world.size, "process": os.getpid()}
+                     "world_size": self.world.size, "process": os.getpid(),
+                     "command": shlex.join(sys.argv), "torch": torch.__version__}
             settings = asdict(cfg) | asdict(c) | found
             self.take_lock()
             if cfg.wandb_log:
@@ -241,13 +243,16 @@ class RunLog:
         cfg, now = self.cfg, time.perf_counter()
         seconds = (now - self.line_time) / (step - self.line_step)
         self.line_step, self.line_time, self.step_seconds = step, now, seconds
+        if self.mean_seconds is None:
+            self.mean_seconds = seconds
+        self.mean_seconds += 0.1 * (seconds - self.mean_seconds)
         speed = self.step_tokens / seconds
         columns = [self.label(step), f"loss {loss:.4f}", f"lr {lr:.1e}", f"norm {norm:.2f}",
                    f"{seconds * 1e3:.0f} ms", f"{short(speed)} tok/s"]
         if self.peak:
             columns.append(f"mfu {mfu(self.model, speed, self.peak, self.world.size):.1%}")
         evaluations = math.ceil(cfg.max_iters / cfg.eval_interval) - step // cfg.eval_interval
-        left = (cfg.max_iters - step) * seconds + evaluations * self.evaluation_seconds
+        left = (cfg.max_iters - step) * self.mean_seconds + evaluations * self.evaluation_seconds
         columns.append(f"eta {duration(left)}")
         if n_skipped:
             columns.append(f"not finite: skipped {n_skipped:.0f}")
@@ -262,8 +267,10 @@ class RunLog:
         if stopped and not step:  # step 0 is not saved
             self.say("stopped by a signal before the first step")
         elif stopped and self.writes:
-            self.say(f"stopped by a signal; step {step:,} is saved; to resume: "
-                     f"python train.py --init_from=resume --out_dir={folder}")
+            command = f"python train.py --init_from=resume --out_dir={folder}"
+            if self.world.is_distributed:
+                command = "the same command with --init_from=resume"
+            self.say(f"stopped by a signal; step {step:,} is saved; to resume: {command}")
         elif stopped:
             self.say("stopped by a signal")
         elif self.writes:
