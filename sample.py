@@ -10,6 +10,10 @@ batch; the first is printed while it is sampled. stdout gets the text alone, std
 GPT.generate in model.py defines sampling; this file adds a KV cache, more filters, and streaming.
 """
 
+if __name__ == "__main__":  # before torch is imported
+    from internals.cores import share_cores
+    share_cores()
+
 import itertools
 import sys
 import time

@@ -12,6 +12,10 @@ resumed run ends exactly like an uninterrupted one, and evaluation does not affe
 Left out: models that do not fit on one device, and hyperparameter search.
 """
 
+if __name__ == "__main__":  # before torch is imported
+    from internals.cores import share_cores
+    share_cores()
+
 import functools
 import itertools
 import math
