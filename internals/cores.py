@@ -14,7 +14,8 @@ def available_cores():
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
-    return min(cores, math.ceil(cpu_quota()))
+    quota = cpu_quota()
+    return math.ceil(quota) if quota < cores else cores
 
 
 def cpu_quota():
