@@ -31,6 +31,8 @@ from internals.files import read_text
 from internals.limits import Count
 from sample import load_model
 
+LABELS = ("0", "1", "2", "3")
+
 
 @dataclass
 class EvaluateConfig:
@@ -141,12 +143,13 @@ def read_hellaswag(path, limit=None):
             example = None
         match example:
             case {"ctx": str(ctx), "endings": [str(), str(), str(), str()] as endings,
-                  "label": int(label)} if ctx and 0 <= label < 4:
-                examples.append((ctx, endings, label))
+                  "label": int() | str() as label} if ctx and str(label).strip() in LABELS:
+                examples.append((ctx, endings, int(label)))  # the hub's files have "2" for 2
             case _:
                 raise UserError(f"{path}, line {number} does not have the format of "
                                 'hellaswag_val.jsonl: JSON with "ctx": TEXT, '
-                                '"endings": [4 TEXTS], "label": 0 to 3')
+                                '"endings": [4 TEXTS], "label": 0 to 3 (a "label": "" '
+                                "is of the test split, whose answers are not published)")
     return examples
 
 
