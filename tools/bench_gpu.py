@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import prepare
 from configurator import UserError, configure, reason
-from internals import checkpoint, devices
+from internals import checkpoint
 from internals.files import replacing
 
 TWINS = {"plain": "train_shakespeare_char.py", "modern": "train_shakespeare_char_modern.py"}
@@ -224,7 +224,7 @@ def in_own_process(part, cfg, report, until):
 
 def main(argv):
     _, cfg = configure(__doc__, GPUBenchConfig, argv=argv)
-    report = Report(cfg.out, facts_of(devices.find_device(cfg.device), argv))
+    report = Report(cfg.out, facts_of(gpu_parts.find_gpu(cfg), argv))
     end = time.monotonic() + 60 * cfg.minutes
     left = [part for part in SHARES if part in cfg.parts.split(",")]
     while left:
