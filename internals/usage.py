@@ -162,7 +162,7 @@ def help_text(description, schemas, given, positional, type_name, limit_of):
                 head += "=" + shlex.quote(str(value))
             limit = limit_of(field)
             kind = type_name(field.type) + (f", {limit.text}" if limit else "")
-            text = f"{text} ({kind})".strip()
+            text = f"{text} ({kind.replace('|', ' | ')})".strip()  # lines break at spaces only
             groups.setdefault(group, []).append(two_columns(head, text))
     parts = [usage, description.strip()]
     if groups:
@@ -176,7 +176,7 @@ def two_columns(head, text):
     indent = " " * COLUMN
     width = max(2 * COLUMN, shutil.get_terminal_size().columns - 1)
     lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent,
-                          break_on_hyphens=False)
+                          break_on_hyphens=False, break_long_words=False)
     first = f"  {head}"
     if len(first) < COLUMN:
         lines[0] = first.ljust(COLUMN) + lines[0].strip()

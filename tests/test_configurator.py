@@ -1,6 +1,7 @@
 """pytest tests/test_configurator.py - defaults < config files < --key=value"""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -406,8 +407,8 @@ def test_help_shows_every_setting_with_default_type_limit_and_comment(capsys):
     printed = " ".join(help_of(capsys, Settings, Limited).split())
     assert "--steps=10 how long (int)" in printed
     assert "--rate=0.5 how fast, in % a step (float)" in printed
-    assert "--mode=auto three ways (True|False|auto)" in printed
-    assert "--folder=None (str|None)" in printed
+    assert "--mode=auto three ways (True | False | auto)" in printed
+    assert "--folder=None (str | None)" in printed
     assert "--count=12 as many (int, 1 or more)" in printed
     assert "--positive=1.0 a rate (float, above 0)" in printed
     assert "--nonnegative=0.0 a comment of two lines, the first one and the second one and one" in (
@@ -423,6 +424,7 @@ def test_help_has_one_line_of_usage_and_the_settings_in_groups(capsys):
                       "second group", "model"]
     for schema in (TrainConfig, GPTConfig, SampleConfig):
         assert all(len(line) <= 100 for line in help_of(capsys, schema).splitlines())
+        assert not re.search(r"gpt-?$", help_of(capsys, schema), re.M)  # a choice on two lines
     usage = help_of(capsys, Export, positional=["out_dir", "folder"]).splitlines()[0]
     assert usage.endswith(" OUT_DIR FOLDER [--name=value ...]")
 
