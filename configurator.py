@@ -55,7 +55,7 @@ def configure(description, *schemas, argv=None, expand=None, positional=()):
     wants_help = options.pop("--help", False)
     given = {}
     if positional:
-        options |= place(words, positional, types)
+        options |= place(words, [name for name in positional if name not in options], types)
     else:
         for word in words:
             path = usage.find_config(word, types)
@@ -101,8 +101,9 @@ def place(words, positional, types):
         elif words:
             values[name], words = words[0], words[1:]
     if words:
-        raise UserError(f"unexpected argument {words[0]!r}: only {', '.join(positional)} can be "
-                        "given without -- (see --help)")
+        names = ", ".join(positional) or "what --help lists in capitals"
+        raise UserError(f"unexpected argument {words[0]!r}: only {names} can be given without --, "
+                        "and once (see --help)")
     return values
 
 
@@ -202,8 +203,8 @@ def parse(value, kind):
         return text in ("True", "true")
     if kind is str and isinstance(value, (str, PurePath)):
         return text
-    if get_origin(kind) is tuple and isinstance(value, tuple):
-        return value
+    if get_origin(kind) is tuple and isinstance(value, (str, tuple)):
+        return (value,) if isinstance(value, str) else value
     if get_origin(kind) is Literal:
         return get_args(kind)[[str(choice) for choice in get_args(kind)].index(text)]
     if kind in (int, float) and isinstance(value, (str, Real)) and not isinstance(value, bool):

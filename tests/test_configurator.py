@@ -382,10 +382,16 @@ def test_words_without_dashes_can_be_settings():
                            argv=["a", "--quick=True", "b"])
     assert cfg == Export("a", "b", True)
     assert given == {"out_dir": "a", "folder": "b", "quick": True}
+    for argv in ["--folder=b", "a"], ["a", "--folder", "b"], ["b", "--out_dir=a"]:
+        assert configure("", Export, positional=["out_dir", "folder"], argv=argv)[1] == (
+            Export("a", "b"))
+    assert configure("", Files, positional=["what"], argv=["--what=a"])[1] == Files(("a",))
     cfg = configure("", Files, positional=["what"], argv=["a", "--name", "y", "b", "c.py"])[1]
     assert cfg == Files(("a", "b", "c.py"), "y")
     for words, message in (([], "out_dir must be given"), (["a"], "folder must be given"),
-                           (["a", "b", "c"], "unexpected argument 'c': only out_dir, folder")):
+                           (["a", "b", "c"], "unexpected argument 'c': only out_dir, folder"),
+                           (["a", "b", "--folder=c"], "unexpected argument 'b': only out_dir"),
+                           (["a", "--out_dir=b", "--folder=c"], "unexpected argument 'a': only")):
         with pytest.raises(UserError, match=message):
             configure("", Export, positional=["out_dir", "folder"], argv=words)
     with pytest.raises(UserError, match="what must be given"):

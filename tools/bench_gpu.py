@@ -38,7 +38,7 @@ from gpu_parts import ROOT, ROW, SHARES, GPUBenchConfig, differences
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import prepare
-from configurator import UserError, configure, reason
+from configurator import UserError, configure, one_line_errors, reason
 from internals import checkpoint
 from internals.files import replacing
 
@@ -243,3 +243,7 @@ def main(argv):
 
 
 WITH_TRAIN = {"resume": resume_part, "twins": twins_part}
+
+if __name__ == "__main__":  # the same as `bench.py gpu`
+    with one_line_errors():
+        main(sys.argv[1:])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import UserError, configure
+from configurator import UserError, configure, one_line_errors
 from internals.corpora import fetch_plays
 from internals.limits import Count
 from internals.plan import available_cores
@@ -92,3 +92,8 @@ def bench_prepare(argv):
                   f"first ({min(ratios):.2f} to {max(ratios):.2f}), peak memory {peak:.0f} MB")
         different = {result[2] for results in runs.values() for result in results}
         print(f"  the bins are {'the same' if len(different) == 1 else 'NOT the same'} in all runs")
+
+
+if __name__ == "__main__":  # the same as `bench.py prepare`
+    with one_line_errors():
+        bench_prepare(sys.argv[1:])
