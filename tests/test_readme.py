@@ -90,6 +90,23 @@ def test_the_test_command_is_the_one_that_ci_runs():
     assert install in ci and test in ci
 
 
+def test_the_torch_for_laptops_is_the_version_that_is_tested():
+    pinned, = re.findall(r"^torch==\S+", (ROOT / "requirements.txt").read_text(), re.M)
+    assert f"pip install {pinned} --index-url https://download.pytorch.org/whl/cpu\n" in README
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_git_ignores_what_the_commands_in_the_docs_write():
+    written = ["losses.png", "wandb/run", "plays-hf/config.json", "tuned-hf/config.json",
+               "samples.jsonl", "tuned.gguf", "hellaswag_val.jsonl", "out-novel/ckpt.pt",
+               "out-bench/gpu.md", "data/mine/train.bin", "docs/leave_out.png", "llama.cpp/x"]
+    options = {"cwd": ROOT, "capture_output": True, "text": True}
+    ignored = subprocess.run(["git", "check-ignore", *written], **options)
+    assert ignored.stdout.split() == written
+    ours = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], **options)
+    assert ours.stdout == ""
+
+
 def test_files_that_the_readme_names_are_there():
     for name in re.findall(r"\]\(([\w./-]+)\)", README):
         assert (ROOT / name).exists(), name
