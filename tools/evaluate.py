@@ -29,6 +29,7 @@ from configurator import UserError, configure, one_line_errors
 from internals.devices import autocast_to, find_device, find_dtype
 from internals.files import read_text
 from internals.limits import Count
+from internals.plan import counted
 from sample import load_model
 
 LABELS = ("0", "1", "2", "3")
@@ -192,16 +193,17 @@ def main(argv=None):
     with autocast_to(find_dtype(cfg.dtype, device, model.config.n_embd), device):
         if text is not None:
             results |= text_perplexity(model, tokenizer, text, cfg.stride, cfg.batch_size)
-            print("{tokens:,} tokens, {words:,} words, {bytes:,} bytes; stride {stride}\n"
-                  "nats per token        {nats_per_token:.4f}\n"
-                  "perplexity per token  {perplexity_per_token:.3f}\n"
-                  "perplexity per word   {perplexity_per_word:.3f}\n"
-                  "bits per byte         {bits_per_byte:.4f}".format(**results), flush=True)
+            counts = [counted(results[f"{noun}s"], noun) for noun in ("token", "word", "byte")]
+            print(f"{', '.join(counts)}; stride {results['stride']}\n"
+                  f"nats per token        {results['nats_per_token']:.4f}\n"
+                  f"perplexity per token  {results['perplexity_per_token']:.3f}\n"
+                  f"perplexity per word   {results['perplexity_per_word']:.3f}\n"
+                  f"bits per byte         {results['bits_per_byte']:.4f}", flush=True)
         if examples is not None:
             results |= hellaswag_accuracy(model, tokenizer, examples, cfg.batch_size)
-            print("{examples:,} examples of HellaSwag\n"
-                  "acc, by total loss           {acc:.4f}\n"
-                  "acc_norm, by loss per token  {acc_norm:.4f}".format(**results))
+            print(f"{counted(len(examples), 'example')} of HellaSwag\n"
+                  f"acc, by total loss           {results['acc']:.4f}\n"
+                  f"acc_norm, by loss per token  {results['acc_norm']:.4f}")
     return results
 
 
