@@ -55,7 +55,7 @@ def configure(description, *schemas, argv=None, expand=None, positional=()):
     wants_help = options.pop("--help", False)
     given = {}
     if positional:
-        options |= place(words, [name for name in positional if name not in options], types)
+        options |= place(words, positional, options, types)
     else:
         for word in words:
             path = usage.find_config(word, types)
@@ -92,18 +92,20 @@ def split(argv, types):
     return options, others
 
 
-def place(words, positional, types):
-    """Assign the words without -- to the positional settings; returns {name: value}."""
+def place(words, positional, options, types):
+    """Assign the words without -- to the positional settings that are not among the options;
+    returns {name: value}."""
     values = {}
     for name in positional:
+        if name in options:
+            continue
         if words and get_origin(types[name]) is tuple:
             values[name], words = tuple(words), []
         elif words:
             values[name], words = words[0], words[1:]
     if words:
-        names = ", ".join(positional) or "what --help lists in capitals"
-        raise UserError(f"unexpected argument {words[0]!r}: only {names} can be given without --, "
-                        "and once (see --help)")
+        raise UserError(f"unexpected argument {words[0]!r}: only {', '.join(positional)} can be "
+                        "given without --, each once (see --help)")
     return values
 
 

@@ -29,6 +29,7 @@ from configurator import UserError, build, check_limit, configure, one_line_erro
 from internals import checkpoint, cpu
 from internals.devices import find_device, for_sampling, num_params
 from internals.limits import Count, Fraction, NonNegative, Positive, PositiveFraction, Seed
+from internals.plan import counted
 from internals.text import SEPARATOR, Sample, read_prompt, show, write_samples
 from model import GPT, GPTConfig
 from prepare import CharTokenizer, GPT2Tokenizer, tokenizer_from_meta
@@ -306,7 +307,7 @@ def main(argv=None):
     started = time.perf_counter()
     samples = continue_text(model, tokenizer, cfg, prompt, seeds, cache)
     seconds, count = time.perf_counter() - started, sum(len(s.tokens) for s in samples)
-    print(f"{loaded}: {count:,} tokens in {seconds:.2f} s, {count / seconds:,.0f} tok/s",
+    print(f"{loaded}: {counted(count, 'token')} in {seconds:.2f} s, {count / seconds:,.0f} tok/s",
           file=sys.stderr)
     if cfg.out:
         write_samples(Path(cfg.out), prompt, samples)

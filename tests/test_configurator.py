@@ -14,7 +14,7 @@ from helpers import ROOT
 from configurator import UserError, build, configure, one_line_errors, reason
 from internals.limits import Count, Fraction, Natural, NonNegative, Positive, Probability, Seed
 from internals.recipes import expand_names
-from internals.usage import field_comments
+from internals.usage import field_comments, similar_dataset
 from model import GPTConfig
 from sample import SampleConfig
 from train import TrainConfig
@@ -273,6 +273,16 @@ def test_a_word_that_is_almost_a_config_file_gets_a_hint(tmp_path, monkeypatch, 
         assert str(error.value) == f"there is no config file {word}; did you mean {hint}?"
 
 
+def test_a_dataset_or_a_tokenizer_with_a_similar_name_is_proposed(tmp_path):
+    for name in ("novel", "notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "novel" / "train.bin").touch()
+    for name, hint in ("novl", "; did you mean novel?"), ("notes2", ""), ("xyz", ""):
+        assert similar_dataset(tmp_path / name, []) == hint
+    for name in "gpt-2", "GPT2", "gpt":
+        assert similar_dataset(tmp_path / name, ["char", "gpt2"]) == "; did you mean gpt2?"
+
+
 def test_a_config_file_is_also_looked_for_next_to_the_scripts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     file = os.path.join("config", "train_plays.py")
@@ -391,7 +401,7 @@ def test_words_without_dashes_can_be_settings():
     for words, message in (([], "out_dir must be given"), (["a"], "folder must be given"),
                            (["a", "b", "c"], "unexpected argument 'c': only out_dir, folder"),
                            (["a", "b", "--folder=c"], "unexpected argument 'b': only out_dir"),
-                           (["a", "--out_dir=b", "--folder=c"], "unexpected argument 'a': only")):
+                           (["a", "--out_dir=b", "--folder=c"], "argument 'a': only out_dir")):
         with pytest.raises(UserError, match=message):
             configure("", Export, positional=["out_dir", "folder"], argv=words)
     with pytest.raises(UserError, match="what must be given"):
