@@ -209,7 +209,8 @@ def parse(value, kind):
         return (value,) if isinstance(value, str) else value
     if get_origin(kind) is Literal:
         return get_args(kind)[[str(choice) for choice in get_args(kind)].index(text)]
-    if kind in (int, float) and isinstance(value, (str, Real)) and not isinstance(value, bool):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if kind in (int, float) and (is_number or isinstance(value, str)):
         number = float(value)
         if kind is float:
             return number

@@ -250,8 +250,9 @@ class GPT(nn.Module):
         positions, before = torch.arange(idx.shape[1], device=idx.device), F.pad(idx, (1, -1))
         if cache is not None:
             positions, before = cache.positions, cache.before
+        rope = None
         try:
-            x, rope = self.transformer.wte(idx), None  # (B, T, C)
+            x = self.transformer.wte(idx)  # (B, T, C)
         except IndexError:  # only on a CPU; a GPU fails later, with a "device-side assert"
             raise ValueError(f"idx has ids from {idx.min()} to {idx.max()}, but the vocabulary has "
                              f"0 to {self.config.vocab_size - 1}") from None
@@ -284,10 +285,12 @@ class GPT(nn.Module):
         or dropout is on. Every token recomputes the window; sample.py has a KV cache instead.
         A full window drops its older half. That moves the other tokens to new positions, so a KV
         cache must be recomputed; dropping one token at a time would require this at every token."""
-        if max_new_tokens < 0 or not 0 <= temperature < math.inf or (
-                top_k is not None and top_k < 1):
-            raise ValueError(f"max_new_tokens={max_new_tokens} and temperature={temperature} must "
-                             f"be 0 or more, and top_k={top_k} must be 1 or more, or None")
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens={max_new_tokens} must be 0 or more")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature={temperature} must be 0 or more")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k={top_k} must be 1 or more, or None")
         start = max(0, idx.shape[-1] - self.block_size)  # the window is idx[:, start:]
         for _ in range(max_new_tokens):
             logits = self(idx[..., start:])[0][:, -1]  # (B, V)

@@ -203,7 +203,7 @@ def test_targets_must_have_the_shape_of_the_inputs(shape):
 def test_generate_refuses_what_sample_refuses(options):
     model, idx = GPT(GPT2_TINY), tokens(GPT2_TINY, 1, 3)
     (name, value), = options.items()
-    with pytest.raises(ValueError, match=f"{name}={value} .*must be (0|1) or more"):
+    with pytest.raises(ValueError, match=f"{name}={value} must be (0|1) or more"):
         model.generate(idx, **({"max_new_tokens": 3} | options))
     assert torch.equal(model.generate(idx, 0, top_k=1), idx)
 
