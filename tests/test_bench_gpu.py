@@ -121,6 +121,15 @@ def test_bench_passes_its_arguments_on(monkeypatch, capsys):
     assert "--nanogpt" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("part", gpu_parts.PARTS)
+def test_a_part_alone_needs_a_gpu_too(mistake, part, tmp_path):
+    def main(*_):
+        cfg = gpu_parts.configure("", gpu_parts.GPUBenchConfig, argv=["--device=cpu"])[1]
+        gpu_parts.PARTS[part](cfg, time.monotonic() + 60)
+
+    assert "this measures a GPU" in mistake(main)
+
+
 def test_a_process_that_ignores_its_time_limit_is_killed(monkeypatch, tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -166,6 +175,7 @@ def test_a_single_bit_is_a_difference():
     (["--parts=train,speed"], "parts=train,speed must be a comma-separated list of train, sample"),
     (["--nanogpt=nowhere"], "nanogpt=nowhere has no model.py"),
     (["--minutes=0"], "minutes=0.0 must be above 0"),
+    (["--device=cpu"], "this measures a GPU, and the device is the CPU: --toy=True tries"),
 ])
 def test_wrong_settings_end_in_one_line(mistake, argv, message):
     assert message in mistake(bench_gpu.main, *argv)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -176,7 +177,56 @@ def test_idx_of_another_dtype_is_named(dtype):
             compute(idx)
 
 
+@pytest.mark.parametrize("wrong", [61, 10**9, -1])
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_id_outside_the_vocabulary_is_named(wrong, mode):
+    model, idx = GPT(GPT2_TINY).train(mode), torch.tensor([[3, wrong, 5]])
+    message = f"idx has ids from {min(3, wrong)} to {max(5, wrong)}, but the vocabulary has 0 to 60"
+    for compute in model, partial(model.generate, max_new_tokens=1), lambda idx: model(idx, idx):
+        with pytest.raises(ValueError) as error:
+            compute(idx)
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2, 2), (6,), (1, 3)])
+def test_targets_must_have_the_shape_of_the_inputs(shape):
+    """(3, 2): with as many targets as inputs, the loss would be wrong without an error."""
+    idx, targets = tokens(GPT2_TINY, 2, 3), torch.zeros(shape, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"targets must have the shape of idx, \(2, 3\), but are"):
+        GPT(GPT2_TINY)(idx, targets)
+
+
+@pytest.mark.parametrize("options", [
+    {"top_k": 0}, {"top_k": -1}, {"temperature": -0.5}, {"temperature": math.nan},
+    {"temperature": math.inf}, {"max_new_tokens": -1},
+])
+def test_generate_refuses_what_sample_refuses(options):
+    model, idx = GPT(GPT2_TINY), tokens(GPT2_TINY, 1, 3)
+    (name, value), = options.items()
+    with pytest.raises(ValueError, match=f"{name}={value} must be (0|1) or more"):
+        model.generate(idx, **({"max_new_tokens": 3} | options))
+    assert torch.equal(model.generate(idx, 0, top_k=1), idx)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("n_layer", 2.0), ("n_layer", "2"), ("n_layer", True), ("n_layer", None), ("bias", 1),
+    ("vocab_size", np.int64(61)), ("n_head", torch.tensor(2)), ("dropout", "0.1"),
+    ("dropout", np.float32(0.1)), ("dropout", np.float64(0.1)), ("softcap", False), ("tied", None),
+])
+def test_a_setting_of_another_type_is_refused(name, value):
+    """A checkpoint stores plain numbers only, so those of NumPy are refused too."""
+    with pytest.raises(ValueError) as error:
+        GPTConfig(**{name: value})
+    assert str(error.value).startswith(f"{name}={value!r} must be of type ")
+
+
 @pytest.mark.parametrize("shape, message", [
+    ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
+    ({"dropout": math.nan}, "dropout=nan must be at least 0 and below 1"),
+    ({"norm_eps": 0.0}, "norm_eps=0.0 must be above 0"),
+    ({"attn_scale": -1.0}, "attn_scale=-1.0 must be above 0"),
+    ({"attn_scale": math.inf}, "attn_scale=inf must be above 0"),
+    ({"softcap": math.nan}, "softcap=nan must be 0 or more"),
     ({"n_embd": 100, "n_head": 12}, "n_embd=100 must be a multiple of n_head=12"),
     ({"n_embd": 2, "n_head": 12}, "n_embd=2 must be a multiple of n_head=12"),
     ({"n_layer": 0}, "n_layer.* must be 1 or more"),

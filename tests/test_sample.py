@@ -370,6 +370,36 @@ def test_logits_that_are_not_numbers_give_an_id_of_the_vocabulary_and_one_error(
             text.add(ids[0].item(), logprobs[0].item())
 
 
+@pytest.mark.parametrize("options, message", [
+    ({"prompt": ""}, "the prompt is empty: the model needs at least one character to continue"),
+    ({"top_k": 0}, "top_k=0 must be 1 or more"),
+    ({"top_k": -3}, "top_k=-3 must be 1 or more"),
+    ({"temperature": -1}, "temperature=-1 must be 0 or more"),
+    ({"temperature": math.nan}, "temperature=nan must be 0 or more"),
+    ({"top_p": 0.0}, "top_p=0.0 must be above 0 and at most 1"),
+    ({"top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
+    ({"min_p": -0.1}, "min_p=-0.1 must be at least 0 and at most 1"),
+    ({"min_p": 2}, "min_p=2 must be at least 0 and at most 1"),
+    ({"repetition_penalty": 0}, "repetition_penalty=0 must be above 0"),
+    ({"max_new_tokens": -1}, "max_new_tokens=-1 must be 0 or more"),
+])
+def test_complete_refuses_what_the_command_refuses(trained, options, message):
+    model, tokenizer = load_model("resume", trained)
+    with pytest.raises(ValueError) as error:
+        complete(model, tokenizer, **({"prompt": "Line"} | options))
+    assert str(error.value) == message
+
+
+def test_load_model_takes_what_the_command_takes(trained, monkeypatch):
+    monkeypatch.setenv("HOME", str(trained.parent))
+    monkeypatch.setenv("USERPROFILE", str(trained.parent))  # Windows
+    for how in {"out_dir": f"~/{trained.name}"}, {"init_from": f"~/{trained.name}"}:
+        model, _ = load_model(**how, device="auto")
+        assert model.block_size == 16
+    with pytest.raises(UserError, match="device=gpu cannot be used here"):
+        load_model("resume", trained, "gpu")
+
+
 def test_logits_of_nan_during_training_do_not_end_complete(trained):
     model, tokenizer = load_model("resume", trained)
     torch.nn.init.constant_(model.lm_head.weight, math.nan)

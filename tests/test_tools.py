@@ -1,6 +1,5 @@
 """pytest tests/test_tools.py - the benchmarks and the ablation run and compute what they say"""
 
-import contextlib
 import re
 import runpy
 import sys
@@ -9,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import GPT2_TINY, MODERN, ROOT
+from helpers import GPT2_TINY, MODERN, ROOT, tracked
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -118,6 +117,9 @@ def test_train_accepts_the_settings_of_every_variant(monkeypatch, leave_out, tmp
     (ablate.main, ["--steps=7"], "steps=7 must be 8 or more"),
     (ablate.main, ["--seeds=1,x"], "seeds=1,x must be whole numbers with commas between them"),
     (ablate.main, ["--eval_iters=0"], "eval_iters=0 must be 1 or more"),
+    (ablate.main, ["--seeds=1,²"], "seeds=1,² must be whole numbers with commas between them"),
+    (ablate.main, ["--picture=."], "picture=. is a folder: give the name of a file"),
+    (bench.bench_sample, ["--nanogpt=nowhere"], "nanogpt=nowhere has no model.py: give the folder"),
     (bench.bench_sample, ["--batch=0"], "batch=0 must be 1 or more"),
     (bench.bench_sample, ["--rounds=0"], "rounds=0 must be 1 or more"),
     (bench.bench_sample, ["--dtypes=float8"], "dtypes=float8 must be a comma-separated list of"),
@@ -126,14 +128,49 @@ def test_tools_refuse_what_is_outside_a_limit(mistake, tool, argv, message):
     assert message in mistake(tool, *argv)
 
 
-@pytest.mark.parametrize("tool", ["ablate", "add", "bench", "candidates", "evaluate", "export",
-                                  "finetune", "look"])
-def test_every_tool_has_a_help(tool, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [f"{tool}.py", "--help"])
-    with contextlib.suppress(SystemExit):
+TOOLS = sorted(path.stem for path in tracked("tools/*.py"))
+
+
+def ended(tool, *argv, monkeypatch):
+    """The exit code of a tool; None if it returns."""
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py", *argv])
+    try:
         runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    except SystemExit as end:
+        return end.code
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_tool_has_a_help(tool, capsys, monkeypatch):
+    assert ended(tool, "--help", monkeypatch=monkeypatch) in (None, 0)
     printed = capsys.readouterr()
-    assert f"python tools/{tool}.py" in printed.out and printed.err == ""
+    script = tool.replace("bench_", "bench.py ").removesuffix(".py")
+    assert f"python tools/{script}" in printed.out and printed.err == ""
+
+
+@pytest.mark.parametrize("word", ["--nosuch=3", "nosuch", "--out_dir=nosuch"])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_wrong_word_ends_every_tool_in_one_line(tool, word, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert ended(tool, word, monkeypatch=monkeypatch) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: ")
+    assert len(printed.err.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tool, options", [
+    ("add", []), ("look", []), ("evaluate", ["--text=text"]), ("export", ["--folder=new"]),
+])
+def test_a_folder_without_a_checkpoint_is_named(tool, options, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("text", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    for folder in "missing", "empty":
+        assert ended(tool, f"--out_dir={folder}", *options, monkeypatch=monkeypatch) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith(f"error: {folder} has no checkpoint: train first")
+        assert len(printed.err.splitlines()) == 1 and printed.out == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"text", "empty"}
 
 
 def test_variants_differ_by_one_change_and_all_changes_are_the_modern_recipe():

@@ -37,6 +37,7 @@ from internals import cpu, dataset, devices, files
 from internals.devices import autocast_to, find_device, find_dtype, for_sampling, num_params
 from internals.limits import Count
 from internals.optimizers import make_optimizer
+from internals.plan import counted
 from internals.recipes import SIZES, expand_names
 from model import GPT, GPTConfig
 from sample import Sampler, make_cache, stream
@@ -64,6 +65,8 @@ class SampleBenchConfig:
             if name not in ("float32", "bfloat16", "float16", "int8"):
                 raise ValueError(f"dtypes={self.dtypes} must be a comma-separated list of float32, "
                                  "bfloat16, float16, int8")
+        if self.nanogpt and not Path(self.nanogpt, "model.py").is_file():
+            raise ValueError(f"nanogpt={self.nanogpt} has no model.py: give the folder of nanoGPT")
 
 
 def synchronize(device):
@@ -174,8 +177,8 @@ def bench_train(argv):
     tokens = cfg.batch_size * cfg.gradient_accumulation_steps * model_cfg.block_size
     many = max(1, min(20, int(5 / max(1e-3, seconds(step, device)))))
     print(f"{num_params(model) / 1e6:.2f}M parameters, {tokens:,} tokens per step, {dtype} on "
-          f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads; "
-          f"{ROUNDS} rounds of {many} steps")
+          f"{device}, torch {torch.__version__}, {counted(torch.get_num_threads(), 'thread')}; "
+          f"{counted(ROUNDS, 'round')} of {counted(many, 'step')}")
     memory = devices.peak_memory(device) or 0
     candidates = {"glassGPT": step}
     if theirs := transformers_gpt2(model_cfg, model_cfg.vocab_size):
@@ -272,8 +275,9 @@ def bench_sample(argv):
     model = GPT(model_cfg).to(device).eval()
     weights = num_params(model)
     bandwidth = read_bandwidth(device)
-    print(f"{weights / 1e6:.1f}M parameters, {n} tokens after a prompt of {cfg.prompt} tokens, on "
-          f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+    print(f"{weights / 1e6:.1f}M parameters, {counted(n, 'token')} after a prompt of "
+          f"{counted(cfg.prompt, 'token')}, on {device}, torch {torch.__version__}, "
+          f"{counted(torch.get_num_threads(), 'thread')}, "
           f"memory bandwidth {bandwidth / 1e9:.1f} GB/s")
     one, many = (torch.randint(model_cfg.vocab_size, (b, cfg.prompt), device=device)
                  for b in (1, cfg.batch))
@@ -323,7 +327,7 @@ def bench_sample(argv):
               f"linear layers alone allow, {ours_now / limits[1]:.0%} of the {limits[1]:.1f} tok/s "
               f"that ours allow; reads {read / 1e9:.1f} GB/s, {read / bandwidth:.0%} of the memory "
               "bandwidth")
-    print(f"{cfg.batch} samples in one batch")
+    print(f"{counted(cfg.batch, 'sample')} in one batch")
     candidates = {f"glassGPT {name}, batch of {cfg.batch}": ours(name, many)
                   for name in reversed(models)}
     for name, them in theirs.items():
@@ -340,13 +344,14 @@ def bench_sample(argv):
         prompt = torch.randint(model_cfg.vocab_size, (1, min(512, model_cfg.block_size)),
                                device=device)
         prefill = min(ours(name, prompt, count=1)() for _ in range(3))
-        print(f"  {name}: {few / uncached:.1f} tok/s without a cache (first {few} tokens); prefill "
+        print(f"  {name}: {few / uncached:.1f} tok/s without a cache (first "
+              f"{counted(few, 'token')}); prefill "
               f"{prompt.shape[1] / prefill:,.0f} tok/s")
     size = 2 * model_cfg.n_layer * cfg.batch * model_cfg.block_size * model_cfg.n_embd
     cache = make_cache(model, cfg.batch)
     next(stream(model, many, Sampler([0], temperature=0), cache))
     held = sum(part.numel() for pair in cache.layers.values() for part in pair)
-    print(f"cache for {cfg.batch} samples: {held:,} numbers (expected: {size:,}), "
+    print(f"cache for {counted(cfg.batch, 'sample')}: {held:,} numbers (expected: {size:,}), "
           f"{size * 4 / 2**20:.0f} MB in float32")
 
 

@@ -38,8 +38,8 @@ from gpu_parts import ROOT, ROW, SHARES, GPUBenchConfig, differences
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import prepare
-from configurator import UserError, configure, reason
-from internals import checkpoint, devices
+from configurator import UserError, configure, one_line_errors, reason
+from internals import checkpoint
 from internals.files import replacing
 
 TWINS = {"plain": "train_shakespeare_char.py", "modern": "train_shakespeare_char_modern.py"}
@@ -224,7 +224,7 @@ def in_own_process(part, cfg, report, until):
 
 def main(argv):
     _, cfg = configure(__doc__, GPUBenchConfig, argv=argv)
-    report = Report(cfg.out, facts_of(devices.find_device(cfg.device), argv))
+    report = Report(cfg.out, facts_of(gpu_parts.find_gpu(cfg), argv))
     end = time.monotonic() + 60 * cfg.minutes
     left = [part for part in SHARES if part in cfg.parts.split(",")]
     while left:
@@ -243,3 +243,7 @@ def main(argv):
 
 
 WITH_TRAIN = {"resume": resume_part, "twins": twins_part}
+
+if __name__ == "__main__":  # the same as `bench.py gpu`
+    with one_line_errors():
+        main(sys.argv[1:])

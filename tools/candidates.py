@@ -28,6 +28,7 @@ import ablate
 import train
 from configurator import configure, one_line_errors
 from internals.limits import Count
+from internals.plan import counted
 
 
 def x0_shortcut(model):
@@ -168,7 +169,7 @@ def table(losses):
             gains = [b - a for a, b in zip(own, baseline, strict=True)]  # seed by seed
             error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else math.nan
             cells[3] = f"{statistics.mean(gains):+.4f} ± {error:.4f}"
-            cells[4] = f"{sum(gain > 0 for gain in gains)} of {len(gains)} seeds"
+            cells[4] = f"{sum(gain > 0 for gain in gains)} of {counted(len(gains), 'seed')}"
         yield f"| {' | '.join(cells)} |"
 
 

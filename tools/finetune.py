@@ -169,10 +169,11 @@ def main(plays, data=DATA, out=Path("out-finetune"), image=ROOT / "docs" / "fine
         curves[label] = [
             run(folder / f"seed-{seed}", TINY, STEPS, EVAL_INTERVAL, rate, seed, data, start)
             for seed in SEEDS]
-    plot(curves, image)
     wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
-    print(f"{table(curves)}\n{wall / 60:.1f} minutes ({cpu / 60:.1f} minutes of CPU time); the "
-          f"picture is {image}")
+    print(f"{table(curves)}\n{wall / 60:.1f} minutes ({cpu / 60:.1f} minutes of CPU time)",
+          flush=True)  # first: a picture can fail
+    plot(curves, image)
+    print(f"picture  {image}")
     return curves
 
 

@@ -95,7 +95,11 @@ def emit(name, result, note="", **values):
 
 
 def find_gpu(cfg):
+    """The torch.device of the settings. Raises UserError if it is not a GPU, unless toy is set."""
     device = devices.find_device(cfg.device)
+    if device.type == "cpu" and not cfg.toy:
+        raise UserError("this measures a GPU, and the device is the CPU: --toy=True tries the "
+                        "command with tiny models")
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # as train.py and nanoGPT do
     return device
@@ -321,6 +325,8 @@ PARTS = {"train": train_part, "sample": sample_part, "nan": nan_part}
 if __name__ == "__main__":
     with one_line_errors():
         name, *argv = sys.argv[1:] or [""]
+        if name in ("--help", "-h"):
+            configure(__doc__, GPUBenchConfig, argv=[name])
         if name not in PARTS:
             raise UserError(f"{name!r} cannot be measured: the first word must be "
                             f"{', '.join(PARTS)}")
