@@ -48,27 +48,7 @@ class GPTConfig:
     softcap: float = 0.0  # logits become softcap * tanh(logits / softcap); 0: off
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            choices = get_args(field.type)  # () if it is not a Literal
-            if choices and value not in choices:
-                raise ValueError(f"{field.name}={value} must be one of {', '.join(choices)}")
-            kinds = (int, float) if field.type is float else (field.type,)
-            if not choices and type(value) not in kinds:  # True is not an int here
-                raise ValueError(f"{field.name}={value!r} must be of type {field.type.__name__}")
-        if min(self.block_size, self.vocab_size, self.n_layer, self.n_head, self.n_embd) < 1:
-            raise ValueError("block_size, vocab_size, n_layer, n_head, n_embd must be 1 or more")
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
-        if self.pos == "rope" and self.n_embd // self.n_head % 2:
-            raise ValueError("pos=rope rotates pairs of channels: n_embd / n_head must be even")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
-        for name in ("norm_eps", "attn_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
-        if not 0 <= self.softcap < math.inf:
-            raise ValueError(f"softcap={self.softcap} must be 0 or more")
+        check(self)  # at the end of this file
 
 
 class Attend(nn.Module):
@@ -328,3 +308,29 @@ class GPT(nn.Module):
         and the id of <|endoftext|>. Raises ValueError naming a setting that GPT-2 does not have."""
         from internals import huggingface
         huggingface.write(folder, asdict(self.config), self.state_dict(), n_vocab, end_of_text)
+
+
+def check(config):
+    """Raises ValueError if a setting has a wrong type or value, or if two do not fit together."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        choices = get_args(field.type)  # () if it is not a Literal
+        if choices and value not in choices:
+            raise ValueError(f"{field.name}={value} must be one of {', '.join(choices)}")
+        kinds = (int, float) if field.type is float else (field.type,)
+        if not choices and type(value) not in kinds:  # True is not an int here
+            raise ValueError(f"{field.name}={value!r} must be of type {field.type.__name__}")
+    for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be 1 or more")
+    if config.n_embd % config.n_head:
+        raise ValueError(f"n_embd={config.n_embd} must be a multiple of n_head={config.n_head}")
+    if config.pos == "rope" and config.n_embd // config.n_head % 2:
+        raise ValueError("pos=rope rotates pairs of channels: n_embd / n_head must be even")
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout={config.dropout} must be at least 0 and below 1")
+    for name in ("norm_eps", "attn_scale"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name}={getattr(config, name)} must be above 0")
+    if not 0 <= config.softcap < math.inf:
+        raise ValueError(f"softcap={config.softcap} must be 0 or more")

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -177,17 +176,6 @@ def test_idx_of_another_dtype_is_named(dtype):
             compute(idx)
 
 
-@pytest.mark.parametrize("wrong", [61, 10**9, -1])
-@pytest.mark.parametrize("mode", [True, False])
-def test_an_id_outside_the_vocabulary_is_named(wrong, mode):
-    model, idx = GPT(GPT2_TINY).train(mode), torch.tensor([[3, wrong, 5]])
-    message = f"idx has ids from {min(3, wrong)} to {max(5, wrong)}, but the vocabulary has 0 to 60"
-    for compute in model, partial(model.generate, max_new_tokens=1), lambda idx: model(idx, idx):
-        with pytest.raises(ValueError) as error:
-            compute(idx)
-        assert str(error.value) == message
-
-
 @pytest.mark.parametrize("shape", [(3, 2), (2, 2), (6,), (1, 3)])
 def test_targets_must_have_the_shape_of_the_inputs(shape):
     """(3, 2): with as many targets as inputs, the loss would be wrong without an error."""
@@ -229,7 +217,7 @@ def test_a_setting_of_another_type_is_refused(name, value):
     ({"softcap": math.nan}, "softcap=nan must be 0 or more"),
     ({"n_embd": 100, "n_head": 12}, "n_embd=100 must be a multiple of n_head=12"),
     ({"n_embd": 2, "n_head": 12}, "n_embd=2 must be a multiple of n_head=12"),
-    ({"n_layer": 0}, "n_layer.* must be 1 or more"),
+    ({"n_layer": 0}, "n_layer=0 must be 1 or more"),
     ({"act": "swish"}, "act=swish must be one of gelu_tanh, gelu, relu2"),
     ({"pos": "alibi"}, "pos=alibi must be one of learned, rope"),
     ({"pos": "rope", "n_embd": 15, "n_head": 5}, "n_embd / n_head must be even"),
