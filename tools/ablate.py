@@ -87,8 +87,6 @@ def run(settings, out_dir):
     ms = [0.0, *accumulate(m["ms"] for m in metrics if "ms" in m)]
     curve = [(m["step"] * tokens, ms[m["step"]] / 1e3, m["val_loss"])
              for m in metrics if "val_loss" in m]
-    if not curve or curve[-1][0] < settings["max_iters"] * tokens:
-        raise KeyboardInterrupt  # train.py handled a Ctrl-C, which must end this program too
     return curve
 
 
