@@ -8,22 +8,30 @@ has a type, a default, and possibly a limit. Its help text is the comment in the
 at the end of its line.
 
 A config file is a Python file of assignments. Its imports, functions, classes and names that begin
-with _ are private; every other name must be a setting. Config files override defaults, and later
-config files override earlier ones. The command line overrides all config files, wherever they are
-on it. (In nanoGPT, the order of the arguments decides.)
+with _ are private; every other name must be a setting. It can read the settings so far, as in
+`min_lr = learning_rate / 10`. Config files override defaults, and later config files override
+earlier ones. The command line overrides all config files, wherever they are on it. (In nanoGPT, the
+order of the arguments decides.)
 """
 
+import builtins
 import runpy
 import sys
 from contextlib import suppress
 from dataclasses import MISSING, fields
-from pathlib import Path
+from numbers import Real
+from pathlib import PurePath
 from types import ModuleType, NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 from internals import usage
 from internals.errors import UserError, one_line_errors, reason  # noqa: F401 (imported from here)
 from internals.limits import OF_MODEL
+from internals.words import TEXTS, at_home, unquoted
+
+# nanoGPT runs a config file inside train.py, so the file can use these modules without importing
+# them: {name in the file: module}
+MODULES = {"math": "math", "np": "numpy", "os": "os", "time": "time", "torch": "torch"}
 
 
 def configure(description, *schemas, argv=None, expand=None, positional=()):
@@ -49,19 +57,19 @@ def read_settings(description, *schemas, argv=None, expand=None, positional=()):
     the command line sets, even if the value is the default. Values have the right type; their
     limits are not checked yet."""
     types = {field.name: field.type for schema in schemas for field in fields(schema)}
+    defaults = {field.name: field.default for schema in schemas for field in fields(schema)
+                if field.default is not MISSING}
     options, words = split(sys.argv[1:] if argv is None else argv, types)
     wants_help = options.pop("--help", False)
-    sources = []
-    if positional:
-        options |= place(words, positional, types)
-    else:
-        sources = [(f"in {path}", run_config(path, types)) for path in words]
-
     given = {}
-    for source, values in [*sources, ("on the command line", options)]:
-        values = {name: convert(name, value, types[name], source)
-                  for name, value in values.items()}
-        given |= expand(values) if expand else values
+    if positional:
+        options |= place(words, positional, options, types)
+    else:
+        for word in words:
+            path = usage.find_config(word, types)
+            values = run_config(path, types, defaults | given)
+            given |= converted(values, types, f"in {path}", expand)
+    given |= converted(options, types, "on the command line", expand)
     if wants_help:
         print(usage.help_text(description, schemas, given, positional, type_name, limit_of))
         sys.exit(0)
@@ -74,7 +82,7 @@ def split(argv, types):
     options, others = {}, []
     words = list(argv)
     while words:
-        word = words.pop(0)
+        word = unquoted(words.pop(0))
         if word in ("--help", "-h"):
             options["--help"] = True
         elif not word.startswith("--"):
@@ -88,33 +96,39 @@ def split(argv, types):
                 value = words.pop(0) if words else "--"
                 if value.startswith("--"):
                     raise UserError(f"--{name} needs a value: --{name}=VALUE")
-            options[name] = value
+            options[name] = value if name in TEXTS else unquoted(value)
     return options, others
 
 
-def place(words, positional, types):
-    """Assign the words without -- to the positional settings; returns {name: value}."""
+def place(words, positional, options, types):
+    """Assign the words without -- to the positional settings that are not among the options;
+    returns {name: value}."""
     values = {}
     for name in positional:
+        if name in options:
+            continue
         if words and get_origin(types[name]) is tuple:
             values[name], words = tuple(words), []
         elif words:
             values[name], words = words[0], words[1:]
     if words:
         raise UserError(f"unexpected argument {words[0]!r}: only {', '.join(positional)} can be "
-                        "given without -- (see --help)")
+                        "given without --, each once (see --help)")
     return values
 
 
-def run_config(path, types):
-    """Run a config file and return its settings. Exceptions in it become a UserError."""
-    if not Path(path).is_file() or not path.endswith(".py"):
-        raise UserError(usage.no_config_file(path, types))
+def run_config(path, types, settings):
+    """Run a config file and return the settings that it assigns. settings: {name: value} that it
+    can read. Exceptions in it become a UserError."""
+    readable = dict(settings)
+    for name, module in MODULES.items():
+        if module in sys.modules:
+            readable[name] = sys.modules[module]
     try:
-        names = runpy.run_path(path)
+        # the file finds these names as it finds print and len, so `names` has only what it assigns
+        names = runpy.run_path(path, {"__builtins__": vars(builtins) | readable})
     except (Exception, SystemExit) as error:
-        where = f"{path}, line {usage.line_of(error, path)}"
-        raise UserError(f"{where}: {type(error).__name__}: {reason(error)}") from None
+        raise UserError(usage.config_error(error, path, readable)) from None
     values = {}
     for name, value in names.items():
         is_helper = name.startswith("_") or isinstance(value, ModuleType) or callable(value)
@@ -128,6 +142,14 @@ def refuse_unknown(name, types, source, advice=""):
     if name not in types:
         hint = usage.suggestion(name, types) or "--help lists the settings"
         raise UserError(f"unknown setting {name!r} {source}; {hint}{advice}")
+
+
+def converted(values, types, source, expand):
+    """The settings of one source: their values converted, and shorthands expanded."""
+    result = {}
+    for name, value in values.items():
+        result[name] = at_home(name, convert(name, value, types[name], source))
+    return expand(result) if expand else result
 
 
 def build(schema, values):
@@ -182,19 +204,21 @@ def convert(name, value, kind, source="in the settings"):
 
 def parse(value, kind):
     """Convert `value` to a plain type. An int can be used as a float, and 1e3 as an int; a bool
-    cannot be used as a number. Raises ValueError, or OverflowError if a number is too large."""
+    cannot be used as a number. A number can be one of NumPy, and a text can be a Path. Raises
+    ValueError, or OverflowError if a number is too large."""
     text = str(value)
     if kind is NoneType and text == "None":
         return None
     if kind is bool and is_bool(text):
         return text in ("True", "true")
-    if kind is str and isinstance(value, str):
-        return value
-    if get_origin(kind) is tuple and isinstance(value, tuple):
-        return value
+    if kind is str and isinstance(value, (str, PurePath)):
+        return text
+    if get_origin(kind) is tuple and isinstance(value, (str, tuple)):
+        return (value,) if isinstance(value, str) else value
     if get_origin(kind) is Literal:
         return get_args(kind)[[str(choice) for choice in get_args(kind)].index(text)]
-    if kind in (int, float) and type(value) in (str, int, float):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if kind in (int, float) and (is_number or isinstance(value, str)):
         number = float(value)
         if kind is float:
             return number

@@ -16,11 +16,12 @@ V tokens in the vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -47,16 +48,7 @@ class GPTConfig:
     softcap: float = 0.0  # logits become softcap * tanh(logits / softcap); 0: off
 
     def __post_init__(self):
-        if min(self.block_size, self.vocab_size, self.n_layer, self.n_head, self.n_embd) < 1:
-            raise ValueError("block_size, vocab_size, n_layer, n_head, n_embd must be 1 or more")
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
-        if self.pos == "rope" and self.n_embd // self.n_head % 2:
-            raise ValueError("pos=rope rotates pairs of channels: n_embd / n_head must be even")
-        for field in fields(self):
-            value, choices = getattr(self, field.name), get_args(field.type)  # () if not a Literal
-            if choices and value not in choices:
-                raise ValueError(f"{field.name}={value} must be one of {', '.join(choices)}")
+        check(self)  # at the end of this file
 
 
 class Attend(nn.Module):
@@ -186,6 +178,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The complete model. Its weights are sampled with torch's global generator."""
 
+    __call__: Callable[..., tuple[Tensor, Tensor | None]]  # of nn.Module; it calls forward
+
     def __init__(self, config):
         super().__init__()
         self.config, self.block_size = config, config.block_size
@@ -220,7 +214,8 @@ class GPT(nn.Module):
         if self.config.zero_init and not self.config.tied:
             self.lm_head.weight.zero_()
 
-    def forward(self, idx, targets=None, cache=None):
+    def forward(self, idx: Tensor, targets: Tensor | None = None,
+                cache=None) -> tuple[Tensor, Tensor | None]:
         """Next-token logits for idx (B, T) int64, 1 <= T <= block_size; else it raises ValueError.
 
         With targets (B, T): returns logits (B, T, V) and the mean cross-entropy in nats over the
@@ -229,10 +224,18 @@ class GPT(nn.Module):
         if idx.dtype != torch.int64 or idx.dim() != 2 or not 1 <= idx.shape[1] <= self.block_size:
             raise ValueError(f"idx must be int64 (B, T) with 1 <= T <= {self.block_size}, but is "
                              f"{idx.dtype} {tuple(idx.shape)}")
+        if targets is not None and targets.shape != idx.shape:
+            raise ValueError(f"targets must have the shape of idx, {tuple(idx.shape)}, but are "
+                             f"{tuple(targets.shape)}")
         positions, before = torch.arange(idx.shape[1], device=idx.device), F.pad(idx, (1, -1))
         if cache is not None:
             positions, before = cache.positions, cache.before
-        x, rope = self.transformer.wte(idx), None  # (B, T, C)
+        rope = None
+        try:
+            x = self.transformer.wte(idx)  # (B, T, C)
+        except IndexError:  # only on a CPU; a GPU fails later, with a "device-side assert"
+            raise ValueError(f"idx has ids from {idx.min()} to {idx.max()}, but the vocabulary has "
+                             f"0 to {self.config.vocab_size - 1}") from None
         if self.smear is not None:  # so that even the first layer sees pairs of tokens
             x = x + self.smear * self.transformer.wte(before) * (positions > 0)[:, None]
         if self.config.pos == "learned":
@@ -256,11 +259,18 @@ class GPT(nn.Module):
         return logits, loss
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
+    def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0,
+                 top_k: int | None = None) -> Tensor:
         """idx (B, T) -> idx and its continuation (B, T + max_new_tokens). Call model.eval() first,
         or dropout is on. Every token recomputes the window; sample.py has a KV cache instead.
         A full window drops its older half. That moves the other tokens to new positions, so a KV
         cache must be recomputed; dropping one token at a time would require this at every token."""
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens={max_new_tokens} must be 0 or more")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature={temperature} must be 0 or more")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k={top_k} must be 1 or more, or None")
         start = max(0, idx.shape[-1] - self.block_size)  # the window is idx[:, start:]
         for _ in range(max_new_tokens):
             logits = self(idx[..., start:])[0][:, -1]  # (B, V)
@@ -276,7 +286,7 @@ class GPT(nn.Module):
         return idx
 
     @classmethod
-    def from_weights(cls, config, weights):
+    def from_weights(cls, config: GPTConfig, weights: dict[str, Tensor]) -> "GPT":
         """A model whose weights are the tensors of a state_dict: no copies, no random numbers."""
         with torch.device("meta"):  # takes no memory
             model = cls(config)
@@ -286,7 +296,7 @@ class GPT(nn.Module):
         return model
 
     @classmethod
-    def from_pretrained(cls, name):
+    def from_pretrained(cls, name: str) -> "GPT":
         """A model with GPT-2's architecture in Hugging Face's format: a folder, or a name on the
         hub ("gpt2"; needs huggingface_hub). Raises ValueError or OSError if it cannot be read."""
         from internals import huggingface
@@ -298,3 +308,29 @@ class GPT(nn.Module):
         and the id of <|endoftext|>. Raises ValueError naming a setting that GPT-2 does not have."""
         from internals import huggingface
         huggingface.write(folder, asdict(self.config), self.state_dict(), n_vocab, end_of_text)
+
+
+def check(config):
+    """Raises ValueError if a setting has a wrong type or value, or if two do not fit together."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        choices = get_args(field.type)  # () if it is not a Literal
+        if choices and value not in choices:
+            raise ValueError(f"{field.name}={value} must be one of {', '.join(choices)}")
+        kinds = (int, float) if field.type is float else (field.type,)
+        if not choices and type(value) not in kinds:  # True is not an int here
+            raise ValueError(f"{field.name}={value!r} must be of type {field.type.__name__}")
+    for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be 1 or more")
+    if config.n_embd % config.n_head:
+        raise ValueError(f"n_embd={config.n_embd} must be a multiple of n_head={config.n_head}")
+    if config.pos == "rope" and config.n_embd // config.n_head % 2:
+        raise ValueError("pos=rope rotates pairs of channels: n_embd / n_head must be even")
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout={config.dropout} must be at least 0 and below 1")
+    for name in ("norm_eps", "attn_scale"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name}={getattr(config, name)} must be above 0")
+    if not 0 <= config.softcap < math.inf:
+        raise ValueError(f"softcap={config.softcap} must be 0 or more")

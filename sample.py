@@ -10,27 +10,31 @@ batch; the first is printed while it is sampled. stdout gets the text alone, std
 GPT.generate in model.py defines sampling; this file adds a KV cache, more filters, and streaming.
 """
 
-# first, so that a Ctrl-C while torch is imported ends in one line
-import internals.signals  # noqa: F401
+if __name__ == "__main__":  # before torch is imported
+    from internals.cores import share_cores
+    share_cores()
 
-# isort: split
 import itertools
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from os.path import expanduser
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from configurator import UserError, build, configure, one_line_errors
+from configurator import UserError, build, check_limit, configure, one_line_errors
 from internals import checkpoint, cpu
-from internals.devices import find_device, for_sampling, num_params
+from internals.devices import attention_without_plans, find_device, for_sampling, num_params
 from internals.limits import Count, Fraction, NonNegative, Positive, PositiveFraction, Seed
+from internals.plan import counted
 from internals.text import SEPARATOR, Sample, read_prompt, show, write_samples
 from model import GPT, GPTConfig
-from prepare import tokenizer_from_meta
+from prepare import CharTokenizer, GPT2Tokenizer, tokenizer_from_meta
+
+Tokenizer = CharTokenizer | GPT2Tokenizer
 
 
 @dataclass
@@ -138,10 +142,15 @@ def make_cache(model, batch_size, **options):
 class Sampler:
     """Chooses the next tokens of a batch: called with logits (B, V) and the ids (B, n) so far, it
     returns ids (B, 1). Sample i has its own random numbers, from seeds[i]; see `draw` and
-    `penalize`. `stream` passes only the first n_vocab logits: later ids pad the vocabulary."""
+    `penalize`. `stream` passes only the first n_vocab logits: later ids pad the vocabulary. Raises
+    ValueError for a value outside the limits in SampleConfig."""
 
     def __init__(self, seeds, n_vocab=None, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0,
                  repetition_penalty=1.0):
+        values = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+                  "repetition_penalty": repetition_penalty}
+        for field in fields(SampleConfig):
+            check_limit(field, values.get(field.name))
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.n_vocab, self.repetition_penalty = n_vocab, repetition_penalty
         self.filters = temperature, top_k, top_p, min_p
@@ -189,16 +198,24 @@ def stream(model, idx, sampler, cache):
     Yields ids (B, 1) and the logits (B, n_vocab) from which they were chosen."""
     cache.append(idx, n_kept=model.block_size)
     while True:
-        logits = cache.next_logits(model)[:, -1, :sampler.n_vocab].expand(cache.batch_size, -1)
+        with attention_without_plans():
+            logits = cache.next_logits(model)
+        logits = logits[:, -1, :sampler.n_vocab].expand(cache.batch_size, -1)
         ids = sampler(logits, cache.ids.expand(cache.batch_size, -1))
         cache.append(ids, n_kept=max(1, model.block_size // 2))
         yield ids, logits
 
 
-def complete(model, tokenizer, prompt, max_new_tokens=200, temperature=0.8, top_k=200, seed=1337,
-             stop=None, **filters):
+def complete(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 200,
+             temperature: float = 0.8, top_k: int | None = 200, seed: int = 1337,
+             stop: str | None = None, **filters: float) -> str:
     """The prompt and its continuation as text, up to `stop` or the end of text. filters: see
-    Sampler. Dropout is off meanwhile. Raises UserError for an unknown character."""
+    Sampler. Dropout is off meanwhile. Raises ValueError if the prompt is empty or a value is not
+    within its limits, and UserError for an unknown character."""
+    if not prompt:
+        raise ValueError("the prompt is empty: the model needs at least one character to continue")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be 0 or more")
     idx = torch.tensor(tokenizer.encode(prompt, special=True))[None]  # (1, T)
     idx = idx.to(model.transformer.wte.weight.device)
     sampler = Sampler([seed], tokenizer.n_vocab, temperature, top_k, **filters)
@@ -216,10 +233,13 @@ def complete(model, tokenizer, prompt, max_new_tokens=200, temperature=0.8, top_
     return sample.text
 
 
-def load_model(init_from="resume", out_dir="out", device="cpu"):
+def load_model(init_from: str = "resume", out_dir: str | Path = "out",
+               device: str | torch.device = "cpu") -> tuple[GPT, Tokenizer]:
     """(model, tokenizer), in eval mode on `device`: the best model of the run in out_dir, or the
-    one that init_from names. Raises UserError if the model is missing or damaged."""
-    start = checkpoint.to_sample_from(init_from, out_dir)
+    one that init_from names. Raises UserError if the model is missing or damaged, or the device is
+    not available."""
+    device = find_device(device)
+    start = checkpoint.to_sample_from(expanduser(init_from), expanduser(out_dir))
     model = GPT.from_weights(build(GPTConfig, start.model_args), start.model)
     return model.to(device).eval(), tokenizer_from_meta(start.meta)
 
@@ -289,7 +309,7 @@ def main(argv=None):
     started = time.perf_counter()
     samples = continue_text(model, tokenizer, cfg, prompt, seeds, cache)
     seconds, count = time.perf_counter() - started, sum(len(s.tokens) for s in samples)
-    print(f"{loaded}: {count:,} tokens in {seconds:.2f} s, {count / seconds:,.0f} tok/s",
+    print(f"{loaded}: {counted(count, 'token')} in {seconds:.2f} s, {count / seconds:,.0f} tok/s",
           file=sys.stderr)
     if cfg.out:
         write_samples(Path(cfg.out), prompt, samples)

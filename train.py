@@ -12,8 +12,9 @@ resumed run ends exactly like an uninterrupted one, and evaluation does not affe
 Left out: models that do not fit on one device, and hyperparameter search.
 """
 
-# first, so that a Ctrl-C while torch is imported ends in one line
-from internals.signals import StopSignals, end_by_signal  # isort: split
+if __name__ == "__main__":  # before torch is imported
+    from internals.cores import share_cores
+    share_cores()
 
 import functools
 import itertools
@@ -32,6 +33,7 @@ from internals.optimizers import make_optimizer
 from internals.parallel import World
 from internals.recipes import RECIPES, SIZES, expand_names
 from internals.runlog import RunLog
+from internals.signals import Stopped, StopSignals
 from model import GPT, GPTConfig
 from prepare import open_dataset
 from sample import complete
@@ -88,7 +90,7 @@ class TrainConfig:
     lr_decay_iters: Count | None = None  # the step at which the decay ends; None: max_iters
     min_lr: NonNegative | None = None  # learning rate after the decay; None: a tenth of the peak
     # -- system
-    backend: str = "auto"  # of torch.distributed; auto: nccl for GPUs, gloo for CPUs
+    backend: Literal["auto", "nccl", "gloo"] = "auto"  # between processes; auto: nccl for GPUs
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of matrix products
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA
@@ -222,7 +224,7 @@ def evaluate(model, data, cfg, autocast, world, signals):
 
 def train(cfg, model_cfg, data, start, world, log, signals):
     """Run the training that the settings describe. Returns the metrics: a dict for each logged step
-    and each evaluation.
+    and each evaluation. Raises Stopped, a KeyboardInterrupt, if a signal stops the run.
 
     data: a Dataset. start: the Checkpoint to start or resume from; its model is None from scratch.
     world, log, signals: the processes, the RunLog and the StopSignals of this run.
@@ -249,8 +251,6 @@ def train(cfg, model_cfg, data, start, world, log, signals):
     step, consumed = start.step, start.sequences
     best_loss, best_step = start.best_loss, start.best_step
     start.model = start.optimizer = None  # frees their memory
-    world.must_agree(step, "the processes found different checkpoints: out_dir must be on a disk "
-                     "that all of them see")
 
     batches = training_batches(data.train, cfg, T, consumed, world)
     x, y = next(batches)
@@ -261,11 +261,15 @@ def train(cfg, model_cfg, data, start, world, log, signals):
 
     def save(name):
         if log.writes:
+            log.save = None  # if saving fails, the log must not try it again
             checkpoint.write(checkpoint.Checkpoint(
                 model=raw_model.state_dict(), model_args=asdict(model_cfg), meta=data.meta,
                 config=asdict(cfg), optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
                 step=step, sequences=consumed, best_loss=best_loss, best_step=best_step,
             ), log.out_dir / name)
+            log.save = save
+
+    log.save = save  # if writing the log fails, it saves a last checkpoint
 
     # ---- the loop
     first_step = saved_step = step
@@ -335,6 +339,8 @@ def train(cfg, model_cfg, data, start, world, log, signals):
     if saved_step != step or (step == 0 and not stopping):  # max_iters=0 saves the new model
         save("ckpt.pt")
     log.end(step, best_loss, best_step, stopping, out_of_patience)
+    if stopping:
+        raise Stopped(signals.received)
     return log.metrics
 
 
@@ -344,6 +350,8 @@ def main(argv=None):
     cfg, model_cfg, start = checkpoint.starting_point(given, TrainConfig, learning_rate)
     vocab_size = given.get("vocab_size", start.model_args.get("vocab_size"))
     with World(cfg.device, cfg.backend, cfg.deterministic) as world:
+        world.must_agree(start.step, "the processes found different checkpoints: out_dir must be "
+                         "on a disk that all of them see")
         with world.master_first():  # one process prepares a corpus that is missing
             data = open_dataset(cfg.dataset, cfg.data_dir, vocab_size)
         model_cfg = dataset.match(model_cfg, data, cfg, start, given)
@@ -355,4 +363,3 @@ def main(argv=None):
 if __name__ == "__main__":
     with one_line_errors():
         main()
-        end_by_signal()

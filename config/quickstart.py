@@ -15,7 +15,7 @@ n_embd = 128
 block_size = 128
 
 # under torchrun, the processes share the sequences of a step
-_processes = int(os.environ.get("WORLD_SIZE", 1))
+_processes = int(os.environ["WORLD_SIZE"]) if os.environ.get("RANK") else 1
 gradient_accumulation_steps = _processes
 batch_size = 16 // _processes
 max_iters = 900

@@ -6,9 +6,10 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from configurator import UserError, reason
 from internals import cpu
+from internals.errors import UserError, reason, warn
 
 # peak dense bfloat16 FLOP/s from data sheets; of these names, the first that the device's name
 # contains is used
@@ -17,8 +18,8 @@ PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 9
 
 
 def find_device(name):
-    """`name` as a torch.device; "auto" is a CUDA GPU, else Apple's GPU, else the CPU. Raises
-    UserError if the device is not available."""
+    """`name` as a torch.device, a GPU with its index; "auto" is a CUDA GPU, else Apple's GPU, else
+    the CPU. Raises UserError if the device is not available."""
     if name == "auto":
         name = "cpu"
         if torch.backends.mps.is_available():
@@ -29,6 +30,8 @@ def find_device(name):
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("only cpu, cuda and mps are supported")
+        if device.type == "cuda" and device.index is None:  # torch.cuda.set_device needs an index
+            device = torch.device("cuda", torch.cuda.current_device())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device={name} cannot be used here: {reason(error)}; "
@@ -88,8 +91,8 @@ def compiled(model, choice, x, y, autocast):
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # torch.compile raises many kinds
-        print(f"warning: torch.compile failed; training continues without it "
-              f"({type(error).__name__}: {reason(error):.100})", file=sys.stderr)
+        warn("torch.compile failed; training continues without it "
+             f"({type(error).__name__}: {reason(error):.100})")
         return model
     finally:
         model.zero_grad(set_to_none=True)
@@ -189,6 +192,14 @@ def check_model_fits(c, device, training=True):
         raise UserError(f"a model of {parameters / 1e9:,.1f}B parameters needs at least "
                         f"{needed / 1e9:,.0f} GB, but {device} has {available / 1e9:,.0f} GB: use "
                         "a smaller n_layer, n_embd or block_size")
+
+
+def attention_without_plans():
+    """A context manager for attention over sequences of many different lengths. On Hopper GPUs,
+    torch prefers cuDNN's attention, which builds a plan for each new length. That takes 45 ms, and
+    in sampling each token is a new length (docs/benchmarks.md)."""
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
+                        SDPBackend.MATH])
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""How a script ends: a user error is one line on stderr, and Ctrl-C ends it by SIGINT."""
+"""How a script ends: a user error is one line on stderr, and a signal ends the script as usual."""
 
 import os
 import signal
 import sys
 from contextlib import contextmanager, suppress
+
+from internals.signals import Stopped, end_by
 
 
 class UserError(Exception):
@@ -12,9 +14,13 @@ class UserError(Exception):
 
 @contextmanager
 def one_line_errors():
-    """A context manager around the main function of a script. For a UserError or an OSError (a full
-    disk, an unreadable file), the script prints one line to stderr and exits with code 2. Other
-    exceptions are bugs and keep their tracebacks."""
+    """A context manager around the main function of a script.
+
+    For a UserError or an OSError (a full disk, an unreadable file), the script prints one line to
+    stderr and exits with code 2. Ctrl-C ends it by SIGINT, and so does a pipe whose reader has
+    exited, as in `| head`, by SIGPIPE: a shell then aborts a loop or a chain with &&. Other
+    exceptions are bugs and keep their tracebacks.
+    """
     for name, mode, errors in (("stdin", "r", "strict"), ("stdout", "w", "replace"),
                                ("stderr", "w", "replace")):
         if getattr(sys, name) is None:  # closed by the shell, as in `python train.py <&-`
@@ -24,26 +30,63 @@ def one_line_errors():
     try:
         yield
         sys.stdout.flush()  # an error, such as a full disk, is then raised here and not at exit
-    except BrokenPipeError:  # the reader of the output has exited, as in `| head`
-        # Python flushes stdout once more when it exits; a second error would make the exit code 120
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except KeyboardInterrupt:
-        with suppress(OSError):
-            sys.stdout.flush()  # a process that ends by a signal does not flush it
-        print("interrupted", file=sys.stderr)
-        # a shell aborts a loop or a chain with && only if the process was ended by SIGINT
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGINT)
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        if hasattr(sys, "ps1"):  # Jupyter's %run, or python -i: it reports the error and lives on
+            raise
+        end_by_signal_of(error)
     except UnicodeDecodeError as error:  # from stdin: read_text handles this error for files
         fail(f"the text on stdin is not UTF-8: {reason(error)}")
     except (UserError, OSError) as error:
         fail(str(error))
 
 
+def end_by_signal_of(error):
+    """End the process as its parent expects after a KeyboardInterrupt or a BrokenPipeError."""
+    flush(sys.stdout)  # a process that ends by a signal does not
+    if isinstance(error, BrokenPipeError):
+        number = getattr(signal, "SIGPIPE", None)
+        if number is None:  # Windows
+            sys.exit(1)
+    elif isinstance(error, Stopped):
+        if os.environ.get("RANK"):  # torchrun reports the signal itself, and this as a failure
+            sys.exit(0)
+        number = error.number
+    else:
+        say_on_stderr("interrupted")
+        number = signal.SIGINT
+    end_by(number)
+
+
 def fail(message):
-    print("error:", " ".join(message.splitlines()), file=sys.stderr)
+    flush(sys.stdout)
+    say_on_stderr("error: " + " ".join(message.splitlines()))
     sys.exit(2)
+
+
+def warn(message):
+    say_on_stderr(f"warning: {message}")
+
+
+def say_on_stderr(line):
+    """Print a line. Nobody can be told if stderr is a terminal that was closed, or a full disk."""
+    with suppress(OSError):
+        print(line, file=sys.stderr)
+    flush(sys.stderr)
+
+
+def flush(stream):
+    """Flush stdout or stderr, or give it up if that is not possible."""
+    try:
+        stream.flush()
+    except OSError:
+        give_up(stream)
+
+
+def give_up(stream):
+    """Direct stdout or stderr to nowhere, because writing to it has failed. Otherwise Python would
+    try again at exit, fail, and change the exit code to 120."""
+    with suppress(OSError):  # a stream of a notebook or a test is not a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def reason(error):
@@ -54,5 +97,5 @@ def reason(error):
 
 def say(line, file=None):
     """Print a line in the master process only, before there is a World."""
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK") in (None, "", "0"):
         print(line, file=file)

@@ -1,5 +1,6 @@
 """Files: atomic writes, locks on folders, checksums, text files, and wheels read as data."""
 
+import errno
 import glob
 import hashlib
 import importlib.util
@@ -31,8 +32,16 @@ def replacing(path):
     file written there is renamed to `path`. If the body raises an exception, `path` is unchanged.
 
     The temporary name is unique. If several processes write the same file, each replaces it with a
-    complete file, and the last one wins.
+    complete file, and the last one wins. A link stays, and the file that it points to is replaced.
+    What is not a regular file, such as /dev/null or a named pipe, is written to directly. Raises
+    IsADirectoryError if `path` is a folder.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     writer = f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -19,8 +19,10 @@ import torch.distributed as dist
 import torch.distributed.nn
 from torch.nn.parallel import DistributedDataParallel
 
-from configurator import UserError
 from internals.devices import find_device
+from internals.errors import UserError, reason
+
+START = "(torchrun sets it: start the run with torchrun, or unset RANK for a single process)"
 
 
 class World:
@@ -34,12 +36,13 @@ class World:
     def __init__(self, device="auto", backend="auto", deterministic=False):
         """device, backend, deterministic: as in TrainConfig. Raises UserError if the device is not
         available."""
-        self.rank = int(os.environ.get("RANK", 0))
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.is_distributed = bool(os.environ.get("RANK"))
+        self.rank, self.size = 0, 1
+        if self.is_distributed:
+            self.rank, self.size, local_rank = numbers_of_process()
+            if device in ("auto", "cuda") and torch.cuda.is_available():
+                device = f"cuda:{local_rank}"  # one GPU per process
         self.is_master = self.rank == 0
-        under_torchrun = "RANK" in os.environ
-        if under_torchrun and device in ("auto", "cuda") and torch.cuda.is_available():
-            device = f"cuda:{os.environ['LOCAL_RANK']}"  # one GPU per process
         self.device = find_device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -47,14 +50,8 @@ class World:
             # torch.use_deterministic_algorithms requires this
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
-        self.is_distributed = under_torchrun
-        if under_torchrun:
-            if backend == "auto":
-                # `any` and `must_agree` use CPU tensors (gloo), so they do not wait for the GPU
-                backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            elif backend == "nccl":
-                backend = "cpu:gloo,cuda:nccl"
-            dist.init_process_group(backend)
+        if self.is_distributed:
+            connect(backend, self.device)
 
     def __enter__(self):
         return self
@@ -111,3 +108,38 @@ class World:
         yield
         if self.is_distributed and self.is_master:
             dist.barrier()
+
+
+def numbers_of_process():
+    """(rank, world size, local rank) from the environment. Raises UserError unless all variables
+    are set that torchrun sets. (Without RANK there is one process, whatever WORLD_SIZE is: scripts
+    for Slurm export it too.)"""
+    numbers = []
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        value = os.environ.get(name, "")
+        if not (value.isascii() and value.isdecimal()):
+            raise UserError(f"RANK is set in the environment, but {name}={value!r} is not a number "
+                            f"{START}")
+        numbers.append(int(value))
+    rank, size, local_rank, _ = numbers
+    if rank >= size:
+        raise UserError(f"RANK={rank} must be below WORLD_SIZE={size} {START}")
+    if not os.environ.get("MASTER_ADDR"):
+        raise UserError(f"RANK is set in the environment, but MASTER_ADDR is not {START}")
+    return rank, size, local_rank
+
+
+def connect(backend, device):
+    """Connect the processes. Raises UserError if that fails."""
+    if backend == "nccl" and device.type != "cuda":
+        raise UserError(f"backend=nccl is for GPUs, but the device is {device}: use --backend=auto")
+    if device.type == "cuda" and backend in ("auto", "nccl"):
+        # `any` and `must_agree` use CPU tensors (gloo), so they do not wait for the GPU
+        backend = "cpu:gloo,cuda:nccl"
+    elif backend == "auto":
+        backend = "gloo"
+    try:
+        dist.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes of the run cannot be connected with backend={backend} "
+                        f"({reason(error)})") from None

@@ -1,21 +1,38 @@
 """Figures: write one to a file, and label the ends of its lines."""
 
+import os
 import warnings
 from contextlib import contextmanager
 
 from internals.files import replacing
 
 
+def load_matplotlib():
+    """The module matplotlib. The variable MPLBACKEND is hidden while it is imported: Jupyter sets
+    it to a backend for notebooks, which matplotlib cannot import in other environments."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return matplotlib
+
+
 @contextmanager
 def picture(path, width, height, dpi=150):
-    """Yields an empty figure of this size in inches, and writes it to `path` as a PNG."""
+    """Yields an empty figure of this size in inches, and writes it to `path` as a PNG. matplotlib's
+    defaults apply, not the user's matplotlibrc, which may, for example, ask for LaTeX."""
+    matplotlib = load_matplotlib()
     from matplotlib.figure import Figure  # not pyplot, which would look for a screen
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    yield figure
-    with replacing(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the font has no CJK characters
-        figure.savefig(temporary, format="png", dpi=dpi)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        with replacing(path) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # the font has no CJK characters
+            figure.savefig(temporary, format="png", dpi=dpi)
 
 
 def label_ends(axes, ends, fontsize=9):

@@ -4,6 +4,7 @@ A RunLog makes no decisions about training. It also holds the lock that prevents
 same folder.
 """
 
+import errno
 import importlib
 import json
 import math
@@ -11,21 +12,23 @@ import os
 import shlex
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from configurator import UserError
 from internals import checkpoint
 from internals.devices import mfu, num_params, peak_flops, peak_memory
+from internals.errors import UserError, give_up, reason, warn
 from internals.files import replacing
 from internals.plots import picture
 from prepare import tokenizer_from_meta
 
 DRY_STEPS = 3  # of a dry run
+# errors of disks that cannot lock files, as some network disks; 524 is Linux's internal ENOTSUPP
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO, 524)
 # the files of a run in out_dir, in the order in which keep_previous moves them
 FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "snapshots", "ckpt.pt")
 
@@ -33,7 +36,7 @@ FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "snapshots", "ck
 class RunLog:
     """The log of one run. Only the master process prints and writes, and with eval_only or dry_run
     it writes nothing. A RunLog is a context manager, which closes the tracker and releases the
-    lock.
+    lock. It raises UserError at the end if a part of the output was lost.
 
     metrics: the lines of metrics.jsonl as dicts; an empty list in the other processes.
     """
@@ -44,29 +47,50 @@ class RunLog:
         self.writes = world.is_master and not (cfg.eval_only or cfg.dry_run)
         self.metrics, self.tracker, self.lock = [], None, None
         self.step_seconds = self.evaluation_seconds = 0.0  # of the last step and evaluation
+        self.mean_seconds = None  # of a step, averaged over the last lines
         self.plotted_step = None
+        self.save = None  # a function that saves a checkpoint under a name, once the run has begun
+        self.output_error = None  # the OSError that ended the output
+        self.failed = set()  # the parts of the log that have failed
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        if self.save and kind and issubclass(kind, OSError):  # out_dir may be on another disk
+            with suppress(OSError):
+                self.save("ckpt.pt")
         if self.tracker:
-            self.tracker.finish()
+            with self.optional(self.cfg.tracker):
+                self.tracker.finish()
         if self.lock:
             self.lock.release()
+        if self.output_error and kind is None:
+            raise UserError("the run is done, but its output could not be printed completely "
+                            f"({reason(self.output_error)})")
 
     def say(self, text):
-        """Print a line in the master process. If the reader of the output exits, as in `| head`,
-        the run continues without output."""
+        """Print a line in the master process. If that fails, because the reader of a pipe has
+        exited, a terminal was closed or a disk is full, the run continues without output."""
         if not self.world.is_master:
             return
         try:
             print(text, flush=True)
-        except BrokenPipeError:
-            print("the reader of the log has exited; training continues without it",
-                  file=sys.stderr)
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, sys.stdout.fileno())
+        except OSError as error:
+            self.output_error = error
+            give_up(sys.stdout)
+            warn(f"the output cannot be printed ({reason(error)}); training continues without it")
+
+    @contextmanager
+    def optional(self, part):
+        """A context manager for a part of the log, such as the picture: an exception in its body is
+        a warning, printed once, and never the end of a run."""
+        try:
+            yield
+        except Exception as error:
+            if part not in self.failed:
+                warn(f"{part} failed ({type(error).__name__}: {reason(error)}); training continues")
+            self.failed.add(part)
 
     def shortened(self, first_step):
         """The settings of the run; for a dry run, with three steps and two short evaluations."""
@@ -91,7 +115,8 @@ class RunLog:
         how = "compiled" if compiled else "eager"
         if self.writes:
             found = {"device": str(device), "dtype": dtype, "compile": how,
-                     "world_size": self.world.size, "process": os.getpid()}
+                     "world_size": self.world.size, "process": os.getpid(),
+                     "command": shlex.join(sys.argv), "torch": torch.__version__}
             settings = asdict(cfg) | asdict(c) | found
             self.take_lock()
             if cfg.wandb_log:
@@ -145,6 +170,12 @@ class RunLog:
                 other = f" (process {json.loads(text)['process']})"
             raise UserError(f"another run{other} is writing to {self.out_dir}: wait for it, or "
                             "choose another out_dir") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            warn(f"the disk of {self.out_dir} has no locks ({reason(error)}): make sure that no "
+                 "other run writes to this folder")
+            return
         self.lock = lock
 
     def label(self, step):
@@ -160,7 +191,8 @@ class RunLog:
             with open(self.out_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
         if self.tracker:
-            self.tracker.log(entry, step=entry["step"])
+            with self.optional(self.cfg.tracker):
+                self.tracker.log(entry, step=entry["step"])
 
     def evaluation(self, step, losses, better):
         """Log the losses {"train": ..., "val": ...} of an evaluation, in nats per token."""
@@ -182,7 +214,7 @@ class RunLog:
         try:
             return tokenizer_from_meta(meta)
         except UserError as error:
-            print(f"warning: training shows no samples: {error}", file=sys.stderr)
+            warn(f"training shows no samples: {error}")
             return None
 
     def sample(self, text):
@@ -204,7 +236,8 @@ class RunLog:
     def plot(self, step):
         """Write loss.png, unless it shows this step already."""
         if self.writes and self.plotted_step != step:
-            draw_losses(self.metrics, self.out_dir / "loss.png")
+            with self.optional("loss.png"):
+                draw_losses(self.metrics, self.out_dir / "loss.png")
             self.plotted_step = step
 
     def step(self, step, lr, loss, norm, n_skipped):
@@ -213,13 +246,16 @@ class RunLog:
         cfg, now = self.cfg, time.perf_counter()
         seconds = (now - self.line_time) / (step - self.line_step)
         self.line_step, self.line_time, self.step_seconds = step, now, seconds
+        if self.mean_seconds is None:
+            self.mean_seconds = seconds
+        self.mean_seconds += 0.1 * (seconds - self.mean_seconds)
         speed = self.step_tokens / seconds
         columns = [self.label(step), f"loss {loss:.4f}", f"lr {lr:.1e}", f"norm {norm:.2f}",
                    f"{seconds * 1e3:.0f} ms", f"{short(speed)} tok/s"]
         if self.peak:
             columns.append(f"mfu {mfu(self.model, speed, self.peak, self.world.size):.1%}")
         evaluations = math.ceil(cfg.max_iters / cfg.eval_interval) - step // cfg.eval_interval
-        left = (cfg.max_iters - step) * seconds + evaluations * self.evaluation_seconds
+        left = (cfg.max_iters - step) * self.mean_seconds + evaluations * self.evaluation_seconds
         columns.append(f"eta {duration(left)}")
         if n_skipped:
             columns.append(f"not finite: skipped {n_skipped:.0f}")
@@ -234,8 +270,10 @@ class RunLog:
         if stopped and not step:  # step 0 is not saved
             self.say("stopped by a signal before the first step")
         elif stopped and self.writes:
-            self.say(f"stopped by a signal; step {step:,} is saved; to resume: "
-                     f"python train.py --init_from=resume --out_dir={folder}")
+            command = f"python train.py --init_from=resume --out_dir={folder}"
+            if self.world.is_distributed:
+                command = "the same command with --init_from=resume"
+            self.say(f"stopped by a signal; step {step:,} is saved; to resume: {command}")
         elif stopped:
             self.say("stopped by a signal")
         elif self.writes:

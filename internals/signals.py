@@ -1,25 +1,32 @@
 """Ctrl-C and other signals: a run that gets one saves a checkpoint, and then ends with that signal.
 
-If this module is imported before torch, a Ctrl-C during the other imports prints one line instead
-of a traceback.
+    with StopSignals() as signals:
+        signals.catch()               # from here to the end of the block
+        if signals: ...               # a signal has arrived
+    raise Stopped(signals.received)   # the run is saved
 """
 
 import os
 import signal
-import sys
 import threading
 import time
+from contextlib import suppress
 
-_stopped_by = None  # the signal that stopped a run in this process
+
+class Stopped(KeyboardInterrupt):
+    """A run was stopped by a signal. In a notebook or a program that calls train.main, it is a
+    KeyboardInterrupt as any other; a script ends by the signal (errors.py).
+
+    number: the signal; None if another process of the run got it."""
+
+    def __init__(self, number):
+        super().__init__("the run was stopped by a signal")
+        self.number = number
 
 
 class StopSignals:
     """Catches SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed), so that the program
-    can stop when it is ready.
-
-    with StopSignals() as signals:
-        signals.catch()        # from here to the end of the block
-        if signals: ...        # a signal has arrived
+    can stop when it is ready. received: the first signal that has arrived, or None.
 
     Another signal ends the process as soon as the current operation of PyTorch returns, if it
     arrives at least a second after the first. Within this second, it is taken for the same Ctrl-C,
@@ -49,12 +56,12 @@ class StopSignals:
                 self.previous[number] = signal.signal(number, self.on_signal)
 
     def on_signal(self, number, _):
-        global _stopped_by
         if self.received is None:
-            # print is not safe here: the signal may have interrupted a print
-            os.write(2, b"stopping after this step; press Ctrl-C again to exit at once\n")
             self.received, self.at = number, time.monotonic()
-            _stopped_by = number
+            # The terminal or the reader of a pipe may be gone: that is often why the signal comes.
+            # print is not safe here, because the signal may have interrupted a print.
+            with suppress(OSError):
+                os.write(2, b"stopping after this step; press Ctrl-C again to exit at once\n")
         elif time.monotonic() - self.at >= 1:
             end_by(number)
 
@@ -63,22 +70,3 @@ def end_by(number):
     """End this process by a signal, so that the parent process knows that it was stopped."""
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
-
-
-def end_by_signal():
-    """If a signal stopped the run, end this process by it. Then `&&`, a shell loop and a scheduler
-    know that the run is not complete. Under torchrun this does nothing, because torchrun would
-    report a failure."""
-    if _stopped_by is not None and "RANK" not in os.environ:
-        sys.stdout.flush()
-        end_by(_stopped_by)
-
-
-def _one_line_for_ctrl_c(kind, error, traceback):
-    if not issubclass(kind, KeyboardInterrupt):
-        return sys.__excepthook__(kind, error, traceback)
-    print("interrupted", file=sys.stderr)
-    end_by(signal.SIGINT)
-
-
-sys.excepthook = _one_line_for_ctrl_c

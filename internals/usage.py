@@ -1,4 +1,4 @@
-"""Help about settings: the text of --help, and suggestions for unknown names."""
+"""Help about settings and config files: the text of --help, and suggestions for wrong names."""
 
 import difflib
 import inspect
@@ -9,8 +9,12 @@ import sys
 import textwrap
 import traceback
 from dataclasses import MISSING, fields
+from os.path import expanduser
 from pathlib import Path
 
+from internals.errors import UserError, reason
+
+ROOT = Path(__file__).resolve().parent.parent
 # names of settings in other programs; used only for "did you mean ...?"
 OTHER_NAMES = {
     "batch": "batch_size", "bs": "batch_size", "clip": "grad_clip", "context_length": "block_size",
@@ -29,8 +33,22 @@ def suggestion(name, settings):
     other = OTHER_NAMES.get(plain, "")
     if other.split("=")[0] in settings:
         return f"did you mean {other}?"
+    if plain.startswith("no_") and plain[3:] in settings:
+        return f"did you mean {plain[3:]}=False?"
     similar = difflib.get_close_matches(plain, settings, n=1)
     return f"did you mean {similar[0]}?" if similar else None
+
+
+def find_config(word, settings):
+    """The path of the config file that a word on the command line names. If it is not in the
+    current folder, it is looked for next to the scripts. Raises UserError if it does not exist."""
+    path = expanduser(word)
+    if not Path(path).exists() and (ROOT / path).is_file():
+        path = str(ROOT / path)
+        print(f"config   {path}", file=sys.stderr)
+    if not Path(path).is_file() or not path.endswith(".py"):
+        raise UserError(no_config_file(path, settings))
+    return path
 
 
 def no_config_file(path, settings):
@@ -40,9 +58,35 @@ def no_config_file(path, settings):
         if "out_dir" in settings:  # sample.py out-novel
             message += "; did you mean " + shlex.quote(f"--out_dir={path}") + "?"
         return message
-    similar = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.py")), n=1)
-    hint = f"; did you mean {similar[0]}?" if similar else ""
+    name = path.lstrip("-").partition("=")[0]
+    if name in settings:  # train.py max_iters=500
+        return f"there is no config file {path}; did you mean --{path.lstrip('-')}?"
+    configs = {file.stem: f"config/{file.name}" for file in sorted((ROOT / "config").glob("*.py"))}
+    folder = Path(path).parent
+    if folder.resolve() != ROOT:  # the scripts there are not config files
+        configs |= {file.stem: str(file) for file in sorted(folder.glob("*.py"))}
+    similar = difflib.get_close_matches(Path(path).stem, configs, n=1)
+    hint = f"; did you mean {configs[similar[0]]}?" if similar else ""
     return f"there is no config file {path}{hint}"
+
+
+def config_error(error, path, names):
+    """The error message for an exception in a config file. names: what the file can read."""
+    message = f"{path}, line {line_of(error, path)}: {type(error).__name__}: {reason(error)}"
+    if isinstance(error, NameError) and error.name in sys.stdlib_module_names:
+        message += f"; add `import {error.name}` to the file"
+    elif isinstance(error, NameError):
+        similar = difflib.get_close_matches(str(error.name), names, n=1)
+        message += f"; did you mean {similar[0]}?" if similar else ""
+    return message
+
+
+def similar_dataset(folder, builtin):
+    """"; did you mean ...?" for a folder that has no dataset, or "" if no name is similar. builtin:
+    names besides those of the datasets in the same data folder."""
+    names = [path.parent.name for path in sorted(folder.parent.glob("*/train.bin"))]
+    similar = difflib.get_close_matches(folder.name.lower(), [*names, *builtin], n=1)
+    return f"; did you mean {similar[0]}?" if similar else ""
 
 
 def no_text_file(path, builtin):
@@ -118,7 +162,7 @@ def help_text(description, schemas, given, positional, type_name, limit_of):
                 head += "=" + shlex.quote(str(value))
             limit = limit_of(field)
             kind = type_name(field.type) + (f", {limit.text}" if limit else "")
-            text = f"{text} ({kind})".strip()
+            text = f"{text} ({kind.replace('|', ' | ')})".strip()  # lines break at spaces only
             groups.setdefault(group, []).append(two_columns(head, text))
     parts = [usage, description.strip()]
     if groups:
@@ -132,7 +176,7 @@ def two_columns(head, text):
     indent = " " * COLUMN
     width = max(2 * COLUMN, shutil.get_terminal_size().columns - 1)
     lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent,
-                          break_on_hyphens=False)
+                          break_on_hyphens=False, break_long_words=False)
     first = f"  {head}"
     if len(first) < COLUMN:
         lines[0] = first.ljust(COLUMN) + lines[0].strip()

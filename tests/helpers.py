@@ -37,6 +37,19 @@ TINY_RUN = {
 }
 
 
+def tracked(*patterns):
+    """The files of the project that match patterns such as "tools/*.py". Files that a user has
+    added to the clone are left out; without git, they cannot be told apart."""
+    found = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    try:
+        git = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"]
+        listed = subprocess.run(git, cwd=ROOT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a clone
+        return found
+    names = {os.fsdecode(name) for name in listed.split(b"\0")}
+    return [path for path in found if path.relative_to(ROOT).as_posix() in names]
+
+
 def model_of(config, seed=0, spread=None):
     """A GPT with seeded weights, in eval mode. spread: the standard deviation of all its weights
     and biases, so that no part of the model is idle; None: as GPT initializes them."""

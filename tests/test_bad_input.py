@@ -88,7 +88,8 @@ def test_train_refuses_a_missing_or_broken_config_file(mistake, tmp_path):
 
 
 def test_processes_that_do_not_share_a_step_evenly_are_refused(mistake, monkeypatch):
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "3"), ("LOCAL_RANK", "0")):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "3"), ("LOCAL_RANK", "0"),
+                        ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend: None)
     world = parallel.World("cpu")

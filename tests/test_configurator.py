@@ -1,6 +1,7 @@
 """pytest tests/test_configurator.py - defaults < config files < --key=value"""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from helpers import ROOT
 
 from configurator import UserError, build, configure, one_line_errors, reason
 from internals.limits import Count, Fraction, Natural, NonNegative, Positive, Probability, Seed
-from internals.usage import field_comments
+from internals.recipes import expand_names
+from internals.usage import field_comments, similar_dataset
 from model import GPTConfig
 from sample import SampleConfig
 from train import TrainConfig
@@ -75,6 +77,31 @@ def test_later_config_files_beat_earlier_ones(config):
     assert read(files[0], "--quick=True", files[1]) == Settings(steps=2, name="a", quick=True)
 
 
+def test_a_config_file_can_read_the_settings_so_far(config):
+    """As in nanoGPT, whose config files run inside train.py."""
+    assert read(config("rate = rate / 10\nsteps += 1")) == Settings(steps=11, rate=0.05)
+    a, b = config("steps = 3\nname = 'a'", "a.py"), config("rate = steps * 2", "b.py")
+    assert read(a, b, "--steps=9") == Settings(steps=9, rate=6.0, name="a")
+    inside = "def _twice():\n    return 2 * steps\nrate = sum(_twice() for _ in range(steps))"
+    assert read(config(inside)).rate == 200.0
+    shape = config("size = 'gpt-nano'", "a.py"), config("n_embd = 16 * n_head", "b.py")
+    argv = [*shape, "--n_layer=1"]
+    _, _, model = configure("", TrainConfig, GPTConfig, argv=argv, expand=expand_names)
+    assert (model.n_layer, model.n_head, model.n_embd) == (1, 3, 48)
+
+
+def test_a_setting_that_a_config_file_only_reads_is_not_given(config):
+    given, _ = configure("", Settings, argv=[config("_half = steps / 2\nrate = 0.5\nprint(name)")])
+    assert given == {"rate": 0.5}
+
+
+def test_a_config_file_can_use_the_modules_that_train_has_imported(config):
+    text = ("name = 'bfloat16' if torch.cuda.is_bf16_supported() and torch.tensor(0) else 'x'\n"
+            "rate = math.log(np.e)\nfolder = os.path.join('a', str(time.time() > 0))")
+    cfg = read(config(text))
+    assert (cfg.name, cfg.rate, cfg.folder) == ("x", 1.0, os.path.join("a", "True"))
+
+
 def test_a_bool_can_be_given_without_a_value():
     assert read("--quick") == read("--quick", "True") == read("--quick=True")
     assert read("--quick", "--steps=2") == Settings(steps=2, quick=True)
@@ -103,6 +130,10 @@ def test_values_have_the_type_of_their_setting(word, value):
 @pytest.mark.parametrize("line, value", [
     ("rate = 1", 1.0), ("mode = False", False), ("limit = None", None), ("steps = 5 * 8", 40),
     ("steps = 1e3", 1000), ("folder = 'None'", None), ("folder = None", None),
+    ("steps = np.int64(3)", 3), ("steps = np.float64(1e3)", 1000), ("rate = np.float32(0.5)", 0.5),
+    ("rate = np.uint8(2)", 2.0), ("quick = np.bool_(True)", True), ("limit = np.int8(-1)", -1),
+    ("name = np.str_('y')", "y"), ("folder = __import__('pathlib').Path('a') / 'b'",
+                                  os.path.join("a", "b")),
 ])
 def test_values_of_a_config_file_are_checked_too(config, line, value):
     got = getattr(read(config(line)), line.split()[0])
@@ -131,7 +162,8 @@ def test_a_value_of_the_wrong_type_is_refused(word, message):
 @pytest.mark.parametrize("line", [
     "steps = True", "quick = 1", "name = 3", "rate = None", "steps = 1.5", "steps = 10**5000",
     "name = len", "mode = [[]]", "kind = {}", "steps = float('nan')", "rate = 10**400",
-    "rate = [[]]\nfor _ in range(99999): rate = [rate]",
+    "rate = [[]]\nfor _ in range(99999): rate = [rate]", "steps = np.bool_(True)",
+    "steps = np.arange(3)", "rate = (np.float64(1),)", "name = b'x'", "steps = 3j", "name = ('x',)",
 ])
 def test_a_value_of_the_wrong_type_in_a_config_file_is_refused(config, line):
     with pytest.raises(UserError, match=f"{line.split()[0]} must be .*config.py"):
@@ -154,6 +186,7 @@ def test_misspelled_setting_in_a_config_file_is_refused(config):
     ("--lr=1", "learning_rate"), ("--learning-rate=1", "learning_rate"), ("--bs=4", "batch_size"),
     ("--epochs=3", "max_iters"), ("--steps=3", "max_iters"), ("--n_layers=2", "n_layer"),
     ("--resume", "init_from=resume"), ("--model=gpt2", "init_from"), ("--DROPOUT=0", "dropout"),
+    ("--no-compile", "compile=False"), ("--no_bias=True", "bias=False"),
     ("--wd 0.1", "weight_decay"), ("--context_length 64", "block_size"),
 ])
 def test_a_setting_by_the_name_it_has_elsewhere_gets_a_hint(words, setting):
@@ -181,6 +214,7 @@ def test_helpers_of_a_config_file_are_its_own(config):
 @pytest.mark.parametrize("line, message", [
     ("tokens_per_iter = 99", "'tokens_per_iter' in .*config.py.*helper variable must begin with _"),
     ("lr = 1e-3", "'lr' in .*config.py.*a helper variable must begin with _"),
+    ("for i in range(3): steps = i", r"'i' in .*config.py; .* \(a helper variable must begin with"),
     ("stepz = 3", r"did you mean steps\? \(a helper variable must begin with _\)"),
 ])
 def test_a_variable_that_is_not_a_setting_is_an_error_that_says_how_helpers_are_named(
@@ -211,6 +245,10 @@ def test_config_files_do_not_see_each_other_or_the_program(config):
 @pytest.mark.parametrize("text, message", [
     ("steps = 1 / 0", "line 1: ZeroDivisionError"),
     ("\nsteps = (", "line 2: SyntaxError"),
+    ("steps = random.randint(1, 2)", "line 1: NameError: .*; add `import random` to the file$"),
+    ("rate = step / 2", "line 1: NameError: name 'step' is not defined; did you mean steps\\?$"),
+    ("rate = quux", "line 1: NameError: name 'quux' is not defined$"),
+    ("limit = limit / 2", "line 1: TypeError: unsupported operand"),
 ])
 def test_a_config_file_that_raises_is_told_with_its_line(config, text, message):
     with pytest.raises(UserError, match=message):
@@ -221,6 +259,75 @@ def test_a_missing_config_file_is_named_with_its_neighbour(config):
     file = config("steps = 1", "train_tiny.py")
     with pytest.raises(UserError, match=r".*/tain_tiny.py; did you mean .*/train_tiny.py"):
         read(file.replace("train_", "tain_"))
+
+
+@pytest.mark.parametrize("word, hint", [
+    ("quickstart", "config/quickstart.py"), ("config/quikstart.py", "config/quickstart.py"),
+    ("train_gpt2", "config/train_gpt2.py"), ("steps=3", "--steps=3"), ("-steps=3", "--steps=3"),
+])
+def test_a_word_that_is_almost_a_config_file_gets_a_hint(tmp_path, monkeypatch, word, hint):
+    for folder in (ROOT, tmp_path):
+        monkeypatch.chdir(folder)
+        with pytest.raises(UserError) as error:
+            read(word)
+        assert str(error.value) == f"there is no config file {word}; did you mean {hint}?"
+
+
+def test_a_dataset_or_a_tokenizer_with_a_similar_name_is_proposed(tmp_path):
+    for name in ("novel", "notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "novel" / "train.bin").touch()
+    for name, hint in ("novl", "; did you mean novel?"), ("notes2", ""), ("xyz", ""):
+        assert similar_dataset(tmp_path / name, []) == hint
+    for name in "gpt-2", "GPT2", "gpt":
+        assert similar_dataset(tmp_path / name, ["char", "gpt2"]) == "; did you mean gpt2?"
+
+
+def test_a_config_file_is_also_looked_for_next_to_the_scripts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = os.path.join("config", "train_plays.py")
+    argv = [file, "--data_dir=x"]
+    assert configure("", TrainConfig, GPTConfig, argv=argv)[1].out_dir == "out-plays"
+    assert capsys.readouterr().err == f"config   {ROOT / file}\n"
+    (tmp_path / "config").mkdir()
+    (tmp_path / file).write_text("out_dir = 'mine'", encoding="utf-8")
+    assert configure("", TrainConfig, GPTConfig, argv=argv)[1].out_dir == "mine"
+    assert capsys.readouterr().err == ""
+
+
+# ---- what shells leave in the words
+
+
+@pytest.mark.parametrize("word, value", [
+    ("--name='cpu'", "cpu"), ('--name="cpu"', "cpu"), ("'--name=cpu'", "cpu"), ("--name=''", ""),
+    ("--name='a b'", "a b"), ("--name=''a''", "'a'"), ("--name='a", "'a"), ("--name='", "'"),
+    ("--name=it's", "it's"), ("--steps='3'", 3), ("--mode='False'", False),
+])
+def test_one_pair_of_quotes_that_the_shell_keeps_is_removed(word, value):
+    got = vars(read(word))
+    assert got[word.strip("'\"")[2:].split("=")[0]] == value
+
+
+def test_a_tilde_that_the_shell_leaves_in_a_path_is_the_home_folder(config, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    assert read("--folder=~/run") == read("--folder", "~/run") == Settings(folder=f"{tmp_path}/run")
+    assert read("--folder='~/a b'").folder == f"{tmp_path}/a b"
+    assert read("--folder=a/~").folder == "a/~"
+    assert read(config("folder = '~/run'")).folder == f"{tmp_path}/run"
+    config("steps = 4")
+    assert read("~/config.py").steps == 4
+    argv = ["~/a", "'b'", "~/c*"]
+    assert configure("", Files, positional=["what"], argv=argv)[1].what == (
+        f"{tmp_path}/a", "b", f"{tmp_path}/c*")
+    cfg = configure("", SampleConfig, argv=["--out=~/s.jsonl", "--start=FILE:~/x", "--stop=~"])[1]
+    assert (cfg.out, cfg.start, cfg.stop) == (f"{tmp_path}/s.jsonl", f"FILE:{tmp_path}/x", "~")
+
+
+@pytest.mark.parametrize("text", ["'Tis'", '"Yes"', "~/x", "~", "' '"])
+def test_a_prompt_keeps_its_quotes_and_its_tilde(text):
+    cfg = configure("", SampleConfig, argv=[f"--start={text}", "--stop", text])[1]
+    assert (cfg.start, cfg.stop) == (text, text)
 
 
 # ---- limits
@@ -285,10 +392,16 @@ def test_words_without_dashes_can_be_settings():
                            argv=["a", "--quick=True", "b"])
     assert cfg == Export("a", "b", True)
     assert given == {"out_dir": "a", "folder": "b", "quick": True}
+    for argv in ["--folder=b", "a"], ["a", "--folder", "b"], ["b", "--out_dir=a"]:
+        assert configure("", Export, positional=["out_dir", "folder"], argv=argv)[1] == (
+            Export("a", "b"))
+    assert configure("", Files, positional=["what"], argv=["--what=a"])[1] == Files(("a",))
     cfg = configure("", Files, positional=["what"], argv=["a", "--name", "y", "b", "c.py"])[1]
     assert cfg == Files(("a", "b", "c.py"), "y")
     for words, message in (([], "out_dir must be given"), (["a"], "folder must be given"),
-                           (["a", "b", "c"], "unexpected argument 'c': only out_dir, folder")):
+                           (["a", "b", "c"], "unexpected argument 'c': only out_dir, folder"),
+                           (["a", "b", "--folder=c"], "unexpected argument 'b': only out_dir"),
+                           (["a", "--out_dir=b", "--folder=c"], "argument 'a': only out_dir")):
         with pytest.raises(UserError, match=message):
             configure("", Export, positional=["out_dir", "folder"], argv=words)
     with pytest.raises(UserError, match="what must be given"):
@@ -310,8 +423,8 @@ def test_help_shows_every_setting_with_default_type_limit_and_comment(capsys):
     printed = " ".join(help_of(capsys, Settings, Limited).split())
     assert "--steps=10 how long (int)" in printed
     assert "--rate=0.5 how fast, in % a step (float)" in printed
-    assert "--mode=auto three ways (True|False|auto)" in printed
-    assert "--folder=None (str|None)" in printed
+    assert "--mode=auto three ways (True | False | auto)" in printed
+    assert "--folder=None (str | None)" in printed
     assert "--count=12 as many (int, 1 or more)" in printed
     assert "--positive=1.0 a rate (float, above 0)" in printed
     assert "--nonnegative=0.0 a comment of two lines, the first one and the second one and one" in (
@@ -327,6 +440,7 @@ def test_help_has_one_line_of_usage_and_the_settings_in_groups(capsys):
                       "second group", "model"]
     for schema in (TrainConfig, GPTConfig, SampleConfig):
         assert all(len(line) <= 100 for line in help_of(capsys, schema).splitlines())
+        assert not re.search(r"gpt-?$", help_of(capsys, schema), re.M)  # a choice on two lines
     usage = help_of(capsys, Export, positional=["out_dir", "folder"]).splitlines()[0]
     assert usage.endswith(" OUT_DIR FOLDER [--name=value ...]")
 

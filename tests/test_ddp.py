@@ -26,6 +26,7 @@ from helpers import (
     torchrun,
     wait_for,
 )
+from torch.cuda._utils import _get_device_index
 
 from configurator import UserError
 from internals import parallel
@@ -159,16 +160,100 @@ def test_the_master_goes_first(two, monkeypatch, is_master):
     assert events == (["body", "barrier"] if is_master else ["barrier", "body"])
 
 
-def test_each_process_takes_the_gpu_of_its_rank_on_its_machine(monkeypatch):
-    for name, value in (("RANK", "13"), ("WORLD_SIZE", "16"), ("LOCAL_RANK", "5")):
-        monkeypatch.setenv(name, value)
-    asked = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+PROCESS = {"RANK": "13", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "node0",
+           "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """A function: set environment variables. The process group is replaced."""
     monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
-    monkeypatch.setattr(parallel, "find_device", lambda name: asked.append(name) or (
-        torch.device("cpu")))
-    world = World("auto")
-    assert asked == ["cuda:5"] and (world.rank, world.size, world.is_master) == (13, 16, False)
+    return lambda variables: [monkeypatch.setenv(*item) for item in variables.items()]
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A machine with two GPUs. What torch requires of a device is still required. Returns the
+    indices of the devices that torch.cuda.set_device got."""
+    def allocate(*_, device):
+        if device.type == "cuda" and device.index not in (0, 1):
+            raise RuntimeError("CUDA error: invalid device ordinal")
+
+    set_to = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device",
+                        lambda device: set_to.append(_get_device_index(device)))
+    monkeypatch.setattr(torch, "empty", allocate)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return set_to
+
+
+@pytest.mark.parametrize("variables, name, index", [
+    ({}, "auto", 0), ({}, "cuda", 0), ({}, "cuda:1", 1),
+    (PROCESS, "auto", 1), (PROCESS, "cuda", 1), (PROCESS, "cuda:0", 0),
+    ({"WORLD_SIZE": "4", "LOCAL_RANK": "1"}, "auto", 0)])  # exported by a script for Slurm
+def test_the_device_of_a_process_has_an_index(environment, cuda, variables, name, index):
+    environment(variables)
+    world = World(name)
+    assert cuda == [index] and world.device == torch.device("cuda", index)
+    assert (world.rank, world.size) == ((13, 16) if variables == PROCESS else (0, 1))
+    assert world.is_master == (world.rank == 0)
+
+
+def test_a_gpu_that_does_not_exist_is_refused(environment, cuda):
+    environment(PROCESS | {"LOCAL_RANK": "2"})
+    with pytest.raises(UserError, match="device=cuda:2 cannot be used here: CUDA error: invalid"):
+        World("auto")
+
+
+def test_a_world_size_without_a_rank_is_ignored(tiny, tmp_path, monkeypatch):
+    """Scripts for Slurm export WORLD_SIZE; nanoGPT too looks at RANK alone."""
+    main(tiny(out_dir=tmp_path / "one"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    main(tiny(out_dir=tmp_path / "two"))
+    assert same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"RANK": "-1"}, "but RANK='-1' is not a number"),
+    ({"WORLD_SIZE": ""}, "but WORLD_SIZE='' is not a number"),
+    ({"LOCAL_RANK": "one"}, "but LOCAL_RANK='one' is not a number"),
+    ({"MASTER_PORT": ""}, "but MASTER_PORT='' is not a number"),
+    ({"MASTER_ADDR": ""}, "but MASTER_ADDR is not"),
+    ({"WORLD_SIZE": "13"}, "RANK=13 must be below WORLD_SIZE=13"),
+])
+def test_half_of_the_variables_of_torchrun_is_refused(environment, mistake, tiny, change, message):
+    environment(PROCESS | change)
+    line = mistake(main, *tiny())
+    assert message in line and "start the run with torchrun, or unset RANK" in line
+
+
+def test_a_backend_that_cannot_be_used_is_refused(environment, mistake, tiny, monkeypatch):
+    assert "backend must be auto|nccl|gloo, not 'mpi'" in mistake(main, *tiny(backend="mpi"))
+    main(tiny(backend="nccl", max_iters=0))  # nanoGPT's config files say so; one process needs none
+    environment(PROCESS)
+    assert "backend=nccl is for GPUs" in mistake(main, *tiny(backend="nccl"))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a bug
+        World("cpu")
+
+    def fail(backend):
+        raise dist.DistNetworkError("the port is in use")
+
+    monkeypatch.setattr(dist, "init_process_group", fail)
+    assert "cannot be connected with backend=gloo (the port is in use)" in mistake(main, *tiny())
+
+
+@pytest.mark.parametrize("device, backend, used", [
+    ("cpu", "auto", "gloo"), ("cpu", "gloo", "gloo"), ("cuda", "gloo", "gloo"),
+    ("cuda", "auto", "cpu:gloo,cuda:nccl"), ("cuda", "nccl", "cpu:gloo,cuda:nccl")])
+def test_the_backend_follows_the_device(monkeypatch, device, backend, used):
+    asked = []
+    monkeypatch.setattr(dist, "init_process_group", asked.append)
+    parallel.connect(backend, torch.device(device))
+    assert asked == [used]
 
 
 def test_deterministic_algorithms_are_used_on_request():

@@ -244,6 +244,12 @@ def test_unusual_line_ends_inside_a_text_are_no_lines(written):
     assert evaluate.read_hellaswag(path) == [("a\u2028b\x85c", ["d", "e\u2029", "", "f"], 3)]
 
 
+@pytest.mark.parametrize("label", [2, "2", " 2", "2\n"])
+def test_a_label_can_be_a_text_as_in_the_files_of_the_hub(written, label):
+    examples = evaluate.read_hellaswag(written([EXAMPLES[0] | {"label": label}]))
+    assert [label for _, _, label in examples] == [2] and type(examples[0][2]) is int
+
+
 # ---- the command, and mistakes
 
 
@@ -272,7 +278,8 @@ GOOD = {"ctx": "a", "endings": ["a", "b", "c", "d"], "label": 0}
     "", "{", "[]", "3", "null", "[" * 100_000,
     *(json.dumps({k: v for k, v in GOOD.items() if k != key}) for key in GOOD),
     *(json.dumps(GOOD | change) for change in (
-        {"label": 4}, {"label": -1}, {"label": "0"}, {"label": 0.0}, {"endings": ["a", "b", "c"]},
+        {"label": 4}, {"label": -1}, {"label": "4"}, {"label": ""}, {"label": 0.0}, {"label": True},
+        {"label": "1.0"}, {"label": [1]}, {"label": "one"}, {"endings": ["a", "b", "c"]},
         {"endings": "abcd"}, {"endings": ["a", "b", "c", 4]}, {"ctx": ""}, {"ctx": None})),
 ], ids=lambda line: line[:20])
 def test_a_line_that_is_no_example_is_refused_by_its_number(mistake, written, line):

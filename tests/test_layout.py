@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from helpers import MODELS, ROOT, model_of, tokens
+from helpers import MODELS, ROOT, model_of, tokens, tracked
 
 LIMITS = {"model.py": 340, "train.py": 400, "sample.py": 330, "prepare.py": 330,
           "configurator.py": 240}
-INTERNALS = sorted(path.name for path in (ROOT / "internals").glob("*.py"))
+INTERNALS = [path.name for path in tracked("internals/*.py")]
 
 
 def parsed(name):
@@ -47,7 +47,7 @@ def length(node):
 
 
 def test_the_root_has_the_five_scripts_and_no_other():
-    assert {path.name for path in ROOT.glob("*.py")} == set(LIMITS)
+    assert {path.name for path in tracked("*.py")} == set(LIMITS)
 
 
 @pytest.mark.parametrize("name", LIMITS)

@@ -176,10 +176,48 @@ def test_idx_of_another_dtype_is_named(dtype):
             compute(idx)
 
 
+@pytest.mark.parametrize("shape", [(3, 2), (2, 2), (6,), (1, 3)])
+def test_targets_must_have_the_shape_of_the_inputs(shape):
+    """(3, 2): with as many targets as inputs, the loss would be wrong without an error."""
+    idx, targets = tokens(GPT2_TINY, 2, 3), torch.zeros(shape, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"targets must have the shape of idx, \(2, 3\), but are"):
+        GPT(GPT2_TINY)(idx, targets)
+
+
+@pytest.mark.parametrize("options", [
+    {"top_k": 0}, {"top_k": -1}, {"temperature": -0.5}, {"temperature": math.nan},
+    {"temperature": math.inf}, {"max_new_tokens": -1},
+])
+def test_generate_refuses_what_sample_refuses(options):
+    model, idx = GPT(GPT2_TINY), tokens(GPT2_TINY, 1, 3)
+    (name, value), = options.items()
+    with pytest.raises(ValueError, match=f"{name}={value} must be (0|1) or more"):
+        model.generate(idx, **({"max_new_tokens": 3} | options))
+    assert torch.equal(model.generate(idx, 0, top_k=1), idx)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("n_layer", 2.0), ("n_layer", "2"), ("n_layer", True), ("n_layer", None), ("bias", 1),
+    ("vocab_size", np.int64(61)), ("n_head", torch.tensor(2)), ("dropout", "0.1"),
+    ("dropout", np.float32(0.1)), ("dropout", np.float64(0.1)), ("softcap", False), ("tied", None),
+])
+def test_a_setting_of_another_type_is_refused(name, value):
+    """A checkpoint stores plain numbers only, so those of NumPy are refused too."""
+    with pytest.raises(ValueError) as error:
+        GPTConfig(**{name: value})
+    assert str(error.value).startswith(f"{name}={value!r} must be of type ")
+
+
 @pytest.mark.parametrize("shape, message", [
+    ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
+    ({"dropout": math.nan}, "dropout=nan must be at least 0 and below 1"),
+    ({"norm_eps": 0.0}, "norm_eps=0.0 must be above 0"),
+    ({"attn_scale": -1.0}, "attn_scale=-1.0 must be above 0"),
+    ({"attn_scale": math.inf}, "attn_scale=inf must be above 0"),
+    ({"softcap": math.nan}, "softcap=nan must be 0 or more"),
     ({"n_embd": 100, "n_head": 12}, "n_embd=100 must be a multiple of n_head=12"),
     ({"n_embd": 2, "n_head": 12}, "n_embd=2 must be a multiple of n_head=12"),
-    ({"n_layer": 0}, "n_layer.* must be 1 or more"),
+    ({"n_layer": 0}, "n_layer=0 must be 1 or more"),
     ({"act": "swish"}, "act=swish must be one of gelu_tanh, gelu, relu2"),
     ({"pos": "alibi"}, "pos=alibi must be one of learned, rope"),
     ({"pos": "rope", "n_embd": 15, "n_head": 5}, "n_embd / n_head must be even"),

@@ -4,10 +4,12 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 
+import helpers
 import pytest
-from helpers import ROOT, SHARED, finished
+from helpers import ROOT, SHARED, finished, tracked
 
 from configurator import configure
 from model import GPTConfig
@@ -38,7 +40,7 @@ def shortened(line):
 def clone(tmp_path_factory):
     """The program alone, in an empty folder, with a novel beside it."""
     folder = tmp_path_factory.mktemp("clone")
-    for path in ROOT.glob("*.py"):
+    for path in tracked("*.py"):
         shutil.copy(path, folder)
     shutil.copytree(ROOT / "internals", folder / "internals")
     shutil.copytree(ROOT / "tools", folder / "tools")
@@ -88,6 +90,23 @@ def test_the_test_command_is_the_one_that_ci_runs():
     assert install in ci and test in ci
 
 
+def test_the_torch_for_laptops_is_the_version_that_is_tested():
+    pinned, = re.findall(r"^torch==\S+", (ROOT / "requirements.txt").read_text(), re.M)
+    assert f"pip install {pinned} --index-url https://download.pytorch.org/whl/cpu\n" in README
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_git_ignores_what_the_commands_in_the_docs_write():
+    written = ["losses.png", "wandb/run", "plays-hf/config.json", "tuned-hf/config.json",
+               "samples.jsonl", "tuned.gguf", "hellaswag_val.jsonl", "out-novel/ckpt.pt",
+               "out-bench/gpu.md", "data/mine/train.bin", "docs/leave_out.png", "llama.cpp/x"]
+    options = {"cwd": ROOT, "capture_output": True, "text": True}
+    ignored = subprocess.run(["git", "check-ignore", *written], **options)
+    assert ignored.stdout.split() == written
+    ours = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], **options)
+    assert ours.stdout == ""
+
+
 def test_files_that_the_readme_names_are_there():
     for name in re.findall(r"\]\(([\w./-]+)\)", README):
         assert (ROOT / name).exists(), name
@@ -96,8 +115,7 @@ def test_files_that_the_readme_names_are_there():
 
 
 def test_commands_in_tables_and_docstrings_have_settings_that_exist():
-    paths = ROOT.glob("*.py"), ROOT.glob("docs/*.md")
-    texts = [README, *(path.read_text(encoding="utf-8") for some in paths for path in some)]
+    texts = [README, *(path.read_text(encoding="utf-8") for path in tracked("*.py", "docs/*.md"))]
     command = r"(?:python|torchrun[^\n]*) (train\.py [^`\n|]+)"
     commands = {match for text in texts for match in re.findall(command, text)}
     assert len(commands) > 5
@@ -108,7 +126,7 @@ def test_commands_in_tables_and_docstrings_have_settings_that_exist():
             configure("", TrainConfig, GPTConfig, argv=words)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", tracked("config/*.py"), ids=lambda path: path.name)
 def test_every_config_file_is_read(path):
     given, cfg, _ = configure("", TrainConfig, GPTConfig, argv=[str(path)])
     assert given["dataset"]
@@ -116,6 +134,19 @@ def test_every_config_file_is_read(path):
         assert cfg.init_from != "scratch" and given["batch_size"] and given["eval_iters"]
     else:
         assert given["out_dir"] and cfg.max_iters == given["max_iters"]
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_files_that_a_user_adds_to_the_clone_are_not_tested(tmp_path, monkeypatch):
+    monkeypatch.setattr(helpers, "ROOT", tmp_path)
+    ours, mine = tmp_path / "config" / "ours.py", tmp_path / "config" / "mine.py"
+    ours.parent.mkdir()
+    for path in ours, mine:
+        path.touch()
+    assert tracked("config/*.py", "*.md") == [mine, ours]  # not a clone
+    for words in (["init", "--quiet"], ["add", "config/ours.py"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    assert tracked("config/*.py", "*.md") == [ours]
 
 
 def test_gpt2_takes_half_a_million_tokens_a_step():
@@ -127,6 +158,6 @@ def test_gpt2_takes_half_a_million_tokens_a_step():
 
 
 def test_the_core_imports_nothing_from_tools():
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("internals/*.py")]:
+    for path in tracked("*.py", "internals/*.py"):
         source = path.read_text(encoding="utf-8")
         assert not re.search(r"^\s*(from|import) tools", source, re.MULTILINE)

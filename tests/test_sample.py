@@ -232,7 +232,7 @@ def test_bfloat16_weights_write_too(trained, capsys):
 
 def test_int8_weights_write_nearly_the_same(trained, capsys):
     argv = [f"--out_dir={trained}", "--num_samples=1", "--temperature=0", "--start=Line 7: ",
-            "--max_new_tokens=20"]
+            "--max_new_tokens=20", "--device=cpu"]
     assert texts(capsys, *argv, "--dtype=int8") == texts(capsys, *argv, "--dtype=float32")
 
 
@@ -293,7 +293,8 @@ def test_all_parameters_are_counted_in_packed_and_quantized_layers_too(tmp_path,
     meta = {"tokenizer": "char", "chars": "\nab", "vocab_size": 3}
     weights = checkpoint.Checkpoint(model_of(config).state_dict(), asdict(config), meta)
     checkpoint.write(weights, tmp_path / "best.pt")
-    main([f"--out_dir={tmp_path}", "--num_samples=1", "--max_new_tokens=2", f"--dtype={dtype}"])
+    main([f"--out_dir={tmp_path}", "--num_samples=1", "--max_new_tokens=2", f"--dtype={dtype}",
+          "--device=cpu"])
     assert " (1.57M parameters): 2 tokens" in capsys.readouterr().err  # 2 x 12 x 256^2
 
 
@@ -367,6 +368,36 @@ def test_logits_that_are_not_numbers_give_an_id_of_the_vocabulary_and_one_error(
         text = Sample("", prepare.CharTokenizer("abcdefg"))
         with pytest.raises(UserError, match=r"logits are not numbers \(NaN\)"):
             text.add(ids[0].item(), logprobs[0].item())
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"prompt": ""}, "the prompt is empty: the model needs at least one character to continue"),
+    ({"top_k": 0}, "top_k=0 must be 1 or more"),
+    ({"top_k": -3}, "top_k=-3 must be 1 or more"),
+    ({"temperature": -1}, "temperature=-1 must be 0 or more"),
+    ({"temperature": math.nan}, "temperature=nan must be 0 or more"),
+    ({"top_p": 0.0}, "top_p=0.0 must be above 0 and at most 1"),
+    ({"top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
+    ({"min_p": -0.1}, "min_p=-0.1 must be at least 0 and at most 1"),
+    ({"min_p": 2}, "min_p=2 must be at least 0 and at most 1"),
+    ({"repetition_penalty": 0}, "repetition_penalty=0 must be above 0"),
+    ({"max_new_tokens": -1}, "max_new_tokens=-1 must be 0 or more"),
+])
+def test_complete_refuses_what_the_command_refuses(trained, options, message):
+    model, tokenizer = load_model("resume", trained)
+    with pytest.raises(ValueError) as error:
+        complete(model, tokenizer, **({"prompt": "Line"} | options))
+    assert str(error.value) == message
+
+
+def test_load_model_takes_what_the_command_takes(trained, monkeypatch):
+    monkeypatch.setenv("HOME", str(trained.parent))
+    monkeypatch.setenv("USERPROFILE", str(trained.parent))  # Windows
+    for how in {"out_dir": f"~/{trained.name}"}, {"init_from": f"~/{trained.name}"}:
+        model, _ = load_model(**how, device="auto")
+        assert model.block_size == 16
+    with pytest.raises(UserError, match="device=gpu cannot be used here"):
+        load_model("resume", trained, "gpu")
 
 
 def test_logits_of_nan_during_training_do_not_end_complete(trained):
@@ -527,7 +558,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(trained, tmp_path):
         run = script("sample.py", f"--out_dir={trained}", "--max_new_tokens=10000", stderr=errors)
         assert len(run.stdout.read(50)) == 50
         run.stdout.close()
-        assert run.wait(60) == 0
+        assert run.wait(60) == -signal.SIGPIPE
         errors.seek(0)
         printed = errors.read()
     assert "Traceback" not in printed and "rror" not in printed

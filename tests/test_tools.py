@@ -1,6 +1,5 @@
 """pytest tests/test_tools.py - the benchmarks and the ablation run and compute what they say"""
 
-import contextlib
 import re
 import runpy
 import sys
@@ -9,21 +8,19 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import GPT2_TINY, MODERN, ROOT
+from helpers import GPT2_TINY, MODERN, ROOT, tracked
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import train
 from configurator import configure
-from internals import optimizers, plots
+from internals import plots
 from model import GPT, GPTConfig
 
 sys.path.insert(0, str(ROOT / "tools"))
 
 import ablate
 import bench
-import candidates
-import finetune
 
 
 def numbers(line):
@@ -40,12 +37,44 @@ def test_the_loop_is_compared_with_a_bare_one(tiny, monkeypatch, capsys):
     assert whole > 0 and bare > 0 and ratio > 0
 
 
+NANOGPT = """
+import dataclasses
+import torch
+
+@dataclasses.dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float
+    bias: bool
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wte = torch.nn.Embedding(config.vocab_size, config.n_embd)
+
+    def forward(self, x, y):
+        logits = self.wte(x) @ self.wte.weight.T
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.AdamW(self.parameters(), learning_rate, betas)
+"""
+
+
 @pytest.mark.parametrize("recipe", [{}, MODERN | {"optimizer": "muon"}], ids=["gpt2", "modern"])
-def test_a_training_step_is_compared_with_transformers(tiny, monkeypatch, capsys, recipe):
+def test_a_training_step_is_compared_with_other_programs(
+        tiny, tmp_path, monkeypatch, capsys, recipe):
+    (tmp_path / "model.py").write_text(NANOGPT, encoding="utf-8")
     monkeypatch.setattr(bench, "ROUNDS", 2)
     monkeypatch.setattr(bench, "matmul_flops", partial(bench.matmul_flops, n=256))
-    bench.bench_train(tiny(**recipe))
+    bench.bench_train(tiny(nanogpt=tmp_path, **recipe))
     head, ours, *rest = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in rest[:2]] == ["transformers'", "nanoGPT"]
     assert "128 tokens per step, float32 on cpu" in head
     assert "glassGPT" in ours and "1.000 (1.000 to 1.000)" in ours
     assert "ms per step; share of the matmul peak" in rest[-1] and 0 < numbers(rest[-1])[1] < 100
@@ -118,6 +147,9 @@ def test_train_accepts_the_settings_of_every_variant(monkeypatch, leave_out, tmp
     (ablate.main, ["--steps=7"], "steps=7 must be 8 or more"),
     (ablate.main, ["--seeds=1,x"], "seeds=1,x must be whole numbers with commas between them"),
     (ablate.main, ["--eval_iters=0"], "eval_iters=0 must be 1 or more"),
+    (ablate.main, ["--seeds=1,²"], "seeds=1,² must be whole numbers with commas between them"),
+    (ablate.main, ["--picture=."], "picture=. is a folder: give the name of a file"),
+    (bench.bench_sample, ["--nanogpt=nowhere"], "nanogpt=nowhere has no model.py: give the folder"),
     (bench.bench_sample, ["--batch=0"], "batch=0 must be 1 or more"),
     (bench.bench_sample, ["--rounds=0"], "rounds=0 must be 1 or more"),
     (bench.bench_sample, ["--dtypes=float8"], "dtypes=float8 must be a comma-separated list of"),
@@ -126,14 +158,49 @@ def test_tools_refuse_what_is_outside_a_limit(mistake, tool, argv, message):
     assert message in mistake(tool, *argv)
 
 
-@pytest.mark.parametrize("tool", ["ablate", "add", "bench", "candidates", "evaluate", "export",
-                                  "finetune", "look"])
-def test_every_tool_has_a_help(tool, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [f"{tool}.py", "--help"])
-    with contextlib.suppress(SystemExit):
+TOOLS = sorted(path.stem for path in tracked("tools/*.py"))
+
+
+def ended(tool, *argv, monkeypatch):
+    """The exit code of a tool; None if it returns."""
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py", *argv])
+    try:
         runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    except SystemExit as end:
+        return end.code
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_tool_has_a_help(tool, capsys, monkeypatch):
+    assert ended(tool, "--help", monkeypatch=monkeypatch) in (None, 0)
     printed = capsys.readouterr()
-    assert f"python tools/{tool}.py" in printed.out and printed.err == ""
+    script = tool.replace("bench_", "bench.py ").removesuffix(".py")
+    assert f"python tools/{script}" in printed.out and printed.err == ""
+
+
+@pytest.mark.parametrize("word", ["--nosuch=3", "nosuch", "--out_dir=nosuch"])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_wrong_word_ends_every_tool_in_one_line(tool, word, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert ended(tool, word, monkeypatch=monkeypatch) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: ")
+    assert len(printed.err.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tool, options", [
+    ("add", []), ("look", []), ("evaluate", ["--text=text"]), ("export", ["--folder=new"]),
+])
+def test_a_folder_without_a_checkpoint_is_named(tool, options, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("text", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    for folder in "missing", "empty":
+        assert ended(tool, f"--out_dir={folder}", *options, monkeypatch=monkeypatch) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith(f"error: {folder} has no checkpoint: train first")
+        assert len(printed.err.splitlines()) == 1 and printed.out == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"text", "empty"}
 
 
 def test_variants_differ_by_one_change_and_all_changes_are_the_modern_recipe():
@@ -174,72 +241,3 @@ def test_the_time_to_a_loss_is_interpolated_between_the_points_of_the_curve():
     assert ablate.time_to(curve, 2.5) == 1.5
     assert ablate.time_to(curve, 2.0) == 2.0 and ablate.time_to(curve, 1.9) is None
     assert ablate.mean_curve([curve, [(0, 2.0, 2.0)] * 3])[0] == (0, 1.0, 3.0)
-
-
-@pytest.fixture
-def small_candidates(monkeypatch):
-    small = {"n_layer": 2, "n_embd": 16, "block_size": 16, "batch_size": 2}
-    for candidate in candidates.CANDIDATES:
-        monkeypatch.setattr(candidate, "settings", candidate.settings | small)
-
-
-def test_every_candidate_changes_training(small_candidates, data_dir, capsys, monkeypatch):
-    losses, final_loss = [], candidates.final_loss
-    monkeypatch.setattr(candidates, "final_loss",
-                        lambda *words: losses.append(final_loss(*words)) or losses[-1])
-    candidates.main(["--steps=8", "--seeds=1", "--dataset=tiny", f"--data_dir={data_dir}",
-                     "--eval_iters=2"])
-    assert len(set(losses)) == len(candidates.CANDIDATES)
-    docs = (ROOT / "docs" / "modern.md").read_text(encoding="utf-8").splitlines()
-    head, line, *rows = capsys.readouterr().out.splitlines()
-    at = docs.index(head)
-    for row, written in zip([line, *rows], docs[at + 1:], strict=False):
-        assert row.split("|")[1:3] == written.split("|")[1:3]
-
-
-@pytest.mark.parametrize("stopped_at", [None, 0, 8])
-def test_an_interrupted_run_ends_the_study(monkeypatch, tmp_path, stopped_at):
-    """None: in the first evaluation. 8: in the last one, so the last loss is missing."""
-    metrics = [] if stopped_at is None else [{"step": 0, "val_loss": 4.0}]
-    metrics += [{"step": step, "ms": 1.0} for step in range(1, (stopped_at or 0) + 1)]
-    monkeypatch.setattr(train, "main", lambda argv: metrics)
-    with pytest.raises(KeyboardInterrupt):
-        ablate.run(ablate.SHARED | {"max_iters": 8}, tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        finetune.run(tmp_path, "tiny", 8, 8, 1e-3, 1, finetune.DATA)
-
-
-def test_new_parameters_of_candidates_change_nothing_at_first():
-    idx = torch.randint(61, (2, 16), generator=torch.manual_seed(0))
-    for change, name in ((candidates.x0_shortcut, "shortcut"),
-                         (candidates.value_residual, "value_mix")):
-        model = GPT(GPTConfig(block_size=16, vocab_size=61, n_layer=3, n_head=2, n_embd=16))
-        expected = model(idx)[0]
-        change(model)
-        assert torch.equal(model(idx)[0], expected)
-        torch.nn.init.constant_(dict(model.named_parameters())[name], 0.5)
-        assert not torch.allclose(model(idx)[0], expected)
-
-
-def test_cautious_weight_decay_spares_weights_that_the_update_moves_away_from_zero():
-    start, ends = torch.tensor([[1.0, -1.0], [2.0, 3.0]]), []
-    for decay, cautious in (0.0, False), (0.5, False), (0.5, True):
-        p = torch.nn.Parameter(start.clone())
-        p.grad = torch.tensor([[1.0, 1.0], [-1.0, 0.5]])
-        muon = optimizers.Muon({"w": p}, 0.1, 0.9, decay, torch.float32)
-        if cautious:
-            adamw = torch.optim.AdamW([torch.nn.Parameter(start)])
-            candidates.cautious_weight_decay(optimizers.Optimizers([adamw, muon]))
-        muon.step()
-        ends.append(p.detach())
-    without, plain, cautious = ends
-    toward_zero = (without - start) * start < 0
-    assert toward_zero.any() and not toward_zero.all()
-    torch.testing.assert_close(cautious, torch.where(toward_zero, plain, without))
-
-
-def test_the_table_of_candidates_compares_equal_seeds():
-    losses = {candidate.name: [2.0, 3.0] for candidate in candidates.CANDIDATES}
-    losses["x0 shortcut"] = [1.9, 2.7]
-    row = next(row for row in candidates.table(losses) if "x0" in row)
-    assert row == "| x0 shortcut | 4 | 2.300 | +0.2000 ± 0.1000 | 2 of 2 seeds |"

@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import GPT2_TINY, ROOT, finished, model_of, tokens
+from helpers import GPT2_TINY, ROOT, finished, model_of, tokens, tracked
 
 from prepare import prepare_texts
 from train import main
@@ -94,7 +94,7 @@ def solved(number, folder):
     where its lines are, so that its line numbers may be old."""
     exercise = re.search(rf"^## {number}\. .*?^```diff\n(.*?)^```", EXERCISES, re.DOTALL | re.M)[1]
     shutil.copytree(ROOT / "internals", folder / "internals")
-    for path in ROOT.glob("*.py"):
+    for path in tracked("*.py"):
         shutil.copy(path, folder)
     for part in re.split(r"^--- .*\n\+\+\+ b/", exercise, flags=re.M)[1:]:
         name, hunks = part.split("\n", 1)

@@ -73,7 +73,7 @@ class AblateConfig:
 
 def parse_seeds(text):
     """"1,2,3" -> [1, 2, 3]. Raises UserError if it is something else."""
-    if not all(seed.isdigit() for seed in text.split(",")):
+    if not all(seed.isdecimal() for seed in text.split(",")):
         raise UserError(f"seeds={text} must be whole numbers with commas between them")
     return [int(seed) for seed in text.split(",")]
 
@@ -87,8 +87,6 @@ def run(settings, out_dir):
     ms = [0.0, *accumulate(m["ms"] for m in metrics if "ms" in m)]
     curve = [(m["step"] * tokens, ms[m["step"]] / 1e3, m["val_loss"])
              for m in metrics if "val_loss" in m]
-    if not curve or curve[-1][0] < settings["max_iters"] * tokens:
-        raise KeyboardInterrupt  # train.py handled a Ctrl-C, which must end this program too
     return curve
 
 
@@ -188,10 +186,13 @@ def plot(curves, path, leave_out=False):
 
 def main(argv=None):
     _, cfg = configure(__doc__, AblateConfig, argv=argv)
-    curves = train_variants(cfg)
     file = "leave_out.png" if cfg.leave_out else "ablation.png"
-    plot(curves, Path(cfg.picture or ROOT / "docs" / file), cfg.leave_out)
-    print("\n".join(table(curves, cfg.leave_out)))
+    path = Path(cfg.picture or ROOT / "docs" / file)
+    if path.is_dir():
+        raise UserError(f"picture={cfg.picture} is a folder: give the name of a file")
+    curves = train_variants(cfg)
+    print("\n".join(table(curves, cfg.leave_out)), flush=True)  # first: a picture can fail
+    plot(curves, path, cfg.leave_out)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
 """Measure the speed of training and sampling, and the overhead of the training loop.
 
-    python tools/bench.py train config/train_gpt2.py    a training step, against transformers' GPT-2
+    python tools/bench.py train config/train_gpt2.py    a training step, against other programs
     python tools/bench.py sample --size=gpt2            sampling, against other implementations
     python tools/bench.py loop config/quickstart.py     train.py, against a bare training loop
-    python tools/bench.py gpu --nanogpt=FOLDER          speed and exactness on a GPU (bench_gpu.py)
     python tools/bench.py prepare                       prepare.py: see bench_prepare.py
 
-train, sample and loop run their candidates in alternation in one process; prepare and gpu use
-separate processes. The output is the median of each candidate, and its time relative to the first
-candidate in the same round: on a shared machine, only measurements close in time can be compared.
-Weights are random; speed does not depend on them.
-`sample --nanogpt=FOLDER` also measures the model.py of nanoGPT in that folder.
+train, sample and loop run their candidates in alternation in one process; prepare uses separate
+processes. The output is the median of each candidate, and its time relative to the first candidate
+in the same round: on a shared machine, only measurements close in time can be compared. Weights are
+random; speed does not depend on them. The others are transformers, if it is installed, and with
+`--nanogpt=FOLDER` the model.py of nanoGPT in that folder. On a GPU, tests/test_gpu.py checks that
+results are exact.
 """
 
 import contextlib
 import copy
+import importlib.util
 import io
 import itertools
 import statistics
@@ -37,11 +38,22 @@ from internals import cpu, dataset, devices, files
 from internals.devices import autocast_to, find_device, find_dtype, for_sampling, num_params
 from internals.limits import Count
 from internals.optimizers import make_optimizer
+from internals.plan import counted
 from internals.recipes import SIZES, expand_names
 from model import GPT, GPTConfig
 from sample import Sampler, make_cache, stream
 
 ROUNDS, STEPS = 7, 100
+
+
+@dataclass
+class TrainBenchConfig:
+    """What `train` has besides the settings of train.py."""
+
+    nanogpt: str | None = None  # folder with nanoGPT's model.py, which is measured too
+
+    def __post_init__(self):
+        check_nanogpt(self.nanogpt)
 
 
 @dataclass
@@ -64,6 +76,23 @@ class SampleBenchConfig:
             if name not in ("float32", "bfloat16", "float16", "int8"):
                 raise ValueError(f"dtypes={self.dtypes} must be a comma-separated list of float32, "
                                  "bfloat16, float16, int8")
+        check_nanogpt(self.nanogpt)
+
+
+def check_nanogpt(folder):
+    if folder and not Path(folder, "model.py").is_file():
+        raise ValueError(f"nanogpt={folder} has no model.py: give the folder of nanoGPT")
+
+
+def nanogpt_model(folder, model_cfg, device):
+    """nanoGPT's GPT in the shape of a GPTConfig."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", Path(folder, "model.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # @dataclass looks it up there
+    spec.loader.exec_module(module)
+    names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    config = module.GPTConfig(**{name: getattr(model_cfg, name) for name in names})
+    return module.GPT(config).to(device)
 
 
 def synchronize(device):
@@ -133,7 +162,8 @@ def stepper(raw_model, loss_of, cfg, device, dtype, optimizer, vocab_size, **ste
     autocast = autocast_to(dtype, device)
     compiles = cfg.compile is True or (cfg.compile == "auto" and device.type == "cuda")
     model = torch.compile(raw_model) if compiles else raw_model
-    block_size = getattr(raw_model, "block_size", None) or raw_model.config.n_positions
+    config = raw_model.config
+    block_size = config.block_size if hasattr(config, "block_size") else config.n_positions
     x, y = torch.randint(vocab_size, (2, cfg.batch_size, block_size), device=device)
 
     def step():
@@ -156,26 +186,27 @@ def our_step(cfg, model_cfg, device, dtype):
                           model_cfg.vocab_size, skip=torch.zeros((), device=device).bool())
 
 
-def settings_of(argv):
-    """(TrainConfig, GPTConfig, device, dtype), with the vocabulary of the dataset if it exists."""
-    given, cfg, model_cfg = configure(__doc__, train.TrainConfig, GPTConfig, argv=argv,
-                                      expand=expand_names)
+def settings_of(argv, *schemas):
+    """(TrainConfig, GPTConfig, device, dtype, instances of other schemas), with the vocabulary of
+    the dataset if it exists."""
+    given, cfg, model_cfg, *others = configure(__doc__, train.TrainConfig, GPTConfig, *schemas,
+                                               argv=argv, expand=expand_names)
     folder = Path(cfg.data_dir or files.DATA) / cfg.dataset
     if "vocab_size" not in given and (folder / "train.bin").exists():
         data = dataset.load(folder)
         model_cfg = replace(model_cfg, vocab_size=data.padded_vocab_size)
     device = find_device(cfg.device)
-    return cfg, model_cfg, device, find_dtype(cfg.dtype, device, model_cfg.n_embd)
+    return cfg, model_cfg, device, find_dtype(cfg.dtype, device, model_cfg.n_embd), *others
 
 
 def bench_train(argv):
-    cfg, model_cfg, device, dtype = settings_of(argv)
+    cfg, model_cfg, device, dtype, bench_cfg = settings_of(argv, TrainBenchConfig)
     model, step = our_step(cfg, model_cfg, device, dtype)
     tokens = cfg.batch_size * cfg.gradient_accumulation_steps * model_cfg.block_size
     many = max(1, min(20, int(5 / max(1e-3, seconds(step, device)))))
     print(f"{num_params(model) / 1e6:.2f}M parameters, {tokens:,} tokens per step, {dtype} on "
-          f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads; "
-          f"{ROUNDS} rounds of {many} steps")
+          f"{device}, torch {torch.__version__}, {counted(torch.get_num_threads(), 'thread')}; "
+          f"{counted(ROUNDS, 'round')} of {counted(many, 'step')}")
     memory = devices.peak_memory(device) or 0
     candidates = {"glassGPT": step}
     if theirs := transformers_gpt2(model_cfg, model_cfg.vocab_size):
@@ -184,6 +215,12 @@ def bench_train(argv):
         candidates["transformers' GPT-2"] = stepper(
             theirs, lambda m, x, y: m(x, labels=x).loss, cfg, device, dtype, adamw,
             model_cfg.vocab_size)
+    if bench_cfg.nanogpt:
+        nano = nanogpt_model(bench_cfg.nanogpt, model_cfg, device)
+        adamw = nano.configure_optimizers(cfg.weight_decay, cfg.learning_rate,
+                                          (cfg.beta1, cfg.beta2), device.type)
+        candidates["nanoGPT"] = stepper(nano, lambda m, x, y: m(x, y)[1], cfg, device, dtype, adamw,
+                                        model_cfg.vocab_size)
     timed = {name: lambda one=one: seconds(lambda: [one() for _ in range(many)], device)
              for name, one in candidates.items()}
     for candidate in timed.values():
@@ -205,8 +242,6 @@ def whole_loop(argv):
                               f"--log_interval={STEPS // 4}", "--eval_interval=1000000",
                               "--eval_iters=1", "--sample_tokens=0", "--lr_decay_iters=None",
                               "--warmup_iters=None"])
-    if not metrics or metrics[-1]["step"] < STEPS + STEPS // 4:
-        raise KeyboardInterrupt  # train.py handled a Ctrl-C, which must end this program too
     steps = [m["ms"] for m in metrics if "ms" in m]
     return statistics.mean(steps[1:])
 
@@ -272,8 +307,9 @@ def bench_sample(argv):
     model = GPT(model_cfg).to(device).eval()
     weights = num_params(model)
     bandwidth = read_bandwidth(device)
-    print(f"{weights / 1e6:.1f}M parameters, {n} tokens after a prompt of {cfg.prompt} tokens, on "
-          f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+    print(f"{weights / 1e6:.1f}M parameters, {counted(n, 'token')} after a prompt of "
+          f"{counted(cfg.prompt, 'token')}, on {device}, torch {torch.__version__}, "
+          f"{counted(torch.get_num_threads(), 'thread')}, "
           f"memory bandwidth {bandwidth / 1e9:.1f} GB/s")
     one, many = (torch.randint(model_cfg.vocab_size, (b, cfg.prompt), device=device)
                  for b in (1, cfg.batch))
@@ -299,12 +335,7 @@ def bench_sample(argv):
         if them is not None:
             candidates[f"transformers {name}"] = generate(them.to(device).eval(), one)
     if cfg.nanogpt:
-        sys.modules.pop("model")
-        sys.path.insert(0, cfg.nanogpt)
-        import model as nano
-        names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias")
-        config = nano.GPTConfig(**{name: getattr(model_cfg, name) for name in names})
-        nano_model = nano.GPT(config).to(device).eval()
+        nano_model = nanogpt_model(cfg.nanogpt, model_cfg, device).eval()
         candidates["nanoGPT float32"] = lambda: seconds(
             lambda: nano_model.generate(one, n, top_k=1), device)
     for candidate in candidates.values():
@@ -323,7 +354,7 @@ def bench_sample(argv):
               f"linear layers alone allow, {ours_now / limits[1]:.0%} of the {limits[1]:.1f} tok/s "
               f"that ours allow; reads {read / 1e9:.1f} GB/s, {read / bandwidth:.0%} of the memory "
               "bandwidth")
-    print(f"{cfg.batch} samples in one batch")
+    print(f"{counted(cfg.batch, 'sample')} in one batch")
     candidates = {f"glassGPT {name}, batch of {cfg.batch}": ours(name, many)
                   for name in reversed(models)}
     for name, them in theirs.items():
@@ -340,13 +371,14 @@ def bench_sample(argv):
         prompt = torch.randint(model_cfg.vocab_size, (1, min(512, model_cfg.block_size)),
                                device=device)
         prefill = min(ours(name, prompt, count=1)() for _ in range(3))
-        print(f"  {name}: {few / uncached:.1f} tok/s without a cache (first {few} tokens); prefill "
+        print(f"  {name}: {few / uncached:.1f} tok/s without a cache (first "
+              f"{counted(few, 'token')}); prefill "
               f"{prompt.shape[1] / prefill:,.0f} tok/s")
     size = 2 * model_cfg.n_layer * cfg.batch * model_cfg.block_size * model_cfg.n_embd
     cache = make_cache(model, cfg.batch)
     next(stream(model, many, Sampler([0], temperature=0), cache))
     held = sum(part.numel() for pair in cache.layers.values() for part in pair)
-    print(f"cache for {cfg.batch} samples: {held:,} numbers (expected: {size:,}), "
+    print(f"cache for {counted(cfg.batch, 'sample')}: {held:,} numbers (expected: {size:,}), "
           f"{size * 4 / 2**20:.0f} MB in float32")
 
 
@@ -359,10 +391,7 @@ if __name__ == "__main__":
             print(__doc__)
         elif kind in kinds:
             kinds[kind](sys.argv[2:])
-        elif kind == "gpu":
-            import bench_gpu  # which imports this file
-            bench_gpu.main(sys.argv[2:])
         else:
             raise UserError(f"{kind!r} cannot be measured: the first word must be "
-                            f"{', '.join(kinds)}, gpu, as in `python tools/bench.py loop "
+                            f"{', '.join(kinds)}, as in `python tools/bench.py loop "
                             "config/quickstart.py`")

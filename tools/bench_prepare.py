@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import UserError, configure
+from configurator import UserError, configure, one_line_errors
 from internals.corpora import fetch_plays
 from internals.limits import Count
-from internals.plan import available_cores
+from internals.plan import available_cores, counted
 
 ROOT = Path(__file__).resolve().parent.parent
 # prints the peak memory in kB; ru_maxrss would be that of the parent process, if that is larger
@@ -69,12 +69,13 @@ def bench_prepare(argv):
                 for _ in range(-(-cfg.megabytes * 10**6 // len(plays))):
                     file.write(plays)
         size, cores = path.stat().st_size / 1e6, available_cores()
-        print(f"{size:,.0f} MB of text, {cfg.rounds} rounds, {cores} cores")
+        print(f"{size:,.0f} MB of text, {counted(cfg.rounds, 'round')}, {counted(cores, 'core')}")
         candidates = {}
         for workers in sorted({1, cores}):
-            candidates[f"tiktoken, {workers} threads"] = [f"--workers={workers}", "--fast=False"]
+            options = [f"--workers={workers}", "--fast=False"]
+            candidates[f"tiktoken, {counted(workers, 'thread')}"] = options
         for workers in sorted({1, cores}):
-            candidates[f"gigatoken, {workers} threads"] = [f"--workers={workers}"]
+            candidates[f"gigatoken, {counted(workers, 'thread')}"] = [f"--workers={workers}"]
         runs = {name: [] for name in candidates}
         for _ in range(cfg.rounds):
             for name, options in candidates.items():
@@ -92,3 +93,8 @@ def bench_prepare(argv):
                   f"first ({min(ratios):.2f} to {max(ratios):.2f}), peak memory {peak:.0f} MB")
         different = {result[2] for results in runs.values() for result in results}
         print(f"  the bins are {'the same' if len(different) == 1 else 'NOT the same'} in all runs")
+
+
+if __name__ == "__main__":  # the same as `bench.py prepare`
+    with one_line_errors():
+        bench_prepare(sys.argv[1:])

@@ -26,10 +26,13 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configurator import UserError, configure, one_line_errors
-from internals.devices import autocast_to, find_device, find_dtype
+from internals.devices import attention_without_plans, autocast_to, find_device, find_dtype
 from internals.files import read_text
 from internals.limits import Count
+from internals.plan import counted
 from sample import load_model
+
+LABELS = ("0", "1", "2", "3")
 
 
 @dataclass
@@ -141,12 +144,13 @@ def read_hellaswag(path, limit=None):
             example = None
         match example:
             case {"ctx": str(ctx), "endings": [str(), str(), str(), str()] as endings,
-                  "label": int(label)} if ctx and 0 <= label < 4:
-                examples.append((ctx, endings, label))
+                  "label": int() | str() as label} if ctx and str(label).strip() in LABELS:
+                examples.append((ctx, endings, int(label)))  # the hub's files have "2" for 2
             case _:
                 raise UserError(f"{path}, line {number} does not have the format of "
                                 'hellaswag_val.jsonl: JSON with "ctx": TEXT, '
-                                '"endings": [4 TEXTS], "label": 0 to 3')
+                                '"endings": [4 TEXTS], "label": 0 to 3 (a "label": "" '
+                                "is of the test split, whose answers are not published)")
     return examples
 
 
@@ -186,19 +190,21 @@ def main(argv=None):
     device = find_device(cfg.device)
     model, tokenizer = load_model(cfg.init_from, Path(cfg.out_dir), device)
     results = {}
-    with autocast_to(find_dtype(cfg.dtype, device, model.config.n_embd), device):
+    autocast = autocast_to(find_dtype(cfg.dtype, device, model.config.n_embd), device)
+    with autocast, attention_without_plans():  # batches differ in their length
         if text is not None:
             results |= text_perplexity(model, tokenizer, text, cfg.stride, cfg.batch_size)
-            print("{tokens:,} tokens, {words:,} words, {bytes:,} bytes; stride {stride}\n"
-                  "nats per token        {nats_per_token:.4f}\n"
-                  "perplexity per token  {perplexity_per_token:.3f}\n"
-                  "perplexity per word   {perplexity_per_word:.3f}\n"
-                  "bits per byte         {bits_per_byte:.4f}".format(**results), flush=True)
+            counts = [counted(results[f"{noun}s"], noun) for noun in ("token", "word", "byte")]
+            print(f"{', '.join(counts)}; stride {results['stride']}\n"
+                  f"nats per token        {results['nats_per_token']:.4f}\n"
+                  f"perplexity per token  {results['perplexity_per_token']:.3f}\n"
+                  f"perplexity per word   {results['perplexity_per_word']:.3f}\n"
+                  f"bits per byte         {results['bits_per_byte']:.4f}", flush=True)
         if examples is not None:
             results |= hellaswag_accuracy(model, tokenizer, examples, cfg.batch_size)
-            print("{examples:,} examples of HellaSwag\n"
-                  "acc, by total loss           {acc:.4f}\n"
-                  "acc_norm, by loss per token  {acc_norm:.4f}".format(**results))
+            print(f"{counted(len(examples), 'example')} of HellaSwag\n"
+                  f"acc, by total loss           {results['acc']:.4f}\n"
+                  f"acc_norm, by loss per token  {results['acc_norm']:.4f}")
     return results
 
 

@@ -100,8 +100,6 @@ def run(out_dir, dataset, steps, eval_interval, learning_rate, seed, data, start
     with contextlib.redirect_stdout(io.StringIO()):
         metrics = train.main(argv)
     curve = {m["step"]: m["val_loss"] for m in metrics if "val_loss" in m}
-    if steps not in curve:
-        raise KeyboardInterrupt  # train.py handled a Ctrl-C, which must end this program too
     print(f"    validation loss {curve[0]:.4f} at step 0, {curve[steps]:.4f} at step {steps}")
     return curve
 
@@ -169,10 +167,11 @@ def main(plays, data=DATA, out=Path("out-finetune"), image=ROOT / "docs" / "fine
         curves[label] = [
             run(folder / f"seed-{seed}", TINY, STEPS, EVAL_INTERVAL, rate, seed, data, start)
             for seed in SEEDS]
-    plot(curves, image)
     wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
-    print(f"{table(curves)}\n{wall / 60:.1f} minutes ({cpu / 60:.1f} minutes of CPU time); the "
-          f"picture is {image}")
+    print(f"{table(curves)}\n{wall / 60:.1f} minutes ({cpu / 60:.1f} minutes of CPU time)",
+          flush=True)  # first: a picture can fail
+    plot(curves, image)
+    print(f"picture  {image}")
     return curves
 
 

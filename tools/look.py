@@ -34,6 +34,7 @@ from internals.cpu import replace
 from internals.devices import find_device
 from internals.files import printable, replacing
 from internals.limits import Count, Natural, NonNegative, Seed
+from internals.plan import counted
 from internals.text import read_prompt
 from model import GPT, Attend, GPTConfig
 from prepare import CharTokenizer, tokenizer_from_meta
@@ -238,9 +239,9 @@ def continued(model, tokenizer, ids, cfg):
     if n_new is None:
         n_new = max(0, min(TEXT_TOKENS, block_size) - T)
     if T + n_new > block_size:
-        raise UserError(f"max_new_tokens={n_new} after a prompt of {T:,} tokens is longer than the "
-                        f"context of the model, {block_size:,} tokens: use at most "
-                        f"{block_size - T:,}")
+        raise UserError(f"max_new_tokens={n_new} after a prompt of {counted(T, 'token')} is longer "
+                        f"than the context of the model, {counted(block_size, 'token')}: use at "
+                        f"most {block_size - T:,}")
     sampler = Sampler([cfg.seed], tokenizer.n_vocab, cfg.temperature, cfg.top_k)
     new = stream(model, idx.to(model.transformer.wte.weight.device), sampler, make_cache(model, 1))
     new = (ids.item() for ids, _ in itertools.islice(new, n_new))

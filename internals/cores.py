@@ -1,0 +1,64 @@
+"""The CPU cores that this process may use, and how the threads of PyTorch wait for each other."""
+
+import math
+import os
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")  # Linux: the limits of containers
+OWN_CGROUP = Path("/proc/self/cgroup")
+
+
+def available_cores():
+    """The number of cores that this process may use: those that it may run on or, if that is less,
+    the CPU quota of its container, rounded up."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    quota = cpu_quota()
+    return math.ceil(quota) if quota < cores else cores
+
+
+def cpu_quota():
+    """How many cores the container of this process may use at a time, on average; inf if there is
+    no such limit."""
+    quotas = [math.inf]
+    for folder in cgroup_folders():
+        for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):  # version 2, 1
+            try:
+                words = " ".join((folder / name).read_text() for name in names).split()
+                quota, period = map(float, words)  # microseconds
+            except (OSError, ValueError):  # there is no such file; "max": no limit
+                continue
+            if quota > 0 and period > 0:
+                quotas.append(quota / period)
+    return min(quotas)
+
+
+def cgroup_folders():
+    """The folders with the limits of this process: of its control group and those around it."""
+    folders = [CGROUPS, CGROUPS / "cpu"]  # what a container sees as its own
+    try:
+        lines = OWN_CGROUP.read_text().splitlines()
+    except OSError:
+        return folders
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        root = CGROUPS if number == "0" else CGROUPS / controllers
+        folder = root / path.lstrip("/")
+        folders += [parent for parent in (folder, *folder.parents) if parent.is_relative_to(root)]
+    return folders
+
+
+def share_cores():
+    """Let the threads of PyTorch share the cores with other programs. Must be called before torch
+    is imported, whose OpenMP library (GNU's) reads the variables. Variables that the user has set
+    stay as they are.
+
+    A thread that waits for another one checks again and again, by default for milliseconds. If
+    other programs use the cores too, the thread that it waits for may be the one that cannot run
+    meanwhile (docs/benchmarks.md).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if available_cores() < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))

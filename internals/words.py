@@ -1,0 +1,23 @@
+"""The words of a command line: what some shells leave in them, quotes and ~, is removed here."""
+
+from os.path import expanduser
+
+TEXTS = ("start", "stop")  # settings whose value is text, so a quote or a ~ in it has no meaning
+
+
+def unquoted(word):
+    """A word without the quotes around it. cmd.exe on Windows keeps single quotes."""
+    has_quotes = len(word) > 1 and word[0] == word[-1] and word[0] in "'\""
+    return word[1:-1] if has_quotes else word
+
+
+def at_home(name, value):
+    """The value of a setting, with the home folder in place of a ~ at the beginning of a path.
+    Shells leave the ~ of `--name=~/folder`."""
+    if isinstance(value, tuple):
+        return tuple(expanduser(path) for path in value)
+    if not isinstance(value, str):
+        return value
+    if name == "start" and value.startswith("FILE:"):
+        return "FILE:" + expanduser(value.removeprefix("FILE:"))
+    return value if name in TEXTS else expanduser(value)

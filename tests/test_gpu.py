@@ -1,0 +1,146 @@
+"""pytest tests/test_gpu.py - the same promises on a GPU; skipped on a machine without CUDA"""
+
+import itertools
+
+import pytest
+import torch
+from helpers import (
+    MODELS,
+    finished,
+    logged,
+    losses,
+    model_of,
+    ranks,
+    same_run,
+    state,
+    tokens,
+    torchrun,
+)
+
+import sample
+from internals.devices import for_sampling
+from internals.optimizers import make_optimizer
+from sample import Sampler, make_cache, stream
+from tools import look
+from train import TrainConfig, main
+
+DEVICE = "cuda"
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+RUN = {"device": DEVICE, "dropout": 0.1, "max_iters": 8, "eval_interval": 4, "sample_tokens": 8,
+       "lr_decay_iters": 8}
+MODERN = {"recipe": "modern", "muon_lr": 0.02}
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """Training allows TF32, which has 10 bits. Comparisons with the CPU need all 23."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.mark.parametrize("settings", [
+    {"dtype": "float32"}, {"dtype": "bfloat16"}, {"dtype": "float16"}, MODERN,
+    MODERN | {"dtype": "bfloat16", "compile": True},
+], ids=["float32", "bfloat16", "float16", "modern", "compiled"])
+def test_a_run_learns_samples_and_resumes_bit_identically(tiny, tmp_path, capsys, settings):
+    settings = RUN | {"compile": False, "deterministic": True} | settings
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    main(tiny(out_dir=whole, **settings))
+    printed = capsys.readouterr().out
+    assert "1 x cuda:0" in printed or DEVICE == "cpu"
+    assert printed.count("val ") == 3 and "    " in printed
+    curve = [loss for _, loss in losses(logged(whole))]
+    assert curve[-1] < curve[0]
+    main(tiny(out_dir=cut, **settings | {"max_iters": 4}))
+    main(tiny(out_dir=cut, **settings | {"init_from": "resume"}))
+    assert same_run(whole, cut)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_update_with_a_nan_changes_nothing(optimizer, dtype):
+    config, cfg = MODELS.args[1][2], TrainConfig(optimizer=optimizer)
+    model = model_of(config).to(DEVICE).train()
+    optimizers = make_optimizer(model, cfg, dtype)
+    idx = tokens(config, 4, 16).to(DEVICE)
+    states = []
+    for skip in (False, True):
+        model.zero_grad(set_to_none=True)
+        model(idx, idx)[1].backward()
+        if skip:
+            for p in model.parameters():
+                p.grad.fill_(float("nan"))
+        optimizers.step(skip=torch.tensor(skip, device=DEVICE))
+        moments = [list(each.state.values()) for each in optimizers.optimizers]
+        flat = [value.clone() for part in itertools.chain(*moments) for value in part.values()]
+        states.append([p.detach().clone() for p in model.parameters()] + flat)
+    for before, after in zip(*states, strict=True):
+        assert torch.equal(before, after)
+
+
+@MODELS
+def test_the_loss_and_the_gradients_are_those_of_the_cpu(config):
+    idx, found = tokens(config, 2, 16), []
+    for device in ("cpu", DEVICE):
+        model = model_of(config, spread=0.2).to(device)
+        loss = model(idx.to(device), idx.to(device))[1]
+        loss.backward()
+        found.append([loss.detach().cpu(), *(p.grad.cpu() for p in model.parameters())])
+    for cpu, gpu in zip(*found, strict=True):
+        torch.testing.assert_close(cpu, gpu, rtol=1e-3, atol=1e-3)
+
+
+@MODELS
+@pytest.mark.parametrize("options", [
+    {}, {"static": True}, {"keep": False}], ids=["cache", "static cache", "no cache"])
+def test_cached_sampling_writes_what_generate_writes(config, options):
+    model = model_of(config, spread=0.2).to(DEVICE)
+    prompt = tokens(config, 1, 5).to(DEVICE)
+    expected = model.generate(prompt, 60, temperature=0)[0, 5:].tolist()
+    written = stream(model, prompt, Sampler([0], temperature=0), make_cache(model, 1, **options))
+    assert [ids.item() for ids, _ in itertools.islice(written, 60)] == expected
+
+
+def test_a_compiled_sampler_writes_the_same_text():
+    config = MODELS.args[1][2]
+    texts = []
+    for compiled in (False, True):
+        model = for_sampling(model_of(config, spread=0.2).to(DEVICE), "float32", compiled)
+        cache = make_cache(model, 2, static=compiled)
+        prompt = tokens(config, 1, 5).to(DEVICE)
+        written = stream(model, prompt, Sampler([1, 2], temperature=0.5), cache)
+        texts.append([ids[:, 0].tolist() for ids, _ in itertools.islice(written, 40)])
+    assert texts[0] == texts[1]
+
+
+def test_the_scripts_find_the_gpu(tiny, tmp_path, capsys):
+    main(tiny(**RUN | {"device": "auto", "compile": False}))
+    out = tmp_path / "out"
+    capsys.readouterr()
+    sample.main([f"--out_dir={out}", "--num_samples=2", "--max_new_tokens=20"])
+    assert "40 tokens in" in capsys.readouterr().err
+    look.main([f"--out_dir={out}", "--start=Line 7"])
+    assert (out / "look.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nccl_with_one_process_is_the_run_without(tiny, tmp_path, dtype):
+    settings = RUN | {"dtype": dtype, "compile": False, "deterministic": True}
+    main(tiny(out_dir=tmp_path / "alone", **settings))
+    code, printed = finished(*torchrun(1, "train.py", *tiny(**settings)))
+    assert code == 0, printed
+    assert same_run(tmp_path / "alone", tmp_path / "out")
+
+
+def test_two_gloo_processes_on_one_gpu_have_the_losses_of_one(tiny, tmp_path):
+    settings = RUN | {"device": f"{DEVICE}:0", "dtype": "float32", "compile": False, "dropout": 0}
+    main(tiny(out_dir=tmp_path / "one", **settings))
+    code, printed = ranks(2, "train.py", *tiny(backend="gloo", **settings))
+    assert code == 0, printed
+    pairs = zip(losses(logged(tmp_path / "one")), losses(logged(tmp_path / "out")), strict=True)
+    for (step, a), (other_step, b) in pairs:
+        assert step == other_step and a == pytest.approx(b, abs=1e-3)
+    assert state(tmp_path / "out").step == 8
