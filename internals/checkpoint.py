@@ -66,6 +66,7 @@ MAX_COUNT = 2**53  # of steps and sequences
 # added to the names of weights by DDP and torch.compile; the latter also to those of submodules
 PREFIXES = re.compile(r"^((module|_orig_mod)\.)+|\b_orig_mod\.")
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+MAX_PADDED = 51_200  # the largest vocabulary that can be GPT-2's: padded to a multiple of 1,024
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # no OWNER/ before them
 
 
@@ -335,19 +336,16 @@ def nanogpt_meta(folder, config, vocab_size, data_dir):
         places.append(Path(data_dir) / dataset)
     if dataset:
         places += [folder.parent / "data" / dataset, DATA / dataset]
+    meta = None
     for place in places:
-        meta = read_meta(place)
-        if meta is not None:
-            break
-    else:
+        meta = meta or read_meta(place)
+    if meta is None:
         meta = GPT2_META
-    size = meta["vocab_size"]
-    least, most = huggingface.GPT2_VOCAB
-    fits = size == vocab_size
-    if meta["tokenizer"] == "gpt2":
-        fits = least <= vocab_size <= most
-    if meta["tokenizer"] == "none":
-        fits = size <= vocab_size
+        fits = meta["vocab_size"] <= vocab_size <= MAX_PADDED
+    elif meta["tokenizer"] == "char":
+        fits = meta["vocab_size"] == vocab_size
+    else:
+        fits = meta["vocab_size"] <= vocab_size
     if not fits:
         raise ValueError(f"the vocabulary of its {vocab_size} tokens is not known: copy the "
                          f"meta.pkl of its dataset into {folder}")

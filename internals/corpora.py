@@ -203,16 +203,6 @@ def gpt2_encoding():
                              special_tokens={"<|endoftext|>": 50256}, explicit_n_vocab=50257)
 
 
-def with_special_tokens(encoding, added):
-    """A tiktoken encoding with more special tokens, {token: id}."""
-    import tiktoken
-
-    special = {token: encoding.encode_single_token(token) for token in encoding.special_tokens_set}
-    return tiktoken.Encoding("gpt2-added", pat_str=encoding._pat_str,
-                             mergeable_ranks=encoding._mergeable_ranks,
-                             special_tokens=special | added)
-
-
 def gpt2_tables():
     """The paths of vocab.bpe (the merges) and encoder.json (the ids). Hugging Face calls them
     merges.txt and vocab.json."""
@@ -230,3 +220,13 @@ def gpt2_tables():
     for path in paths:
         check_sha(path, GPT2_TABLES[path.name], str(path))
     return paths
+
+
+def with_special_tokens(encoding, added):
+    """A tiktoken encoding with more special tokens, {token: id}."""
+    import tiktoken
+
+    special = {token: encoding.encode_single_token(token) for token in encoding.special_tokens_set}
+    return tiktoken.Encoding("gpt2-added", pat_str=encoding._pat_str,
+                             mergeable_ranks=encoding._mergeable_ranks,
+                             special_tokens=special | added)

@@ -456,6 +456,26 @@ def test_the_vocabulary_is_found_in_data_dir(nano, start, mistake, tmp_path):
     assert start(out, data_dir=data, max_iters=1)[0]["val_loss"] < 3.7
 
 
+@pytest.mark.parametrize("n, meta, kind", [
+    (50304, None, "gpt2"), (51200, None, "gpt2"), (60000, {"vocab_size": 50257}, "gpt2"),
+    (60000, {"vocab_size": 60000}, "none"), (60000, None, None), (50000, None, None)])
+def test_only_gpt2s_vocabulary_size_is_taken_for_gpt2s(changed, mistake, n, meta, kind):
+    def widen(content):
+        content["model_args"]["vocab_size"] = n
+        for name in "transformer.wte.weight", "lm_head.weight":
+            content["model"][name] = torch.zeros(n, 16)
+
+    _, out = changed(widen)
+    (out / "meta.pkl").unlink()
+    if meta is not None:
+        (out / "meta.pkl").write_bytes(pickle.dumps(meta))
+    if kind:
+        assert read(out / "ckpt.pt").meta["tokenizer"] == kind
+    else:
+        assert f"the vocabulary of its {n} tokens is not known" in mistake(
+            sample.main, f"--out_dir={out}")
+
+
 # ---- vocabularies without text
 
 
