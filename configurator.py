@@ -44,9 +44,7 @@ def configure(description, *schemas, argv=None, expand=None, positional=()):
         shorthands expanded (for example, size=gpt2 adds n_layer, n_head and n_embd).
     positional: names of the settings that are given as words without --, in this order; a tuple
         takes all remaining words. If empty, words without -- are config files.
-    Returns (given, one instance per schema). given: see read_settings.
-    Raises UserError for an unknown setting, a value of the wrong type or outside its limit, or a
-    bad config file.
+    Returns (given, one instance per schema); given: see read_settings. Raises UserError.
     """
     given = read_settings(description, *schemas, argv=argv, expand=expand, positional=positional)
     return given, *(build(schema, given) for schema in schemas)
@@ -54,8 +52,8 @@ def configure(description, *schemas, argv=None, expand=None, positional=()):
 
 def read_settings(description, *schemas, argv=None, expand=None, positional=()):
     """Like configure, but returns only `given`: {name: value} of the settings that a config file or
-    the command line sets, even if the value is the default. Values have the right type; their
-    limits are not checked yet."""
+    the command line sets, even if the value is the default. Limits are not checked yet. Raises
+    UserError for an unknown setting, a value of the wrong type, or a bad config file."""
     types = {field.name: field.type for schema in schemas for field in fields(schema)}
     defaults = {field.name: field.default for schema in schemas for field in fields(schema)
                 if field.default is not MISSING}
