@@ -47,6 +47,7 @@ NOT_TEXT = [
     (rb"PAR1[\x15\x19\x1c]", "a parquet file",
      "give it as an uncompressed file whose name ends in .parquet"),
     (rb"ARROW1|FEA1|\xff{4}.{2}\0\0\x10\0\0\0", "an Arrow file", f"{CONVERT} or parquet"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a", "an image", "give text"),
     (rb"\x93NUMPY", "a NumPy array", "give text"),
     (rb"SQLite format 3", "an SQLite database", CONVERT),
     (rb"version https://git-lfs", "a pointer of Git LFS", "get the file with `git lfs pull`"),
@@ -135,9 +136,7 @@ def checked(blocks, name):
         head += block
         if len(head) >= HEAD:
             break
-    for beginning, what, advice in NOT_TEXT:
-        if re.match(beginning, head, re.DOTALL):
-            raise UserError(f"{name} is {what}: {advice}")
+    refuse_other_formats(head, name)
     position = 0
     for block in itertools.chain([head], blocks):
         nul = block.find(b"\0")
@@ -145,6 +144,14 @@ def checked(blocks, name):
             raise UserError(f"{name} {with_nul(block, position + nul)}")
         position += len(block)
         yield block
+
+
+def refuse_other_formats(head, name):
+    """Raises UserError if a file that begins with these bytes is of one of the formats in NOT_TEXT.
+    """
+    for beginning, what, advice in NOT_TEXT:
+        if re.match(beginning, head, re.DOTALL):
+            raise UserError(f"{name} is {what}: {advice}")
 
 
 def with_nul(block, position):
@@ -314,6 +321,10 @@ def without_surrogates(text, where, errors):
 def parquet_documents(file, done, errors, text_field):
     """Yields the text of each row."""
     arrow, parquet = package("pyarrow", file.name), package("pyarrow.parquet", file.name)
+    with open(file.path, "rb") as opened:
+        head = opened.read(HEAD)
+    if not head.startswith(b"PAR1"):
+        refuse_other_formats(head, file.name)
     try:
         with parquet.ParquetFile(file.path, pre_buffer=False, buffer_size=BLOCK) as table:
             names, rows = table.schema_arrow.names, table.metadata.num_rows

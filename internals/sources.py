@@ -20,7 +20,7 @@ from configurator import UserError
 from internals import formats, usage
 from internals.files import make_data_folder
 from internals.formats import BLOCK, decoded, json_documents, parquet_documents
-from internals.plan import say
+from internals.plan import counted, say
 
 TEXT, JSON, TABLES = (".txt", ".md"), (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
 # what is read from a folder; .json is not, because most .json files are settings
@@ -63,7 +63,7 @@ class File:
 
     def open(self, done):
         """The file, open for reading bytes. done(n) is called for each n bytes that are read."""
-        return io.BufferedReader(CountedFile(self.path, done), READ)
+        return io.BufferedReader(CountedFile(self.name, done), READ)
 
     def content(self, done):
         """Yields the decompressed bytes in blocks. Raises UserError if they are not text."""
@@ -304,7 +304,7 @@ def walk(folder, left_out):
     """Yields (path, names of the files) of a folder and its subfolders, each once. Links to folders
     are followed last, so that a file has a path without links if there is one."""
     def failed(error):
-        left_out["folders that cannot be read"] += 1
+        left_out["unreadable folder"] += 1
 
     waiting, seen = deque([folder]), set()
     while waiting:
@@ -323,7 +323,8 @@ def files_of_pattern(pattern):
     """The files that match a pattern, sorted by path. Prints what is left out."""
     found, left_out = [], Counter()
     for path in sorted(set(matches(pattern.replace(os.sep, "/"), left_out))):
-        found += readable(path, left_out)
+        if not ("**" in pattern and path.is_dir()):  # ** reads what is in them
+            found += readable(path, left_out)
     announce_left_out(pattern, left_out)
     return found
 
@@ -345,11 +346,11 @@ def matches(pattern, left_out):
 def readable(path, left_out):
     """[File], or [] if the path is not a file that can be read, which is counted in left_out."""
     if os.path.isdir(path):
-        left_out["folders"] += 1
+        left_out["folder"] += 1
     elif not os.access(path, os.R_OK):  # or a link to nothing
         left_out["unreadable"] += 1
     elif not os.path.isfile(path):
-        left_out["pipes or devices"] += 1
+        left_out["special file"] += 1  # such as a pipe
     else:
         return [File(path)]
     return []
@@ -358,7 +359,9 @@ def readable(path, left_out):
 def announce_left_out(where, left_out):
     """Print how many files of a folder or pattern were left out. left_out: {kind: number}."""
     if left_out:
-        kinds = [f"{n:,} {kind}" for kind, n in left_out.most_common(8)]
+        nouns = ("folder", "unreadable folder", "special file")
+        kinds = [counted(n, kind) if kind in nouns else f"{n:,} {kind}"
+                 for kind, n in left_out.most_common(8)]
         more = ", ..." if len(left_out) > 8 else ""
         say(f"{where}: left out {left_out.total():,}: {', '.join(kinds)}{more}")
 

@@ -453,7 +453,7 @@ ICONV = "is {0}: save it as UTF-8, for example with `iconv -f {0} -t UTF-8 < OLD
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an Office document"),
     (b"PAR1\x15\x04", "is a parquet file: give it as an uncompressed file whose name ends in"),
     (b"ARROW1\0\0", "is an Arrow file: convert it"), (b"\x93NUMPY\1\0", "is a NumPy array"),
-    (b"SQLite format 3\0", "is an SQLite database"),
+    (b"SQLite format 3\0", "is an SQLite database"), (b"\x89PNG\r\n\x1a\n\0", "is an image"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a pointer of Git LFS: get"),
 ])
 @pytest.mark.parametrize("errors", ["strict", "replace"])
@@ -657,6 +657,8 @@ def test_a_parquet_file_that_cannot_be_read_is_named(mistake, tmp_path):
     assert "column n cannot be read as text" in mistake(main, path, data, "--text_field=n")
     path.write_bytes(path.read_bytes()[:-9])
     assert "a.parquet" in mistake(main, path, data)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "a.parquet is a pointer of Git LFS: get the file with" in mistake(main, path, data)
     invalid = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"\xff"]).buffers())
     parquet.write_table(pyarrow.table({"text": invalid}), path)
     assert "column text is not UTF-8 after row 0" in mistake(main, path, data)
@@ -778,14 +780,14 @@ def test_a_folder_says_what_it_leaves_out_and_does_not_wait_for_a_pipe(run, tmp_
     monkeypatch.setattr(os, "scandir", denied)
     assert len(find_sources([str(tmp_path / "x")], {}, tmp_path)) == 2
     monkeypatch.undo()
-    kinds = ("2 .py, 2 unreadable, 1 folders that cannot be read, 1 .html, 1 .csv, "
-             "1 without a suffix, 1 .gz, 1 pipes or devices")
+    kinds = ("2 .py, 2 unreadable, 1 unreadable folder, 1 .html, 1 .csv, 1 without a suffix, "
+             "1 .gz, 1 special file")
     out = capsys.readouterr().out
     assert f"{tmp_path / 'x'}: left out 10: " in out
     found = out.split("left out 10: ")[1].splitlines()[0]
     assert sorted(found.split(", ")) == sorted(kinds.split(", "))
     run(f"{tmp_path / 'x'}/*.txt")
-    assert "x/*.txt: left out 2: 1 unreadable, 1 pipes or devices\n" in capsys.readouterr().out
+    assert "x/*.txt: left out 2: 1 unreadable, 1 special file\n" in capsys.readouterr().out
 
 
 def test_links_to_folders_are_followed_once(tmp_path, mistake):
