@@ -129,7 +129,7 @@ def make_data_folder(folder):
 
 def missing_folders(folder):
     """The folders that would be created with a folder: itself and its parents, innermost first."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
+    return [path for path in (folder, *folder.parents) if not os.path.exists(path)]
 
 
 @contextmanager

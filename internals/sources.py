@@ -41,6 +41,7 @@ class File:
         self.set_format(self.path)
         status = self.path.stat()
         self.size = status.st_size
+        self.inode = status.st_dev, status.st_ino
         # distinguishes two versions of a file
         self.identity = [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
 
@@ -230,11 +231,18 @@ def find_sources(words, builtin, folder, text_field=None):
     if text_field is not None and all(source.is_text for source in found):
         raise UserError(f"text_field={text_field} is for JSON and parquet, but all sources are "
                         "text: leave it out, or rename files with JSON lines to .jsonl")
-    times = Counter(str(source.path.resolve()) for source in found if type(source) is File)
-    path, most = times.most_common(1)[0] if times else ("", 0)
-    if most > 1:
-        say(f"{path} is read {most} times, because the sources name it so often")
+    announce_repeated([source for source in found if type(source) is File])
     return found
+
+
+def announce_repeated(files):
+    """Print a line if the sources name a file more than once, perhaps through links."""
+    names = {}
+    for file in files:
+        names.setdefault(file.inode, []).append(file.name)
+    most = max(names.values(), key=len, default=[])
+    if len(most) > 1:
+        say(f"{most[0]} is read {len(most)} times, because the sources name it so often")
 
 
 def refuse_pipes_given_twice(words):

@@ -455,7 +455,7 @@ ICONV = "is {0}: save it as UTF-8, for example with `iconv -f {0} -t UTF-8 < OLD
     (b"ARROW1\0\0", "is an Arrow file: convert it"), (b"\x93NUMPY\1\0", "is a NumPy array"),
     (b"SQLite format 3\0", "is an SQLite database"), (b"\x89PNG\r\n\x1a\n\0", "is an image"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a pointer of Git LFS: get"),
-])
+], ids=lambda value: value[:30] if isinstance(value, str) else "file")  # archives have a time
 @pytest.mark.parametrize("errors", ["strict", "replace"])
 def test_a_file_that_is_not_text_is_named_and_refused(mistake, tmp_path, content, message, errors):
     for name in ("a.txt", "b.jsonl", "c"):
@@ -818,6 +818,9 @@ def test_a_file_that_is_given_twice_is_announced(run, tmp_path, capsys):
         (tmp_path / f"{name}.txt").write_text(f"{name}\n" * 9)
     assert run(tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "a.txt").meta["documents"] == 3
     assert f"{tmp_path / 'a.txt'} is read 2 times, because the" in capsys.readouterr().out
+    (tmp_path / "c.txt").hardlink_to(tmp_path / "b.txt")
+    run(tmp_path)
+    assert f"{tmp_path / 'b.txt'} is read 2 times, because the" in capsys.readouterr().out
 
 
 # ---- before and after
