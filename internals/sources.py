@@ -217,17 +217,16 @@ def find_sources(words, builtin, folder, text_field=None):
         path = Path(word)
         if word == "-":
             found.append(Spooled(sys.stdin.buffer, "stdin", folder))
-            set_format_of_content(found[-1], text_field)
         elif word and path.is_dir():
             found += files_in(path)
         elif word and path.exists():
             found.append(open_source(path, folder))
-            set_format_of_content(found[-1], text_field)
         else:
             files = files_of_pattern(word) if re.search(r"[*?[]", word) else []
             if not files:
                 raise UserError(usage.no_text_file(word, builtin))
             found += files
+    look_for_json(found, text_field)
     if text_field is not None and all(source.is_text for source in found):
         raise UserError(f"text_field={text_field} is for JSON and parquet, but all sources are "
                         "text: leave it out, or rename files with JSON lines to .jsonl")
@@ -274,18 +273,23 @@ def open_source(path, folder):
                     "or - for stdin")
 
 
-def set_format_of_content(source, text_field):
-    """Read a source as JSON if it is, the user has given text_field, and its name does not say that
-    it is text. Print a line about other text that looks like JSON."""
-    if not source.is_text:
-        return
-    first = next(source.content(lambda n: None), b"")
-    if text_field is not None and not source.has_known_name() and formats.is_json(first):
-        source.is_text = False
-    elif formats.begins_with_object(first):
-        rename = ", and rename it to .jsonl" if source.has_known_name() else ""
-        say(f"{source.name} begins with JSON, but is read as plain text: to read one field of each "
-            f"object, give --text_field=NAME{rename}")
+def look_for_json(sources, text_field):
+    """Read sources as JSON that are, if the user has given text_field and their names do not say
+    that they are text. Print a line about other text that looks like JSON; sources whose names say
+    that they are text are looked at only if they are among the first ten."""
+    suspects = []
+    for number, source in enumerate(sources):
+        if not source.is_text or (source.has_known_name() and number >= 10):
+            continue
+        first = next(source.content(lambda n: None), b"")
+        if text_field is not None and not source.has_known_name() and formats.is_json(first):
+            source.is_text = False
+        elif formats.begins_with_object(first):
+            suspects.append(source)
+    if suspects:
+        rename = ", and rename it to .jsonl" if suspects[0].has_known_name() else ""
+        say(f"{suspects[0].name} begins with JSON, but is read as plain text: to read one field of "
+            f"each object, give --text_field=NAME{rename}")
 
 
 def files_in(folder):

@@ -551,6 +551,13 @@ def test_text_that_looks_like_json_is_read_as_text_with_a_warning(run, mistake, 
         out = capsys.readouterr().out
         assert f"{name} begins with JSON, but is read as plain text: to read one field " in out
         assert advice in out
+    for name in ("part-0", "part-1"):
+        (tmp_path / name).write_text(lines)
+    run(f"{tmp_path}/part-*", val_fraction=0.5, text_field="body")
+    assert "begins with JSON" not in capsys.readouterr().out
+    (tmp_path / "part-1").write_text("words")
+    run(f"{tmp_path}/part-*")
+    assert "part-0 begins with JSON" in capsys.readouterr().out
     (tmp_path / "b.txt").write_text("{a: 1}\n" * 9)
     run(tmp_path / "b.txt")
     assert "JSON" not in capsys.readouterr().out
