@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import reason
+from internals.plan import say
 
 SAMPLE = 10_000_000  # characters that are compared
 LEAST = 1 << 23  # an encoder is replaced only after it has encoded this many bytes
@@ -142,7 +143,7 @@ def verified(bpe, reader, workers, end_of_text):
     except ImportError:
         return None
     except Exception as error:  # whatever it is, tiktoken can do the work
-        print(f"gigatoken is not used: {reason(error)}")
+        say(f"gigatoken is not used: {reason(error)}")
         return None
-    print(f"gigatoken encodes: its ids are those of tiktoken in the first {compared:,} characters")
+    say(f"gigatoken encodes: its ids are those of tiktoken in the first {compared:,} characters")
     return fast

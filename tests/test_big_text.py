@@ -148,7 +148,7 @@ def folder(tmp_path):
         for i, block in enumerate(words(5 * 10**7, seed=2)):
             for line in block.decode().splitlines()[:2]:
                 file.write(json.dumps({"text": f"{i} {line}"}) + "\n")
-    hard = "emoji 👩‍👩‍👧‍👦\r\nnull\0 \x1c!" + " " * 100_000 + "z" * 100_000 + "\n"
+    hard = "emoji 👩‍👩‍👧‍👦\r\ncontrol\1 \x1c!" + " " * 100_000 + "z" * 100_000 + "\n"
     (folder / "hard.txt").write_bytes((hard * 10).encode() + b"caf\xe9")
     (folder / "empty.txt").write_text("")
     (folder / "one.md").write_text("x")
