@@ -25,6 +25,7 @@ import numpy as np
 
 from configurator import UserError, configure, one_line_errors
 from internals import bins, corpora, dataset, encode, fast, plan, sources
+from internals.cores import available_cores
 from internals.corpora import CORPORA, HUB_DATASETS, gpt2_encoding
 from internals.dataset import MAX_VOCAB
 from internals.encode import END_OF_TEXT
@@ -202,7 +203,7 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
     source, command: the origin of the text, and the command that prepares it, for meta.json.
     cfg: a PrepareConfig, for val_fraction, workers, fast and dry_run.
     """
-    workers = cfg.workers or plan.available_cores()
+    workers = cfg.workers or available_cores()
     tokenizer = find_tokenizer(kind, folder.parent)
     sample = reader.sample()
     if isinstance(tokenizer, CharTokenizer):

@@ -1,6 +1,5 @@
 """Estimates before a preparation, a report after it, and its progress bar."""
 
-import os
 import shutil
 import sys
 import time
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from configurator import UserError
+from internals.errors import UserError, give_up
 
 ENCODED = 1 << 20  # characters that are encoded for the estimate
 
@@ -19,7 +18,7 @@ def say(text):
     try:
         print(text, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up(sys.stdout)
 
 
 def announce(reader, sample, encode, workers, folder):
@@ -108,12 +107,6 @@ def progress(size, what):
     advances it by a number of bytes."""
     with tqdm(total=size, desc=what, unit="B", unit_scale=True, disable=None, leave=False) as bar:
         yield bar.update
-
-
-def available_cores():
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def amount(size):
