@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from configurator import UserError, configure, one_line_errors
-from internals import bins, corpora, dataset, encode, fast, plan, sources
+from internals import bins, corpora, dataset, encode, plan, sources
 from internals.cores import available_cores
 from internals.corpora import CORPORA, HUB_DATASETS, gpt2_encoding
 from internals.dataset import MAX_VOCAB
@@ -58,7 +58,6 @@ class PrepareConfig:
     # as --tokenizer does not have are removed
     errors: Literal["strict", "replace"] = "strict"
     workers: Count | None = None  # threads that encode; None: one per CPU core
-    fast: bool = True  # use the package gigatoken for GPT-2's BPE if it is installed
     dry_run: bool = False  # print what the preparation will take, and stop
     # for addition: number of digits of the two numbers that are added
     digits: Annotated[int, Limit("1, 2 or 3", least=1, most=3)] = 3
@@ -143,7 +142,6 @@ class GPT2Tokenizer:
     def __init__(self):
         self.bpe = gpt2_encoding()
         self.meta = {"tokenizer": "gpt2"}
-        self.faster = None  # a Gigatoken, which computes the same ids in less time
 
     def encode(self, text, special=False):
         """special: encode "<|endoftext|>" as the special token, not as text."""
@@ -158,8 +156,6 @@ class GPT2Tokenizer:
         if joined.count(END_OF_TEXT) >= len(texts) + ends:  # a document contains it as text
             ids = [i for text in texts for i in [*self.bpe.encode_ordinary(text), self.end_of_text]]
             ids = np.array(ids if ends else ids[:-1])
-        elif self.faster:
-            ids = self.faster.encode(joined)
         else:  # unlike encode_ordinary, encode_to_numpy makes no Python object for each id
             ids = self.bpe.encode_to_numpy(joined, allowed_special={END_OF_TEXT},
                                            disallowed_special=())
@@ -201,15 +197,13 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
 
     kind: "char", "gpt2", or the name of a dataset in the same data folder, whose tokenizer is used.
     source, command: the origin of the text, and the command that prepares it, for meta.json.
-    cfg: a PrepareConfig, for val_fraction, workers, fast and dry_run.
+    cfg: a PrepareConfig, for val_fraction, workers and dry_run.
     """
     workers = cfg.workers or available_cores()
     tokenizer = find_tokenizer(kind, folder.parent)
     sample = reader.sample()
     if isinstance(tokenizer, CharTokenizer):
         encode.check_vocabulary(tokenizer, kind, reader)
-    if isinstance(tokenizer, GPT2Tokenizer) and cfg.fast and fast.pays(reader.size):
-        tokenizer.faster = fast.verified(tokenizer.bpe, reader, workers, END_OF_TEXT)
     sampled = tokenizer or CharTokenizer(encode.survey(sample.blocks)[1])
     plan.announce(reader, sample, sampled.encode_documents, workers, folder)
     if cfg.dry_run:

@@ -23,7 +23,7 @@ from helpers import ROOT, finished, script
 
 import prepare
 from configurator import UserError
-from internals import bins, encode, fast, formats, sources
+from internals import bins, encode, formats, sources
 from internals.dataset import load
 from internals.files import read_text
 from internals.formats import decoded, json_documents
@@ -237,85 +237,6 @@ def test_threads_give_their_results_in_order_and_stop_at_an_error():
     units = (encode.Unit("train", [begun.append(i) or i], True) for i in range(10**9))
     assert next(encode.encoded(units, lambda texts, ends: texts[0], 2, skip=5)) == ("train", 5)
     assert len(begun) <= 5 + 6  # the queue is bounded
-
-
-# ---- gigatoken
-
-
-def test_gigatoken_gives_the_same_bins(run, difficult, monkeypatch, capsys):
-    pytest.importorskip("gigatoken")
-    slow = sha(run(difficult, tokenizer="gpt2", errors="replace", fast=False))
-    assert "gigatoken encodes" not in capsys.readouterr().out
-    monkeypatch.setattr(fast, "SAMPLE", 5_000)
-    assert sha(run(difficult, tokenizer="gpt2", errors="replace")) == slow
-    assert "gigatoken encodes: its ids are those of tiktoken" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("wrong, message", [
-    (lambda ids: ids + 1, "its ids differ from those of tiktoken in the first "),
-    (lambda ids: ids[:-1], "its ids differ from those of tiktoken in the first "),
-    (lambda ids: 1 // 0, "integer division"),
-])
-def test_gigatoken_is_not_used_if_it_is_wrong(run, tmp_path, monkeypatch, capsys, wrong, message):
-    pytest.importorskip("gigatoken")
-    (tmp_path / "a.txt").write_text(story(0, 9000))
-    monkeypatch.setattr(fast, "SAMPLE", 5_000)
-    encode_right = fast.Gigatoken.encode
-    monkeypatch.setattr(fast.Gigatoken, "encode",
-                        lambda self, text: wrong(encode_right(self, text)))
-    data = run(tmp_path / "a.txt", tokenizer="gpt2")
-    assert f"gigatoken is not used: {message}" in capsys.readouterr().out
-    assert tokenizer_from_meta(data.meta).decode(data.train) in story(0, 9000)
-
-
-def test_without_gigatoken_tiktoken_does_the_work(run, tmp_path, monkeypatch, capsys):
-    (tmp_path / "a.txt").write_text(story(0, 9000))
-    monkeypatch.setattr(fast, "SAMPLE", 5_000)
-    monkeypatch.setitem(sys.modules, "gigatoken.gigatoken_rs", None)
-    run(tmp_path / "a.txt", tokenizer="gpt2")
-    assert capsys.readouterr().out.startswith("1 source of ")
-
-
-def test_characters_that_gigatoken_classifies_differently_are_left_to_tiktoken(bpe, monkeypatch):
-    pytest.importorskip("gigatoken")
-    faster = fast.Gigatoken(bpe.bpe, 1, "<|endoftext|>")
-    found = np.flatnonzero(faster.different).tolist()
-    points = [p for p in found if p < 0x10000] + [(p - 0x10000) * 64 + 1 for p in found
-                                                  if p >= 0x10000]
-    for text in [*(f"x{chr(p)}'s {chr(p)}1" for p in points), "日本 é🙂 \U000e0061\U0010ffff"]:
-        assert faster.encode(text).tolist() == bpe.encode(text).tolist(), text
-    # as if gigatoken took these for no letters
-    right = fast.Gigatoken.fast
-    monkeypatch.setattr(fast.Gigatoken, "fast",
-                        lambda self, text: right(self, text.replace("日", "!").replace("𐀀", "!")))
-    wrong = fast.Gigatoken(bpe.bpe, 1, "<|endoftext|>")
-    new = set(np.flatnonzero(wrong.different).tolist()) - set(found)
-    assert new == {ord("日"), 0x10000 + ord("𐀀") // 64}
-    for text in ("x日's", "𐀀's", "a" * 999 + "é𐀀's"):
-        assert wrong.encode(text).tolist() == bpe.encode(text).tolist()
-    monkeypatch.setattr(fast.Gigatoken, "fast", lambda self, text: right(self, text.lower()))
-    with pytest.raises(ValueError, match=r"from U\+00.. on"):
-        fast.Gigatoken(bpe.bpe, 1, "<|endoftext|>")
-
-
-@pytest.mark.parametrize("memory, replaced", [(0, [False] * 4), (10**9, [False, True, True, True]),
-                                               (None, [False, False, False, True])])
-def test_the_memory_of_gigatoken_is_bounded(bpe, monkeypatch, memory, replaced):
-    """memory: how much the process grows each time that it is asked; None: it is not known."""
-    pytest.importorskip("gigatoken")
-    asked = []
-    monkeypatch.setattr(fast, "resident_bytes", lambda: (
-        asked.append(0) or (None if memory is None else memory * len(asked))))
-    monkeypatch.setattr(fast, "find_different", lambda fast, slow: np.zeros(1, dtype=bool))
-    monkeypatch.setattr(fast, "LEAST", 9)
-    faster = fast.Gigatoken(bpe.bpe, 1, "<|endoftext|>")
-    faster.growth = 100
-    found = []
-    for _ in range(4):
-        before = faster.encoder
-        assert faster.encode("ab cd efgh").tolist() == bpe.encode("ab cd efgh").tolist()
-        found.append(faster.encoder is not before)
-    assert found == replaced
 
 
 # ---- formats
