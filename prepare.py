@@ -15,6 +15,7 @@ with a tokenizer of this file, and bins.py writes the ids.
 import shlex
 import sys
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,14 +24,14 @@ from typing import Annotated, Literal
 import numpy as np
 
 from configurator import UserError, configure, one_line_errors
-from internals import bins, corpora, dataset, encode, fast, plan, sources
+from internals import bins, corpora, dataset, encode, plan, sources
+from internals.cores import available_cores
 from internals.corpora import CORPORA, HUB_DATASETS, gpt2_encoding, with_special_tokens
 from internals.dataset import MAX_VOCAB
-from internals.files import DATA, locked, printable, relative
+from internals.encode import END_OF_TEXT
+from internals.files import DATA, locked, printable, relative, removing_empty
 from internals.limits import Count, Limit, ProperFraction
 from internals.sources import Reader
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass
@@ -39,7 +40,7 @@ class PrepareConfig:
 
     # a built-in dataset (plays_char, plays, shakespeare_char, shakespeare, addition, openwebtext,
     # fineweb); or your text: files, folders, patterns such as 'notes/*.md', or - for stdin. Files
-    # are .jsonl, .parquet, or text in UTF-8; .gz, .zst and .xz are decompressed
+    # are .jsonl, .json, .parquet, or text in UTF-8; .gz, .xz, .bz2 and .zst are decompressed
     sources: tuple[str, ...]
     # for your text: name of the dataset, and of its folder in data_dir; None: from the first source
     name: str | None = None
@@ -50,10 +51,13 @@ class PrepareConfig:
     # for your text: the share for validation. For a single text, it is the end of the text. For
     # documents (several files, or lines or rows), a hash of each document decides
     val_fraction: ProperFraction = 0.1
-    text_field: str = "text"  # the field of JSON lines, or column of parquet files, with the text
-    errors: Literal["strict", "replace"] = "strict"  # replace: invalid UTF-8 becomes U+FFFD
+    text_field: str = "text"  # the field of JSON objects, or column of parquet files, with the text
+    # ends a document in a text file, as in --separator='<|endoftext|>'; None: a file is a document
+    separator: str | None = None
+    # replace: invalid UTF-8 becomes U+FFFD, and characters that the vocabulary of the dataset given
+    # as --tokenizer does not have are removed
+    errors: Literal["strict", "replace"] = "strict"
     workers: Count | None = None  # threads that encode; None: one per CPU core
-    fast: bool = True  # use the package gigatoken for GPT-2's BPE if it is installed
     dry_run: bool = False  # print what the preparation will take, and stop
     # for addition: number of digits of the two numbers that are added
     digits: Annotated[int, Limit("1, 2 or 3", least=1, most=3)] = 3
@@ -90,18 +94,27 @@ class CharTokenizer:
         points = encode.code_points(chars)
         self.id_of = np.full(points.max() + 2, MAX_VOCAB, dtype=np.uint16)
         self.id_of[points] = np.arange(len(chars))
+        self.remove_unknown = False  # whether encode leaves out characters that have no id
 
     def encode(self, text, special=False):
-        """Raises UserError if a character is not in the vocabulary; the message names it. special:
-        for the interface of GPT2Tokenizer; it has no effect here."""
+        """Raises UserError if characters are not in the vocabulary; the message names them.
+        special: for the interface of GPT2Tokenizer; it has no effect here."""
         ids = self.id_of[np.minimum(encode.code_points(text), len(self.id_of) - 1)]
-        unknown = np.flatnonzero(ids == MAX_VOCAB)
-        if len(unknown):
-            char = text[unknown[0]]
-            raise UserError(f"the character {char!r} (U+{ord(char):04X}) is not among the "
-                            f"{self.n_vocab} characters of the vocabulary, which come from the "
-                            "training text: remove it, or prepare the text with --tokenizer=gpt2")
+        known = ids != MAX_VOCAB
+        if self.remove_unknown:
+            ids = ids[known]
+        elif not known.all():
+            first, *others = self.unknown(text).items()
+            nor = f" (nor are {plan.named(dict(others))})" if others else ""
+            raise UserError(f"the character {plan.named(dict([first]))} is not among the "
+                            f"{self.n_vocab} characters of the vocabulary{nor}, which come from "
+                            "the training text: remove what is not, or prepare the text with "
+                            "--tokenizer=gpt2")
         return ids.astype(np.int64)
+
+    def unknown(self, text):
+        """{character: how often it occurs in the text} of those that are not in the vocabulary."""
+        return Counter({char: n for char, n in Counter(text).items() if char not in self.chars})
 
     def encode_documents(self, texts, ends=True):
         """A document that does not end with a newline gets one, if the vocabulary has it."""
@@ -134,7 +147,6 @@ class GPT2Tokenizer:
             self.meta["added"] = added
         self.special = self.bpe.special_tokens_set
         self.n_vocab = self.bpe.n_vocab
-        self.faster = None  # a Gigatoken, which computes the same ids in less time
 
     def encode(self, text, special=False):
         """special: encode "<|endoftext|>" and added tokens as special tokens, not as text."""
@@ -149,8 +161,6 @@ class GPT2Tokenizer:
         if joined.count(END_OF_TEXT) >= len(texts) + ends:  # a document contains it as text
             ids = [i for text in texts for i in [*self.bpe.encode_ordinary(text), self.end_of_text]]
             ids = np.array(ids if ends else ids[:-1])
-        elif self.faster:
-            ids = self.faster.encode(joined)
         else:  # unlike encode_ordinary, encode_to_numpy makes no Python object for each id
             ids = self.bpe.encode_to_numpy(joined, allowed_special={END_OF_TEXT},
                                            disallowed_special=())
@@ -192,21 +202,21 @@ def find_tokenizer(kind, data_dir):
 
 def prepare_sources(reader, folder, kind, source, command, cfg):
     """Tokenize the text of a Reader and write the bins to `folder`, which is data/<name>. Returns
-    True, or False if cfg.dry_run is set.
+    encode.Counts, or None if cfg.dry_run is set.
 
     kind: "char", "gpt2", or the name of a dataset in the same data folder, whose tokenizer is used.
     source, command: the origin of the text, and the command that prepares it, for meta.json.
-    cfg: a PrepareConfig, for val_fraction, workers, fast and dry_run.
+    cfg: a PrepareConfig, for val_fraction, workers and dry_run.
     """
-    workers = cfg.workers or plan.available_cores()
+    workers = cfg.workers or available_cores()
     tokenizer = find_tokenizer(kind, folder.parent)
     sample = reader.sample()
-    if isinstance(tokenizer, GPT2Tokenizer) and cfg.fast and fast.pays(reader.size):
-        tokenizer.faster = fast.verified(tokenizer.bpe, reader, workers, END_OF_TEXT)
+    if isinstance(tokenizer, CharTokenizer):
+        encode.check_vocabulary(tokenizer, kind, reader)
     sampled = tokenizer or CharTokenizer(encode.survey(sample.blocks)[1])
     plan.announce(reader, sample, sampled.encode_documents, workers, folder)
     if cfg.dry_run:
-        return False
+        return None
     bins.announce_replacing(folder)
     n_characters = None
     if reader.one_text or tokenizer is None:
@@ -222,12 +232,12 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
             units = encode.units(reader, n_characters, val_fraction, counts, done)
             chunks = encode.encoded(units, tokenizer.encode_documents, workers, partial.n_chunks)
             write_bins(folder, tokenizer, chunks, source, command, partial, counts)
+        return counts
 
     try:
-        write(cfg.val_fraction)
+        return write(cfg.val_fraction)
     except encode.OneSided as error:  # so few documents that one of the splits was empty
-        write(error.val_fraction)
-    return True
+        return write(error.val_fraction)
 
 
 def write_bins(folder, tokenizer, chunks, source, command, partial=None, counts=None):
@@ -270,7 +280,7 @@ def open_dataset(name, data_dir=None, vocab_size=None):
     if name in CORPORA and not (folder / "train.bin").exists():
         with locked(folder):
             if not (folder / "train.bin").exists():  # otherwise another process prepared it
-                print(f"{relative(folder)} is missing: preparing it")
+                plan.say(f"{relative(folder)} is missing: preparing it")
                 prepare_corpus(folder)
     return dataset.load(folder, vocab_size)
 
@@ -289,20 +299,29 @@ def main(argv=None):
         raise UserError(f"--{next(iter(options))} applies only to addition, not to {first}")
 
     if first in builtin:
-        if len(cfg.sources) > 1 or {"name", "tokenizer", "val_fraction", "errors"} & given.keys():
+        fixed = {"name", "tokenizer", "val_fraction", "errors", "text_field", "separator"}
+        if len(cfg.sources) > 1 or fixed & given.keys():
             raise UserError(f"{first} is a built-in dataset with a fixed name and tokenizer: "
-                            "give it alone, without --name, --tokenizer, --val_fraction, --errors")
+                            "give it alone, without --name, --tokenizer, --val_fraction, --errors, "
+                            "--text_field, --separator")
         folder = data_dir / first
         with locked(folder):
-            done = prepare_corpus(folder, command if options else None, cfg, **options)
+            counts = prepare_corpus(folder, command if options else None, cfg, **options)
+        reader = None
     else:
         folder = data_dir / sources.dataset_name(cfg.name, first, builtin)
-        found = sources.find_sources(cfg.sources, builtin, data_dir)
-        reader, source = Reader(found, cfg.errors, cfg.text_field), ", ".join(cfg.sources)
-        with nullcontext() if cfg.dry_run else locked(folder):
-            done = prepare_sources(reader, folder, cfg.tokenizer, source, command, cfg)
-    if done:
+        if cfg.separator == "":
+            raise UserError("separator is empty: give the string that ends a document")
+        with removing_empty(data_dir):
+            found = sources.find_sources(cfg.sources, builtin, data_dir, given.get("text_field"))
+            reader = Reader(found, cfg.errors, cfg.text_field, cfg.separator)
+            source = ", ".join(cfg.sources)
+            with nullcontext() if cfg.dry_run else locked(folder):
+                counts = prepare_sources(reader, folder, cfg.tokenizer, source, command, cfg)
+    if counts is not None:
         plan.report(dataset.load(folder), time.perf_counter() - started)
+    if counts is not None and reader is not None:
+        plan.remark(counts, reader)
 
 
 if __name__ == "__main__":

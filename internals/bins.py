@@ -16,6 +16,7 @@ import numpy as np
 
 from configurator import UserError
 from internals.files import relative, replacing
+from internals.plan import say
 
 JOURNAL_SECONDS = 2  # between two entries in the journal
 SPLITS = ("train", "val")
@@ -39,7 +40,7 @@ class Partial:
         self.files = {}
         if self.resume():
             tokens = sum(file.tell() for file in self.files.values()) // 2
-            print(f"continuing an interrupted run after its first {tokens:,} tokens")
+            say(f"continuing an interrupted run after its first {tokens:,} tokens")
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +142,7 @@ def announce_replacing(folder):
         if not (folder / "meta.json").exists():
             raise UserError(f"{folder / 'train.bin'} has no meta.json next to it, so prepare.py "
                             "did not write it: move it away, or choose another --name")
-        print(f"{relative(folder)}: this replaces the dataset of that name")
+        say(f"{relative(folder)}: this replaces the dataset of that name")
 
 
 def beginning_hash(path, size):

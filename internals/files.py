@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from configurator import UserError
+from internals.formats import checked, normalized
 
 try:
     import fcntl
@@ -81,30 +82,76 @@ def is_alive(pid):
 @contextmanager
 def locked(folder):
     """A context manager that locks a folder, so that processes which prepare the same dataset run
-    one after the other. It creates the folder if necessary. The operating system releases the lock
-    when the process ends, even if it is killed.
+    one after the other. It creates the folder if necessary, and removes it at the end if it is
+    still empty. The operating system releases the lock when the process ends, even if it is killed.
 
     Windows and some network disks have no such locks. The body then runs without a lock. If two
     processes write at the same time, the files may not match, which the checksums in meta.json
     reveal.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
-        yield
+        with removing_empty(folder):
+            make_data_folder(folder)
+            yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    missing = missing_folders(folder)
+    descriptor = open_locked(folder)
     try:
+        with removing_empty(folder, missing):
+            yield
+    finally:
+        os.close(descriptor)
+
+
+def open_locked(folder):
+    """A descriptor of the folder that has the lock. Another process may have removed the folder at
+    the moment when it released the lock; then it is created again."""
+    while True:
+        make_data_folder(folder)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"another process is preparing {folder}; waiting until it is done",
-                  file=sys.stderr)
+            with suppress(OSError):  # stderr may be closed
+                print(f"another process is preparing {folder}; waiting until it is done",
+                      file=sys.stderr)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:  # this disk does not support locks
-            pass
+            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                return descriptor
+        os.close(descriptor)
+
+
+def make_data_folder(folder):
+    """Create a folder for data if it does not exist. Raises UserError if that is not possible, or
+    if nothing can be written to it."""
+    advice = "choose a folder that can be written to with --data_dir"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created ({error.strerror}): {advice}") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to: {advice}")
+
+
+def missing_folders(folder):
+    """The folders that would be created with a folder: itself and its parents, innermost first."""
+    return [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+
+
+@contextmanager
+def removing_empty(folder, missing=None):
+    """A context manager that removes what it leaves empty: a folder and parents of it that did not
+    exist before. missing: these folders; None: those that do not exist now."""
+    missing = missing_folders(folder) if missing is None else missing
+    try:
         yield
     finally:
-        os.close(descriptor)
+        with suppress(OSError):  # a folder with files stays, and so do its parents
+            for path in missing:
+                path.rmdir()
 
 
 def check_sha(path, expected, what):
@@ -144,10 +191,11 @@ def pip_command():
 
 
 def read_text(path):
-    """The text of a UTF-8 file, with line ends normalized to \\n. Raises UserError if the file is
-    empty or not UTF-8."""
+    """The text of a UTF-8 file, as formats.normalized. Raises UserError if the file is empty, not
+    UTF-8, or not text."""
+    content = b"".join(checked([Path(path).read_bytes()], path))
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = normalized(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8, at byte {error.start}: save it as UTF-8") from None
     if not text:

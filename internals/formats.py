@@ -1,41 +1,103 @@
-"""What is in a file: decompression, UTF-8, JSON lines, parquet.
+"""What is in a file: compression, UTF-8, JSON, parquet, and what is refused because it is not text.
 
 These are generators that hold blocks of 256 kB, so memory does not depend on the size of a file.
 """
 
+import bz2
 import codecs
 import gzip
 import importlib
 import itertools
 import json
 import lzma
+import re
 import zlib
 
 from configurator import UserError, reason
 from internals import usage
 
 BLOCK = 1 << 18  # bytes
-LONGEST_LINE = 1 << 26  # bytes of a line of JSON, which must be in memory as a whole
+# bytes of a line of JSON, of an array, or of a document up to the separator: each must be in memory
+# as a whole
+LONGEST_LINE = 1 << 26
 # compressed bytes that are decompressed at a time, because zstandard does not limit the result;
 # repetitive text can become thousands of times as large
 ZSTD_BLOCK = 1 << 11
+ZSTD_WINDOW = 1 << 31  # bytes; that of `zstd --long=31`, the largest of the command zstd
+REPLACED = "\ufffd"  # takes the place of invalid UTF-8
+MOST_REPLACED = 0.1  # the share of the characters of a file; above that, it has another encoding
+
+ICONV = "save it as UTF-8, for example with `iconv -f {} -t UTF-8 < OLD > NEW`"
+EXPORT = "save it as plain text, and give that"
+CONVERT = "convert it to JSON lines"
+HEAD = 512  # bytes that show the format of a file
+# (how a file begins that is not text, what it is, what to do)
+NOT_TEXT = [
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", ICONV.format("UTF-32")),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16", ICONV.format("UTF-16")),
+    (rb".{257}ustar", "a tar archive", "unpack it with `tar -xf`, and give the folder"),
+    (rb"PK(\x03\x04|\x05\x06)", "a zip archive, or a .docx, .xlsx or .epub file",
+     "unpack it, or save it as plain text"),
+    (rb"7z\xbc\xaf|Rar!\x1a", "a 7z or rar archive", "unpack it"),
+    (rb"\x1f[\x8b\x9d]|BZh[1-9]1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18",
+     "compressed in a way that prepare.py does not read, or twice", "unpack it"),
+    (rb"%PDF-", "a PDF file", "convert it to text, for example with pdftotext"),
+    (rb"\{\\rtf", "a document in RTF", EXPORT),
+    (rb"\xd0\xcf\x11\xe0", "an Office document", EXPORT),
+    (rb"PAR1[\x15\x19\x1c]", "a parquet file",
+     "give it as an uncompressed file whose name ends in .parquet"),
+    (rb"ARROW1|FEA1|\xff{4}.{2}\0\0\x10\0\0\0", "an Arrow file", f"{CONVERT} or parquet"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a", "an image", "give text"),
+    (rb"\x93NUMPY", "a NumPy array", "give text"),
+    (rb"SQLite format 3", "an SQLite database", CONVERT),
+    (rb"version https://git-lfs", "a pointer of Git LFS", "get the file with `git lfs pull`"),
+]
 
 
-def unpacked(file, compression, name):
-    """Yields the content of an open file in blocks, decompressed."""
-    if compression == ".zst":
-        yield from unpacked_zstd(file, name)
-        return
-    stream = file
-    if compression == ".gz":
-        stream = gzip.GzipFile(fileobj=file)
-    elif compression == ".xz":
-        stream = lzma.LZMAFile(file)
+def unpacked(file, name):
+    """Yields the content of an open file in blocks, decompressed. Its first bytes decide whether it
+    is compressed, because some programs unpack a file and keep its name."""
+    head = file.peek(HEAD)
     try:
-        while block := stream.read(BLOCK):
-            yield block
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        if head.startswith(b"\x1f\x8b"):
+            yield from in_blocks(gzip.GzipFile(fileobj=file))
+        elif head.startswith((b"\xfd7zXZ", b"]\0\0")):
+            yield from unpacked_streams(file, lzma.LZMADecompressor)
+        elif re.match(rb"BZh[1-9](1AY&SY|\x17rE8P)", head):
+            yield from unpacked_streams(file, bz2.BZ2Decompressor)
+        elif re.match(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", head):
+            yield from unpacked_zstd(file, name)
+        else:
+            yield from in_blocks(file)
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if getattr(error, "errno", None):  # the disk has failed
+            raise
         raise damaged(name, error) from None
+
+
+def in_blocks(file):
+    while block := file.read(BLOCK):
+        yield block
+
+
+def unpacked_streams(file, new_decompressor):
+    """Yields the content of streams of xz or bzip2. The files of the standard library would ignore
+    what follows a stream if it is not another one; zeros may follow."""
+    packed = file.read(BLOCK)
+    while packed:
+        decompressor = new_decompressor()
+        while not decompressor.eof:
+            if decompressor.needs_input and not packed:
+                packed = file.read(BLOCK)
+                if not packed:
+                    raise EOFError("it ends within a stream")
+            block = decompressor.decompress(packed, BLOCK)
+            packed = b""
+            if block:
+                yield block
+        packed = decompressor.unused_data.lstrip(b"\0")
+        while not packed and (following := file.read(BLOCK)):
+            packed = following.lstrip(b"\0")
 
 
 def unpacked_zstd(file, name):
@@ -46,7 +108,9 @@ def unpacked_zstd(file, name):
     try:
         while packed := file.read(ZSTD_BLOCK):
             while packed:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                if frame is None:
+                    unpacker = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
+                    frame = unpacker.decompressobj()
                 if block := frame.decompress(packed):
                     yield block
                 packed = b""
@@ -62,11 +126,59 @@ def damaged(name, error):
     return UserError(f"{name} is damaged or incomplete ({reason(error)}): get the file again")
 
 
+def checked(blocks, name):
+    """Yields the blocks of bytes. Raises UserError if they are not text: if they begin as a file of
+    another format does, or have a NUL byte. The first block has HEAD bytes or more, if there are as
+    many."""
+    blocks = iter(blocks)
+    head = b""
+    for block in blocks:
+        head += block
+        if len(head) >= HEAD:
+            break
+    refuse_other_formats(head, name)
+    position = 0
+    for block in itertools.chain([head], blocks):
+        nul = block.find(b"\0")
+        if nul >= 0:
+            raise UserError(f"{name} {with_nul(block, position + nul)}")
+        position += len(block)
+        yield block
+
+
+def refuse_other_formats(head, name):
+    """Raises UserError if a file that begins with these bytes is of one of the formats in NOT_TEXT.
+    """
+    for beginning, what, advice in NOT_TEXT:
+        if re.match(beginning, head, re.DOTALL):
+            raise UserError(f"{name} is {what}: {advice}")
+
+
+def with_nul(block, position):
+    """What a block with a NUL byte is, and what to do. position: of the NUL, for the message."""
+    for encoding in ("UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"):
+        text = block[:len(block) // 4 * 4].decode(encoding, "replace")
+        spaces = len(re.findall(r"[ \n]", text))
+        if spaces > len(text) / 50 and not re.search(r"[\0-\x08\ufffd]", text):
+            return f"is {encoding}: {ICONV.format(encoding)}"
+    return (f"is not text, because it has a NUL, at byte {position}: convert it to text; or if it "
+            "is text with a few NULs, remove them with `tr -d '\\000' < OLD > NEW`")
+
+
+def normalized(text):
+    """The form that all text has: line ends are \\n, and there is no byte order mark, which is also
+    found inside a text, where files were joined."""
+    if "\r" in text:  # the test is faster than two replacements of nothing
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\ufeff", "")
+
+
 def decoded(blocks, name, errors):
-    """Yields blocks of bytes as text, without byte order mark, with line ends as \\n. Raises
-    UserError with the position if they are not UTF-8, unless errors is "replace"."""
+    """Yields blocks of bytes as normalized text. Raises UserError with the position if they are not
+    UTF-8, unless errors is "replace", and also then if much is not."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    position, begun, cut = 0, False, ""
+    position, cut = 0, ""
+    characters, replaced = 0, 0
     for block in itertools.chain(blocks, [b""]):
         waiting = len(decoder.getstate()[0])  # bytes of a character that the last block cut
         try:
@@ -74,11 +186,14 @@ def decoded(blocks, name, errors):
         except UnicodeDecodeError as error:
             raise not_utf8(name, position - waiting + error.start) from None
         position += len(block)
-        if text and not begun:
-            text, begun = text.removeprefix("\ufeff"), True
-        cut = "\r" if block and text.endswith("\r") else ""  # \n may follow in the next block
-        if "\r" in text:
-            text = text.removesuffix(cut).replace("\r\n", "\n").replace("\r", "\n")
+        # \r\n is one line end even if the block ends between the two
+        cut = "\r" if block and text.endswith("\r") else ""
+        text = normalized(text.removesuffix(cut))
+        characters += len(text)
+        replaced += text.count(REPLACED)
+        if errors == "replace" and replaced > max(10, MOST_REPLACED * characters):
+            raise UserError(f"{name} is not UTF-8: {replaced:,} of its first {characters:,} "
+                            f"characters are invalid; {ICONV.format('ENCODING')}")
         if text:
             yield text
 
@@ -88,21 +203,46 @@ def not_utf8(name, position):
                      "is invalid with --errors=replace")
 
 
+def split_at(blocks, separator, name):
+    """Yields the documents of a text in blocks, as str: what is between two separators, without the
+    line break that follows a separator. Documents of white space are left out."""
+    rest = ""
+    for block in blocks:
+        *complete, rest = (rest + block).split(separator)
+        for document in complete:
+            if document.strip():
+                yield document.removeprefix("\n")
+        if len(rest) > LONGEST_LINE:
+            raise UserError(f"{name} has more than {LONGEST_LINE / 1e6:.0f} million characters "
+                            f"without the separator {separator!r}: give another --separator")
+    if rest.strip():
+        yield rest.removeprefix("\n")
+
+
+def is_json(beginning):
+    """Whether bytes begin as an object or an array of JSON does."""
+    return beginning.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"["))
+
+
+def begins_with_object(beginning):
+    """Whether the first line of bytes is an object of JSON."""
+    line = beginning.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n")[0]
+    try:
+        return isinstance(json.loads(line, parse_int=float), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def json_documents(blocks, name, errors, text_field):
-    """Yields the text of each line, which is a JSON object. Empty lines are skipped."""
-    for number, (position, line) in enumerate(lines(blocks, name), start=1):
-        try:
-            text = line.decode("utf-8", errors)
-        except UnicodeDecodeError as error:
-            raise not_utf8(name, position + error.start) from None
-        if not text.strip():
-            continue
-        where = f"{name}, line {number:,}"
-        try:
-            entry = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON ({reason(error)}): correct or remove it"
-                            ) from None
+    """Yields the text of each object of JSON lines, or of an array of objects."""
+    blocks = iter(blocks)
+    first = next(blocks, b"")
+    blocks = itertools.chain([first], blocks)
+    if first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        entries = entries_of_array(blocks, name, errors)
+    else:
+        entries = entries_of_lines(blocks, name, errors)
+    for where, entry in entries:
         if not isinstance(entry, dict) or text_field not in entry:
             fields = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
             raise UserError(f"{where} has no field {text_field!r}, but {fields[:100]!r}: choose a "
@@ -111,18 +251,57 @@ def json_documents(blocks, name, errors, text_field):
         if not isinstance(text, str):
             raise UserError(f"{where}: {text_field} is {usage.shown(text)}, not a text: choose "
                             "another field with --text_field=NAME")
-        if rb"\u" in line:
+        if not text.isascii():
             text = without_surrogates(text, where, errors)
         yield text
 
 
+def entries_of_lines(blocks, name, errors):
+    """Yields (where, value) of each line. Empty lines are skipped."""
+    for number, (position, line) in enumerate(lines(blocks, name), start=1):
+        if line.strip():
+            where = f"{name}, line {number:,}"
+            yield where, parsed(line, name, position, where, errors)
+
+
+def entries_of_array(blocks, name, errors):
+    """Yields (where, value) of each element."""
+    content = []
+    size = 0
+    for block in blocks:
+        content.append(block)
+        size += len(block)
+        if size > LONGEST_LINE:
+            raise UserError(f"{name} is an array of more than {LONGEST_LINE / 1e6:.0f} MB: convert "
+                            "it to JSON lines, for example with `jq -c '.[]' OLD > NEW.jsonl`")
+    array = parsed(b"".join(content).removeprefix(codecs.BOM_UTF8), name, 0, name, errors)
+    for number, entry in enumerate(array, start=1):
+        yield f"{name}, entry {number:,}", entry
+
+
+def parsed(content, name, position, where, errors):
+    """The value of JSON in bytes, which are at this position of the file."""
+    try:
+        return json.loads(content.decode("utf-8", errors), parse_int=whole_number)
+    except UnicodeDecodeError as error:
+        raise not_utf8(name, position + error.start) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON ({reason(error)}): correct or remove it; each line "
+                        "must be an object, or the file an array of objects") from None
+
+
+def whole_number(digits):
+    """int refuses more than 4,300 digits, because that would take long."""
+    return int(digits) if len(digits) < 1000 else float(digits)
+
+
 def lines(blocks, name):
-    """Yields (position in bytes, line) of each line of the blocks."""
+    """Yields (position in bytes, line) of each line of the blocks, without a byte order mark."""
     position, rest = 0, b""
     for block in itertools.chain(blocks, [b"\n"]):
         *complete, rest = (rest + block).split(b"\n")
         for line in complete:
-            yield position, line.removeprefix(codecs.BOM_UTF8) if position == 0 else line
+            yield position, line.removeprefix(codecs.BOM_UTF8)
             position += len(line) + 1
         if len(rest) > LONGEST_LINE:
             raise UserError(f"{name} has a line of more than {LONGEST_LINE / 1e6:.0f} MB, at byte "
@@ -144,6 +323,10 @@ def without_surrogates(text, where, errors):
 def parquet_documents(file, done, errors, text_field):
     """Yields the text of each row."""
     arrow, parquet = package("pyarrow", file.name), package("pyarrow.parquet", file.name)
+    with open(file.path, "rb") as opened:
+        head = opened.read(HEAD)
+    if not head.startswith(b"PAR1"):
+        refuse_other_formats(head, file.name)
     try:
         with parquet.ParquetFile(file.path, pre_buffer=False, buffer_size=BLOCK) as table:
             names, rows = table.schema_arrow.names, table.metadata.num_rows

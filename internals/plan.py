@@ -1,15 +1,24 @@
 """Estimates before a preparation, a report after it, and its progress bar."""
 
-import os
 import shutil
+import sys
 import time
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from configurator import UserError
+from internals.errors import UserError, give_up
 
 ENCODED = 1 << 20  # characters that are encoded for the estimate
+
+
+def say(text):
+    """Print a line. If stdout fails, for example because its reader has exited, as in `| head -1`,
+    the preparation continues without it."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        give_up(sys.stdout)
 
 
 def announce(reader, sample, encode, workers, folder):
@@ -20,7 +29,7 @@ def announce(reader, sample, encode, workers, folder):
     """
     sources = counted(len(reader.sources), "source")
     if reader.size is None:
-        print(f"{sources} of unknown size")
+        say(f"{sources} of unknown size")
         return
     blocks, characters = [], 0  # encoding all of the sample would take a while
     for block in sample.blocks:
@@ -36,8 +45,8 @@ def announce(reader, sample, encode, workers, folder):
     seconds = share * passes * sample.seconds + encoded_share * encode_seconds / workers
     tokens *= encoded_share
     needed = 2 * tokens  # a token has two bytes
-    print(f"{sources} of {amount(reader.size)}: about {tokens:,.0f} tokens, "
-          f"{amount(needed)} of disk, {duration(seconds)} with {counted(workers, 'thread')}")
+    say(f"{sources} of {amount(reader.size)}: about {tokens:,.0f} tokens, "
+        f"{amount(needed)} of disk, {duration(seconds)} with {counted(workers, 'thread')}")
     free = free_bytes(folder)
     if needed > free:
         raise UserError(f"the bins need about {amount(needed)} of disk space, but {folder} has "
@@ -59,9 +68,32 @@ def report(data, seconds):
     documents = "one text"
     if meta["documents"] > 1:
         documents = f"{meta['documents']:,} documents ({meta['val_documents']:,} for validation)"
-    print(data.summary())
-    print(f"{documents}, {amount(meta['bytes'])}, {meta['bytes'] / tokens:.2f} bytes per token; "
-          f"{tokens / seconds:,.0f} tokens/s in {duration(seconds)}")
+    say(data.summary())
+    say(f"{documents}, {amount(meta['bytes'])}, {meta['bytes'] / tokens:.2f} bytes per token; "
+        f"{tokens / seconds:,.0f} tokens/s in {duration(seconds)}")
+
+
+def remark(counts, reader):
+    """Print what may be unexpected in the text. counts: the encode.Counts of all of it."""
+    if counts.replaced and reader.errors == "replace":
+        say(f"{counts.replaced:,} characters are U+FFFD, which replaces invalid UTF-8")
+    has_text = any(source.is_text for source in reader.sources)
+    if counts.ends and has_text and reader.separator is None:
+        say(f"<|endoftext|> occurs {counts.ends:,} times in the text, and was encoded as plain "
+            "text: to end documents there, give --separator='<|endoftext|>'")
+
+
+def named(characters, most=12):
+    """{'é': 3, 'ß': 1} -> "'é' (U+00E9, 3 times), 'ß' (U+00DF)". At most `most` characters are
+    named, those that occur most often."""
+    ordered = sorted(characters, key=characters.get, reverse=True)
+    names = []
+    for char in ordered[:most]:
+        times = f", {characters[char]:,} times" if characters[char] > 1 else ""
+        names.append(f"{char!r} (U+{ord(char):04X}{times})")
+    if len(ordered) > most:
+        names.append(f"and {len(ordered) - most:,} others")
+    return ", ".join(names)
 
 
 def counted(n, noun):
@@ -75,12 +107,6 @@ def progress(size, what):
     advances it by a number of bytes."""
     with tqdm(total=size, desc=what, unit="B", unit_scale=True, disable=None, leave=False) as bar:
         yield bar.update
-
-
-def available_cores():
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def amount(size):

@@ -7,20 +7,29 @@ import itertools
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import time
+from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from configurator import UserError
-from internals import usage
-from internals.formats import BLOCK, decoded, json_documents, parquet_documents, unpacked
+from internals import formats, usage
+from internals.files import make_data_folder
+from internals.formats import BLOCK, decoded, json_documents, parquet_documents
+from internals.plan import counted, say
 
-TEXT, COMPRESSED = (".txt", ".md"), (".gz", ".zst", ".xz")
+TEXT, JSON, TABLES = (".txt", ".md"), (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
+# what is read from a folder; .json is not, because most .json files are settings
+IN_FOLDERS = (*TEXT, ".jsonl", ".ndjson", ".parquet")
+COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
 READ = 1 << 16  # bytes that are read from a file ahead of what is decompressed
 SAMPLE = 1 << 22  # characters that are read for the estimate of what the text takes
+CSV_TO_JSON = ("python -c \"import csv, json, sys; [print(json.dumps(row)) for row in "
+               "csv.DictReader(sys.stdin{})]\" < OLD > NEW.jsonl")
 
 
 class File:
@@ -29,53 +38,66 @@ class File:
 
     def __init__(self, path):
         self.path, self.name = Path(path), str(path)
-        suffixes = [suffix.lower() for suffix in self.path.suffixes]
-        self.compression = ""
-        if suffixes and suffixes[-1] in COMPRESSED:
-            self.compression = suffixes.pop()
-        self.suffix = suffixes[-1] if suffixes else ""
-        self.is_text = self.suffix not in (".jsonl", ".parquet")
-        stat = self.path.stat()
-        self.size = stat.st_size
+        self.set_format(self.path)
+        status = self.path.stat()
+        self.size = status.st_size
+        self.inode = status.st_dev, status.st_ino
         # distinguishes two versions of a file
-        self.identity = [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns]
+        self.identity = [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
 
-    def has_known_suffix(self):
-        if self.suffix == ".parquet":
-            return not self.compression
-        return self.suffix in (*TEXT, ".jsonl")
+    def set_format(self, path):
+        """Set suffix and is_text from the name. Raises UserError if the name says that it is a
+        table, or a compressed parquet file."""
+        self.suffix = suffix_of(path)
+        self.is_text = self.suffix not in (*JSON, ".parquet")
+        if self.suffix in TABLES:
+            tab = ", delimiter='\\t'" if self.suffix == ".tsv" else ""
+            raise UserError(f"{self.name} is a table: convert it to JSON lines, as with "
+                            f"`{CSV_TO_JSON.format(tab)}`, and choose the column with "
+                            "--text_field=NAME; or to train on the table itself, rename it to .txt")
+        if self.suffix == ".parquet" != path.suffix.lower():
+            raise UserError(f"{self.name} is a compressed parquet file: unpack it")
+
+    def has_known_name(self):
+        """Whether the name says what is in the file."""
+        return self.suffix in (*TEXT, *JSON, ".parquet")
 
     def open(self, done):
         """The file, open for reading bytes. done(n) is called for each n bytes that are read."""
-        return io.BufferedReader(CountedFile(self.path, done), READ)
+        return io.BufferedReader(CountedFile(self.name, done), READ)
+
+    def content(self, done):
+        """Yields the decompressed bytes in blocks. Raises UserError if they are not text."""
+        with self.open(done) as file:
+            yield from formats.checked(formats.unpacked(file, self.name), self.name)
 
     def blocks(self, done, errors):
         """Yields the text in blocks."""
-        with self.open(done) as file:
-            yield from decoded(unpacked(file, self.compression, self.name), self.name, errors)
+        yield from decoded(self.content(done), self.name, errors)
 
     def documents(self, done, errors, text_field):
-        """Yields each document of JSON lines or a parquet file as a str."""
+        """Yields each document of JSON or a parquet file as a str."""
         if self.suffix == ".parquet":
             yield from parquet_documents(self, done, errors, text_field)
-            return
-        with self.open(done) as file:
-            blocks = unpacked(file, self.compression, self.name)
-            yield from json_documents(blocks, self.name, errors, text_field)
+        else:
+            yield from json_documents(self.content(done), self.name, errors, text_field)
 
 
-class Stdin(File):
-    """The text on stdin. It is copied to an unnamed temporary file in `folder`, because it is read
-    more than once."""
+class Spooled(File):
+    """The text of stdin or a pipe. It is copied to an unnamed temporary file in `folder`, because
+    it is read more than once."""
 
-    def __init__(self, folder):
-        self.name, self.suffix, self.compression, self.is_text = "stdin", "", "", True
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, stream, name, folder):
+        self.name = name
+        self.set_format(Path(name))
+        if self.suffix == ".parquet":
+            raise UserError(f"{name} is a pipe, but parquet is read only from a file")
+        make_data_folder(folder)
         self.file = tempfile.TemporaryFile(dir=folder)
-        shutil.copyfileobj(sys.stdin.buffer, self.file, BLOCK)
+        shutil.copyfileobj(stream, self.file, BLOCK)
         self.size = self.file.tell()
         self.file.seek(0)
-        self.identity = ["stdin", hashlib.file_digest(self.file, "sha256").hexdigest()]
+        self.identity = ["spooled", hashlib.file_digest(self.file, "sha256").hexdigest()]
 
     def open(self, done):
         self.file.seek(0)
@@ -113,16 +135,18 @@ class CountedFile(io.FileIO):
 @dataclass
 class Reader:
     """Reads sources in their order. errors: what to do with invalid UTF-8: "strict" or "replace".
-    text_field: the name of the field or column that has the text."""
+    text_field: the name of the field or column that has the text. separator: the string that ends a
+    document in a text; None: a text is one document."""
 
     sources: list
     errors: str = "strict"
     text_field: str = "text"
+    separator: str | None = None
 
     @property
     def one_text(self):
         """Whether the sources are a single text, not documents."""
-        return len(self.sources) == 1 and self.sources[0].is_text
+        return len(self.sources) == 1 and self.sources[0].is_text and self.separator is None
 
     @property
     def size(self):
@@ -133,16 +157,22 @@ class Reader:
     @property
     def identity(self):
         """A value for JSON that changes if the sources or the way they are read change."""
-        return [[source.identity for source in self.sources], self.errors, self.text_field]
+        identities = [source.identity for source in self.sources]
+        return [identities, self.errors, self.text_field, self.separator]
 
     def documents(self, done):
         """Yields each document as an iterator over blocks of text. done(n): as in File.open."""
         for source in self.sources:
-            if source.is_text:
+            if source.is_text and self.separator is None:
                 yield source.blocks(done, self.errors)
+                continue
+            if source.is_text:
+                blocks = source.blocks(done, self.errors)
+                texts = formats.split_at(blocks, self.separator, source.name)
             else:
-                for text in source.documents(done, self.errors, self.text_field):
-                    yield iter([text])
+                texts = source.documents(done, self.errors, self.text_field)
+            for text in texts:
+                yield iter([text])
 
     def blocks(self, done):
         """Yields the text of all documents in blocks."""
@@ -177,47 +207,198 @@ class Sample(NamedTuple):
 # From the command line to files
 
 
-def find_sources(words, builtin, folder):
+def find_sources(words, builtin, folder, text_field=None):
     """The sources that words of the command line name: files, folders, patterns such as '*.txt',
-    and - for stdin. builtin: names for "did you mean". folder: for the temporary file of stdin."""
+    pipes, and - for stdin. builtin: names for "did you mean". folder: for the temporary files of
+    pipes. text_field: as the user has given it; if not None, one of the sources must have it."""
+    refuse_pipes_given_twice(words)
     found = []
     for word in words:
+        path = Path(word)
         if word == "-":
-            if words.count("-") > 1:
-                raise UserError("- (stdin) can be given once")
-            found.append(Stdin(folder))
-        elif Path(word).is_dir():
-            found += files_in(Path(word))
-        elif Path(word).exists():
-            found.append(File(word))
-        elif re.search(r"[*?[]", word) and (paths := glob.glob(word, recursive=True)):
-            found += [File(path) for path in sorted(map(Path, paths)) if path.is_file()]
+            found.append(Spooled(sys.stdin.buffer, "stdin", folder))
+        elif word and path.is_dir():
+            found += files_in(path)
+        elif word and path.exists():
+            found.append(open_source(path, folder))
         else:
-            raise UserError(usage.no_text_file(word, builtin))
+            files = files_of_pattern(word) if re.search(r"[*?[]", word) else []
+            if not files:
+                raise UserError(usage.no_text_file(word, builtin))
+            found += files
+    look_for_json(found, text_field)
+    if text_field is not None and all(source.is_text for source in found):
+        raise UserError(f"text_field={text_field} is for JSON and parquet, but all sources are "
+                        "text: leave it out, or rename files with JSON lines to .jsonl")
+    announce_repeated([source for source in found if type(source) is File])
     return found
+
+
+def announce_repeated(files):
+    """Print a line if the sources name a file more than once, perhaps through links."""
+    names = {}
+    for file in files:
+        names.setdefault(file.inode, []).append(file.name)
+    most = max(names.values(), key=len, default=[])
+    if len(most) > 1:
+        say(f"{most[0]} is read {len(most)} times, because the sources name it so often")
+
+
+def refuse_pipes_given_twice(words):
+    """Raises UserError if stdin or a pipe is given twice, because it can be read once."""
+    seen = set()
+    for word in words:
+        try:
+            status = os.fstat(sys.stdin.fileno()) if word == "-" else os.stat(word)
+        except (OSError, ValueError):  # there is no such file, or stdin is not one
+            continue
+        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            raise UserError(f"{word} is given twice, but a pipe can be read once: leave one out")
+        seen.add((status.st_dev, status.st_ino))
+    if words.count("-") > 1:
+        raise UserError("- (stdin) can be given once")
+
+
+def open_source(path, folder):
+    """The File or Spooled of a path that is not a folder."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return File(path)
+    if stat.S_ISFIFO(mode):
+        with open(path, "rb") as stream:
+            return Spooled(stream, str(path), folder)
+    raise UserError(f"{path} is a device or a socket, which may have no end: give a file, a pipe, "
+                    "or - for stdin")
+
+
+def look_for_json(sources, text_field):
+    """Read sources as JSON that are, if the user has given text_field and their names do not say
+    that they are text. Print a line about other text that looks like JSON; sources whose names say
+    that they are text are looked at only if they are among the first ten."""
+    suspects = []
+    for number, source in enumerate(sources):
+        if not source.is_text or (source.has_known_name() and number >= 10):
+            continue
+        first = next(source.content(lambda n: None), b"")
+        if text_field is not None and not source.has_known_name() and formats.is_json(first):
+            source.is_text = False
+        elif formats.begins_with_object(first):
+            suspects.append(source)
+    if suspects:
+        rename = ", and rename it to .jsonl" if suspects[0].has_known_name() else ""
+        say(f"{suspects[0].name} begins with JSON, but is read as plain text: to read one field of "
+            f"each object, give --text_field=NAME{rename}")
 
 
 def files_in(folder):
     """The files of a folder and its subfolders whose suffix is known, sorted by path. Hidden files
-    and folders, whose names begin with a dot, are left out."""
-    paths = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    and folders, whose names begin with a dot, are left out. Prints what else is left out."""
+    paths, left_out = [], Counter()
+    for parent, names in walk(folder, left_out):
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
-    found = [File(path) for path in sorted(paths) if path.is_file()]
-    texts = [file for file in found if file.has_known_suffix()]
+    texts = []
+    for path in sorted(paths):
+        if is_for_folders(path):
+            texts += readable(path, left_out)
+        else:
+            left_out[path.suffix.lower() or "without a suffix"] += 1
     if not texts:
-        raise UserError(f"{folder} has no text: none of its {len(found):,} files ends in .txt, "
-                        ".md, .jsonl or .parquet, or in .txt.gz, .jsonl.zst, .md.xz and the like")
+        raise UserError(f"{folder} has no text: none of its {len(paths):,} files ends in .txt, "
+                        ".md, .jsonl or .parquet, or in .txt.gz, .jsonl.zst, .md.xz and the like; "
+                        f"others can be given as a pattern, '{folder}/*.json'")
+    announce_left_out(folder, left_out)
     return texts
+
+
+def walk(folder, left_out):
+    """Yields (path, names of the files) of a folder and its subfolders, each once. Links to folders
+    are followed last, so that a file has a path without links if there is one."""
+    def failed(error):
+        left_out["unreadable folder"] += 1
+
+    waiting, seen = deque([folder]), set()
+    while waiting:
+        for parent, folders, names in os.walk(waiting.popleft(), onerror=failed):
+            real = os.path.realpath(parent)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            waiting += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
+            yield parent, names
+
+
+def files_of_pattern(pattern):
+    """The files that match a pattern, sorted by path. Prints what is left out."""
+    found, left_out = [], Counter()
+    for path in sorted(set(matches(pattern.replace(os.sep, "/"), left_out))):
+        if not ("**" in pattern and path.is_dir()):  # ** reads what is in them
+            found += readable(path, left_out)
+    announce_left_out(pattern, left_out)
+    return found
+
+
+def matches(pattern, left_out):
+    """The paths that match a pattern. glob would follow two links that form loops forever, so **
+    is replaced by each of the folders that walk yields."""
+    parts = re.split(r"(?:^|(?<=/))\*\*(?:/|$)", pattern, maxsplit=1)
+    if len(parts) == 1:
+        return [Path(path) for path in glob.glob(pattern)]
+    root, rest = parts
+    found = []
+    for folder in glob.glob(root or "."):
+        for parent, _ in walk(folder, left_out):
+            found += matches(os.path.join(glob.escape(str(parent)), rest or "*"), left_out)
+    return found
+
+
+def readable(path, left_out):
+    """[File], or [] if the path is not a file that can be read, which is counted in left_out."""
+    if os.path.isdir(path):
+        left_out["folder"] += 1
+    elif not os.access(path, os.R_OK):  # or a link to nothing
+        left_out["unreadable"] += 1
+    elif not os.path.isfile(path):
+        left_out["special file"] += 1  # such as a pipe
+    else:
+        return [File(path)]
+    return []
+
+
+def announce_left_out(where, left_out):
+    """Print how many files of a folder or pattern were left out. left_out: {kind: number}."""
+    if left_out:
+        nouns = ("folder", "unreadable folder", "special file")
+        kinds = [counted(n, kind) if kind in nouns else f"{n:,} {kind}"
+                 for kind, n in left_out.most_common(8)]
+        more = ", ..." if len(left_out) > 8 else ""
+        say(f"{where}: left out {left_out.total():,}: {', '.join(kinds)}{more}")
+
+
+def suffix_of(path):
+    """The suffix that says what is in a file: .jsonl for a.JSONL.gz."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def is_for_folders(path):
+    """Whether a file is read if its folder is given."""
+    if suffix_of(path) == ".parquet":
+        return path.suffix.lower() == ".parquet"
+    return suffix_of(path) in IN_FOLDERS
 
 
 def dataset_name(name, source, builtin):
     """`name`, or if it is None, a name for the dataset of a source: "my novel.txt.gz" becomes
     my-novel. Raises UserError if a dataset of the user cannot have it."""
     if name is None:
-        if source == "-":
-            raise UserError("text from stdin has no file name: give the dataset a --name")
+        if source == "-" or source.startswith("/dev/"):
+            raise UserError(f"text from {source} has no file name: give the dataset a --name")
         path = Path(source)
         if path.suffix.lower() in COMPRESSED:
             path = path.with_suffix("")

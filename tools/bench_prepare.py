@@ -4,7 +4,7 @@
     python tools/bench.py prepare --text=FILE          your own file
 
 Candidates run in separate processes, in alternation. The time is from start to exit: it includes
-reading the text, comparing gigatoken with tiktoken, and writing and checking the bins.
+reading the text, and writing and checking the bins.
 """
 
 import json
@@ -19,9 +19,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configurator import UserError, configure, one_line_errors
+from internals.cores import available_cores
 from internals.corpora import fetch_plays
 from internals.limits import Count
-from internals.plan import available_cores, counted
+from internals.plan import counted
 
 ROOT = Path(__file__).resolve().parent.parent
 # prints the peak memory in kB; ru_maxrss would be that of the parent process, if that is larger
@@ -42,8 +43,7 @@ class PrepareBenchConfig:
 
 
 def prepared(path, folder, options):
-    """Run prepare.py; returns (seconds, peak memory in MB, sha256 of the bins, whether gigatoken
-    was used)."""
+    """Run prepare.py; returns (seconds, peak memory in MB, sha256 of the bins)."""
     command = [sys.executable, "-c", RUN, str(path), "--name=text", "--tokenizer=gpt2",
                f"--data_dir={folder}", *options]
     started = time.perf_counter()
@@ -54,7 +54,7 @@ def prepared(path, folder, options):
     meta = json.loads(Path(folder, "text", "meta.json").read_text(encoding="utf-8"))
     peak = int(process.stdout.split("peak ")[1]) / 1000
     bins = meta["train_sha256"], meta["val_sha256"]
-    return seconds, peak, bins, "gigatoken encodes" in process.stdout
+    return seconds, peak, bins
 
 
 def bench_prepare(argv):
@@ -70,22 +70,14 @@ def bench_prepare(argv):
                     file.write(plays)
         size, cores = path.stat().st_size / 1e6, available_cores()
         print(f"{size:,.0f} MB of text, {counted(cfg.rounds, 'round')}, {counted(cores, 'core')}")
-        candidates = {}
-        for workers in sorted({1, cores}):
-            options = [f"--workers={workers}", "--fast=False"]
-            candidates[f"tiktoken, {counted(workers, 'thread')}"] = options
-        for workers in sorted({1, cores}):
-            candidates[f"gigatoken, {counted(workers, 'thread')}"] = [f"--workers={workers}"]
+        candidates = {counted(workers, "thread"): [f"--workers={workers}"]
+                      for workers in sorted({1, cores})}
         runs = {name: [] for name in candidates}
         for _ in range(cfg.rounds):
             for name, options in candidates.items():
                 runs[name].append(prepared(path, folder, options))
         first = next(iter(runs.values()))
         for name, results in runs.items():
-            if name.startswith("gigatoken") and not all(result[3] for result in results):
-                print(f"  {name:24s} not measured: gigatoken is not installed, its ids differ, or "
-                      "the text is too short")
-                continue
             ratios = [a[0] / b[0] for a, b in zip(first, results, strict=True)]
             speed = size / statistics.median(result[0] for result in results)
             peak = max(result[1] for result in results)
