@@ -54,9 +54,13 @@ def read_settings(description, *schemas, argv=None, expand=None, positional=()):
     """Like configure, but returns only `given`: {name: value} of the settings that a config file or
     the command line sets, even if the value is the default. Limits are not checked yet. Raises
     UserError for an unknown setting, a value of the wrong type, or a bad config file."""
-    types = {field.name: field.type for schema in schemas for field in fields(schema)}
-    defaults = {field.name: field.default for schema in schemas for field in fields(schema)
-                if field.default is not MISSING}
+    types = {}
+    defaults = {}
+    for schema in schemas:
+        for field in fields(schema):
+            types[field.name] = field.type
+            if field.default is not MISSING:
+                defaults[field.name] = field.default
     options, words = split(sys.argv[1:] if argv is None else argv, types)
     wants_help = options.pop("--help", False)
     given = {}
@@ -77,7 +81,8 @@ def read_settings(description, *schemas, argv=None, expand=None, positional=()):
 def split(argv, types):
     """Split a command line into ({name: value} of --name=value and --name value, other words). A
     setting that is True or False can be given without a value: --name is --name=True."""
-    options, others = {}, []
+    options = {}
+    others = []
     words = list(argv)
     while words:
         word = unquoted(words.pop(0))
@@ -88,13 +93,17 @@ def split(argv, types):
         else:
             name, equals, value = word[2:].partition("=")
             refuse_unknown(name, types, "on the command line")
-            if not equals and types[name] is bool and not (words and is_bool(words[0])):
-                value = "True"
-            elif not equals:
-                value = words.pop(0) if words else "--"
-                if value.startswith("--"):
+            if not equals:
+                has_value = bool(words) and not words[0].startswith("--")
+                if types[name] is bool and not (has_value and is_bool(words[0])):
+                    value = "True"
+                elif has_value:
+                    value = words.pop(0)
+                else:
                     raise UserError(f"--{name} needs a value: --{name}=VALUE")
-            options[name] = value if name in TEXTS else unquoted(value)
+            if name not in TEXTS:
+                value = unquoted(value)
+            options[name] = value
     return options, others
 
 
@@ -106,9 +115,11 @@ def place(words, positional, options, types):
         if name in options:
             continue
         if words and get_origin(types[name]) is tuple:
-            values[name], words = tuple(words), []
+            values[name] = tuple(words)
+            words = []
         elif words:
-            values[name], words = words[0], words[1:]
+            values[name] = words[0]
+            words = words[1:]
     if words:
         raise UserError(f"unexpected argument {words[0]!r}: only {', '.join(positional)} can be "
                         "given without --, each once (see --help)")
@@ -186,7 +197,9 @@ def limit_of(field):
 
 def alternatives(kind):
     """The plain types in a type, for example [int, NoneType] for Count | None."""
-    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]
+    parts = [kind]
+    if get_origin(kind) in (Union, UnionType):
+        parts = get_args(kind)
     return [part.__origin__ if get_origin(part) is Annotated else part for part in parts]
 
 
@@ -194,7 +207,9 @@ def convert(name, value, kind, source="in the settings"):
     """Convert `value` to the type `kind`: text is parsed, other values are checked. Raises
     UserError."""
     # str comes last, because every text is a valid str: for str | None, "None" must become None
-    for option in sorted(alternatives(kind), key=lambda option: option is str):
+    options = alternatives(kind)
+    options.sort(key=lambda option: option is str)
+    for option in options:
         with suppress(ValueError, OverflowError, RecursionError):
             return parse(value, option)
     raise UserError(f"{name} must be {type_name(kind)}, not {usage.shown(value)} ({source})")
@@ -214,14 +229,19 @@ def parse(value, kind):
     if get_origin(kind) is tuple and isinstance(value, (str, tuple)):
         return (value,) if isinstance(value, str) else value
     if get_origin(kind) is Literal:
-        return get_args(kind)[[str(choice) for choice in get_args(kind)].index(text)]
+        for choice in get_args(kind):
+            if str(choice) == text:
+                return choice
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if kind in (int, float) and (is_number or isinstance(value, str)):
         number = float(value)
         if kind is float:
             return number
-        if abs(number) <= 2**63 and number.is_integer():
-            return int(value) if "." not in text and "e" not in text.lower() else int(number)
+        is_whole = abs(number) <= 2**63 and number.is_integer()
+        if is_whole and ("." in text or "e" in text.lower()):  # 1e3
+            return int(number)
+        if is_whole:
+            return int(value)  # exact: a float has 53 bits only
     raise ValueError(f"{text} is not {kind}")
 
 

@@ -16,7 +16,6 @@ V tokens in the vocabulary.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, get_args
 
@@ -59,12 +58,18 @@ class Attend(nn.Module):
 
     def __init__(self, dropout, scale):
         super().__init__()
-        self.dropout, self.scale = dropout, scale
+        self.dropout = dropout
+        self.scale = scale
 
     def forward(self, q, k, v, mask=None):
+        # One fused kernel computes these four lines without storing scores and probs:
+        #   scores = self.scale * q @ k.mT               how well each key fits each query: (T, n)
+        #   scores = scores.masked_fill(~mask, -inf)     a masked key gets no weight
+        #   probs = dropout(scores.softmax(dim=-1))      the weights of a query sum to 1
+        #   y = probs @ v
+        # Causality: without a mask, is_causal masks every key after the query's own position, so
+        # that no token sees what it must predict. With a KV cache, KVCache.mask does it.
         dropout = self.dropout if self.training else 0.0
-        # Causality: is_causal masks every key after the query's own position, so that no token sees
-        # what it must predict; with a KV cache, KVCache.mask does it.
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None,
                                               scale=self.scale)
 
@@ -77,15 +82,17 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config, layer):
         super().__init__()
-        self.n_head, self.layer = config.n_head, layer
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k and v
+        self.n_head = config.n_head
+        self.layer = layer  # the number of the block, which is its place in a KVCache
+        # q, k and v come from one matrix: one product is faster than three, and GPT-2 stores it so
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         hs = config.n_embd // config.n_head
         # q k^T grows like sqrt(hs); large scores make softmax one-hot, so its gradient vanishes
         self.attend = Attend(config.dropout, scale=config.attn_scale / math.sqrt(hs))
         self.drop = nn.Dropout(config.dropout)
-        self.qk_norm = nn.Identity()  # or LayerNorm, twice as fast on a CPU as nn.RMSNorm
-        if config.qk_norm:
+        self.qk_norm = nn.Identity()
+        if config.qk_norm:  # on a CPU, LayerNorm takes half the time of RMSNorm
             self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)
 
     def forward(self, x, rope=None, cache=None):
@@ -94,11 +101,16 @@ class CausalSelfAttention(nn.Module):
         q = q.view(B, T, self.n_head, -1)  # the head split: (B, T, nh, hs)
         k = k.view(B, T, self.n_head, -1)
         v = v.view(B, T, self.n_head, -1)
-        q, k = self.qk_norm(q), self.qk_norm(k)
+        q = self.qk_norm(q)
+        k = self.qk_norm(k)
         if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
-        # heads become a batch dimension: they do not see each other
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh, T, hs)
+            cos, sin = rope
+            q = rotate(q, cos, sin)
+            k = rotate(k, cos, sin)
+        # heads become a batch dimension, because they do not see each other: (B, nh, T, hs)
+        q = q.transpose(1, 2)
+        k = k.transpose(1, 2)
+        v = v.transpose(1, 2)
         mask = None
         if cache is not None:  # the cache adds keys and values of the tokens before these
             k, v = cache.store(self.layer, k, v)
@@ -109,22 +121,23 @@ class CausalSelfAttention(nn.Module):
 
 
 def rope_angles(positions, head_size):
-    """cos and sin (T, 1, hs) of the angles by which RoPE rotates at positions (T,).
+    """cos and sin, each (T, 1, hs / 2), of the angles by which RoPE rotates at positions (T,).
 
-    Channel i is paired with channel i + hs/2. The first pair is rotated by 1 radian per token,
-    which tells neighbors apart; the last by about 1/10000, which tells distant positions apart."""
+    Channels i and i + hs/2 are a pair. The first pair is rotated by 1 radian per token, which tells
+    neighbors apart; the last by little more than 1/10000, which tells distant positions apart."""
     channels = torch.arange(0, head_size, 2, device=positions.device)
     inv_freq = 10000.0 ** -(channels / head_size)  # (hs / 2,)
     angles = torch.outer(positions, inv_freq)  # (T, hs / 2)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1)[:, None], torch.cat((-sin, sin), dim=-1)[:, None]
+    return angles.cos()[:, None], angles.sin()[:, None]
 
 
 def rotate(x, cos, sin):
     """Rotate the pairs (a, b) of x (B, T, nh, hs) to (a cos - b sin, b cos + a sin). Positions then
     enter the product of a query and a key only by their distance: RoPE (Su et al. 2021)."""
-    partner = x.roll(x.shape[-1] // 2, dims=-1)  # (b, a); rope_angles has put the minus into sin
-    return x * cos.to(x.dtype) + partner * sin.to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    cos = cos.to(x.dtype)
+    sin = sin.to(x.dtype)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class ReLU2(nn.Module):
@@ -143,19 +156,27 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.drop = nn.Dropout(config.dropout)
         # without a nonlinearity, c_fc and c_proj would amount to one matrix
-        self.act = nn.GELU("tanh" if config.act == "gelu_tanh" else "none")
-        if config.act == "relu2":
+        if config.act == "gelu_tanh":
+            self.act = nn.GELU("tanh")
+        elif config.act == "gelu":
+            self.act = nn.GELU()
+        elif config.act == "relu2":
             self.act = ReLU2()
 
     def forward(self, x):
-        return self.drop(self.c_proj(self.act(self.c_fc(x))))
+        x = self.c_fc(x)  # (B, T, 4 C)
+        x = self.act(x)
+        x = self.c_proj(x)  # (B, T, C)
+        return self.drop(x)
 
 
 def make_norm(config):
     """A normalization layer: it keeps the scale of activations the same in every layer."""
     if config.norm == "layernorm":
         return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
-    return nn.RMSNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=False)
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=False)
+    raise ValueError(f"norm={config.norm} is unknown")
 
 
 class Block(nn.Module):
@@ -178,11 +199,10 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The complete model. Its weights are sampled with torch's global generator."""
 
-    __call__: Callable[..., tuple[Tensor, Tensor | None]]  # of nn.Module; it calls forward
-
     def __init__(self, config):
         super().__init__()
-        self.config, self.block_size = config, config.block_size
+        self.config = config
+        self.block_size = config.block_size
         # names as in GPT-2: wte and wpe embed word tokens and positions, h are the hidden blocks;
         # "c" in c_attn, c_fc and c_proj is for conv1d, as OpenAI's code calls a linear layer
         self.transformer = nn.ModuleDict({"wte": nn.Embedding(config.vocab_size, config.n_embd)})
@@ -203,7 +223,9 @@ class GPT(nn.Module):
         """GPT-2's initialization, except that OpenAI's code uses a std of 0.01 for wpe."""
         # 2 n_layer projections add to the residual stream. Their std is divided by sqrt(2 n_layer),
         # so that the sum does not grow with depth. With std 0, each block starts as the identity.
-        residual_std = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * self.config.n_layer)
+        residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
+        if self.config.zero_init:
+            residual_std = 0.0
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 p.normal_(0.0, residual_std)
@@ -227,21 +249,23 @@ class GPT(nn.Module):
         if targets is not None and targets.shape != idx.shape:
             raise ValueError(f"targets must have the shape of idx, {tuple(idx.shape)}, but are "
                              f"{tuple(targets.shape)}")
-        positions, before = torch.arange(idx.shape[1], device=idx.device), F.pad(idx, (1, -1))
+        positions = torch.arange(idx.shape[1], device=idx.device)
         if cache is not None:
-            positions, before = cache.positions, cache.before
+            positions = cache.positions
+        x = self.transformer.wte(idx)  # (B, T, C)
+        if self.smear is not None:  # modern recipe: even the first layer sees pairs of tokens
+            before = F.pad(idx, (1, -1))  # the id before each token
+            if cache is not None:
+                before = cache.before
+            previous = self.transformer.wte(before)
+            has_previous = (positions > 0)[:, None]
+            x = x + self.smear * previous * has_previous
         rope = None
-        try:
-            x = self.transformer.wte(idx)  # (B, T, C)
-        except IndexError:  # only on a CPU; a GPU fails later, with a "device-side assert"
-            raise ValueError(f"idx has ids from {idx.min()} to {idx.max()}, but the vocabulary has "
-                             f"0 to {self.config.vocab_size - 1}") from None
-        if self.smear is not None:  # so that even the first layer sees pairs of tokens
-            x = x + self.smear * self.transformer.wte(before) * (positions > 0)[:, None]
         if self.config.pos == "learned":
             x = x + self.transformer.wpe(positions)  # without it, a layer could not tell the order
-        else:
-            rope = rope_angles(positions, self.config.n_embd // self.config.n_head)
+        elif self.config.pos == "rope":  # modern recipe: attention rotates queries and keys instead
+            hs = self.config.n_embd // self.config.n_head
+            rope = rope_angles(positions, hs)
         x = self.transformer.drop(x)
         for block in self.transformer.h:
             x = block(x, rope, cache)
@@ -249,7 +273,7 @@ class GPT(nn.Module):
         if targets is None:
             x = x[:, -1:]  # only the last position predicts the next token
         logits = self.lm_head(x)
-        if self.config.softcap:  # no logit grows without bound (Gemma 2, 2024)
+        if self.config.softcap:  # modern recipe: no logit grows without bound (Gemma 2, 2024)
             logits = self.config.softcap * torch.tanh(logits / self.config.softcap)
         if targets is None:
             return logits, None
@@ -262,31 +286,33 @@ class GPT(nn.Module):
     def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0,
                  top_k: int | None = None) -> Tensor:
         """idx (B, T) -> idx and its continuation (B, T + max_new_tokens). Call model.eval() first,
-        or dropout is on. Every token recomputes the window; sample.py has a KV cache instead.
-        A full window drops its older half. That moves the other tokens to new positions, so a KV
-        cache must be recomputed; dropping one token at a time would require this at every token."""
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens={max_new_tokens} must be 0 or more")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature={temperature} must be 0 or more")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k} must be 1 or more, or None")
-        start = max(0, idx.shape[-1] - self.block_size)  # the window is idx[:, start:]
+        or dropout is on. Every token recomputes the whole window; sample.py has a KV cache instead.
+        It is why a full window drops its older half, not one token: a cache must be recomputed when
+        tokens move to new positions."""
+        if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
+            raise ValueError(f"temperature={temperature} must be 0 or more, and top_k={top_k} must "
+                             "be 1 or more, or None")
+        start = max(0, idx.shape[1] - self.block_size)  # the window is idx[:, start:]
         for _ in range(max_new_tokens):
-            logits = self(idx[..., start:])[0][:, -1]  # (B, V)
-            next_ids = logits.argmax(dim=-1, keepdim=True)  # (B, 1); kept only if temperature is 0
+            logits, _ = self(idx[:, start:])
+            logits = logits[:, -1]  # (B, V)
             if top_k is not None:
-                kept = logits.topk(min(top_k, logits.shape[1])).values
-                logits = logits.masked_fill(logits < kept[:, -1:], -math.inf)
-            if temperature > 1e-5:  # below 1, likely tokens become more likely
-                next_ids = torch.multinomial((logits / temperature).softmax(dim=-1), num_samples=1)
+                most_likely = logits.topk(min(top_k, logits.shape[1])).values
+                least = most_likely[:, -1:]
+                logits = logits.masked_fill(logits < least, -math.inf)
+            if temperature < 1e-5:
+                next_ids = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
+            else:
+                logits = logits / temperature  # below 1, likely tokens become more likely
+                probs = logits.softmax(dim=-1)
+                next_ids = torch.multinomial(probs, num_samples=1)
             idx = torch.cat((idx, next_ids), dim=1)
             if idx.shape[1] - start > self.block_size:
                 start = idx.shape[1] - max(1, self.block_size // 2)
         return idx
 
     @classmethod
-    def from_weights(cls, config: GPTConfig, weights: dict[str, Tensor]) -> "GPT":
+    def from_weights(cls, config, weights):
         """A model whose weights are the tensors of a state_dict: no copies, no random numbers."""
         with torch.device("meta"):  # takes no memory
             model = cls(config)
@@ -311,26 +337,15 @@ class GPT(nn.Module):
 
 
 def check(config):
-    """Raises ValueError if a setting has a wrong type or value, or if two do not fit together."""
+    """Raises ValueError if a setting of a GPTConfig is wrong, or if two do not fit together."""
     for field in fields(config):
         value = getattr(config, field.name)
         choices = get_args(field.type)  # () if it is not a Literal
         if choices and value not in choices:
             raise ValueError(f"{field.name}={value} must be one of {', '.join(choices)}")
-        kinds = (int, float) if field.type is float else (field.type,)
-        if not choices and type(value) not in kinds:  # True is not an int here
-            raise ValueError(f"{field.name}={value!r} must be of type {field.type.__name__}")
-    for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be 1 or more")
+        if field.type is int and (type(value) is not int or value < 1):
+            raise ValueError(f"{field.name}={value!r} must be a whole number, 1 or more")
     if config.n_embd % config.n_head:
         raise ValueError(f"n_embd={config.n_embd} must be a multiple of n_head={config.n_head}")
     if config.pos == "rope" and config.n_embd // config.n_head % 2:
         raise ValueError("pos=rope rotates pairs of channels: n_embd / n_head must be even")
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout={config.dropout} must be at least 0 and below 1")
-    for name in ("norm_eps", "attn_scale"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise ValueError(f"{name}={getattr(config, name)} must be above 0")
-    if not 0 <= config.softcap < math.inf:
-        raise ValueError(f"softcap={config.softcap} must be 0 or more")

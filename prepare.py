@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from configurator import UserError, configure, one_line_errors
-from internals import bins, corpora, dataset, encode, plan, sources
+from internals import bins, corpora, dataset, encode, plan, sources, usage
 from internals.cores import available_cores
 from internals.corpora import CORPORA, HUB_DATASETS, gpt2_encoding, with_special_tokens
 from internals.dataset import MAX_VOCAB
@@ -88,7 +88,9 @@ class CharTokenizer:
                             f"(at most {MAX_VOCAB:,}): use --tokenizer=gpt2")
         self.chars = chars
         self.n_vocab = len(chars)
-        self.default_start = "\n" if "\n" in chars else chars[0]
+        self.default_start = chars[0]
+        if "\n" in chars:
+            self.default_start = "\n"
         self.meta = {"tokenizer": "char", "chars": chars}
         # the id of each code point up to one above the last; MAX_VOCAB, which is not an id, if none
         points = encode.code_points(chars)
@@ -99,30 +101,38 @@ class CharTokenizer:
     def encode(self, text, special=False):
         """Raises UserError if characters are not in the vocabulary; the message names them.
         special: for the interface of GPT2Tokenizer; it has no effect here."""
-        ids = self.id_of[np.minimum(encode.code_points(text), len(self.id_of) - 1)]
+        points = encode.code_points(text)
+        points = np.minimum(points, len(self.id_of) - 1)
+        ids = self.id_of[points]
         known = ids != MAX_VOCAB
         if self.remove_unknown:
             ids = ids[known]
         elif not known.all():
-            first, *others = self.unknown(text).items()
-            nor = f" (nor are {plan.named(dict(others))})" if others else ""
-            raise UserError(f"the character {plan.named(dict([first]))} is not among the "
-                            f"{self.n_vocab} characters of the vocabulary{nor}, which come from "
-                            "the training text: remove what is not, or prepare the text with "
-                            "--tokenizer=gpt2")
+            unknown = plan.named(self.unknown(text))
+            raise UserError(
+                f"the text has characters that are not among the {self.n_vocab} of the vocabulary, "
+                f"which come from the training text: {unknown}; remove them, or prepare the text "
+                "with --tokenizer=gpt2")
         return ids.astype(np.int64)
 
     def unknown(self, text):
         """{character: how often it occurs in the text} of those that are not in the vocabulary."""
-        return Counter({char: n for char, n in Counter(text).items() if char not in self.chars})
+        counts = Counter(text)
+        for char in self.chars:
+            del counts[char]
+        return counts
 
     def encode_documents(self, texts, ends=True):
         """A document that does not end with a newline gets one, if the vocabulary has it."""
-        complete = texts if ends else texts[:-1]
+        complete = texts
+        continued = []
+        if not ends:
+            complete = texts[:-1]
+            continued = texts[-1:]
         if "\n" in self.chars:
-            complete = [text if text.endswith("\n") else text + "\n" for text in complete]
-        continued = [] if ends else texts[-1:]
-        return self.encode("".join(complete + continued)).astype(np.uint16)
+            complete = [text.removesuffix("\n") + "\n" for text in complete]
+        ids = self.encode("".join(complete + continued))
+        return ids.astype(np.uint16)
 
     def decode(self, ids):
         return "".join(self.chars[i] for i in ids)
@@ -151,19 +161,29 @@ class GPT2Tokenizer:
     def encode(self, text, special=False):
         """special: encode "<|endoftext|>" and added tokens as special tokens, not as text."""
         if special:
-            return np.array(self.bpe.encode(text, allowed_special=self.special), dtype=np.int64)
-        ids = [i for piece in encode.pieces([text]) for i in self.bpe.encode_ordinary(piece)]
+            ids = self.bpe.encode(text, allowed_special=self.special)
+        else:
+            ids = []
+            for piece in encode.pieces([text]):  # tiktoken is slow with very long texts
+                ids += self.bpe.encode_ordinary(piece)
         return np.array(ids, dtype=np.int64)
 
     def encode_documents(self, texts, ends=True):
         """<|endoftext|> follows each document."""
-        joined = END_OF_TEXT.join([*texts, ""] if ends else texts)
-        if joined.count(END_OF_TEXT) >= len(texts) + ends:  # a document contains it as text
-            ids = [i for text in texts for i in [*self.bpe.encode_ordinary(text), self.end_of_text]]
-            ids = np.array(ids if ends else ids[:-1])
-        else:  # unlike encode_ordinary, encode_to_numpy makes no Python object for each id
-            ids = self.bpe.encode_to_numpy(joined, allowed_special={END_OF_TEXT},
-                                           disallowed_special=())
+        if any(END_OF_TEXT in text for text in texts):  # a document contains it as text
+            ids = []
+            for text in texts:
+                ids += self.bpe.encode_ordinary(text)
+                ids.append(self.end_of_text)
+            if not ends:
+                ids.pop()
+            return np.array(ids, dtype=np.uint16)
+        joined = END_OF_TEXT.join(texts)
+        if ends:
+            joined += END_OF_TEXT
+        # unlike encode_ordinary, encode_to_numpy makes no Python object for each id
+        ids = self.bpe.encode_to_numpy(
+            joined, allowed_special={END_OF_TEXT}, disallowed_special=())
         return ids.astype(np.uint16)
 
     def decode_bytes(self, ids):
@@ -190,9 +210,13 @@ def find_tokenizer(kind, data_dir):
     """The tokenizer for `kind`: gpt2, or a dataset in data_dir. char: None, not known yet."""
     if kind == "char":
         return None
-    meta = dataset.GPT2_META if kind == "gpt2" else dataset.read_meta(data_dir / kind)
+    if kind == "gpt2":
+        return GPT2Tokenizer()
+    meta = dataset.read_meta(data_dir / kind)
     if meta is None:
-        raise UserError(f"tokenizer={kind} is neither char nor gpt2, nor a dataset in {data_dir}")
+        hint = usage.similar_dataset(data_dir / kind, ("char", "gpt2"))
+        raise UserError(f"tokenizer={kind} is neither char nor gpt2, nor a dataset in {data_dir}"
+                        f"{hint}")
     return tokenizer_from_meta(meta)
 
 
@@ -213,20 +237,25 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
     sample = reader.sample()
     if isinstance(tokenizer, CharTokenizer):
         encode.check_vocabulary(tokenizer, kind, reader)
-    sampled = tokenizer or CharTokenizer(encode.survey(sample.blocks)[1])
+    sampled = tokenizer
+    if sampled is None:
+        _, chars = encode.survey(sample.blocks)
+        sampled = CharTokenizer(chars)
     plan.announce(reader, sample, sampled.encode_documents, workers, folder)
     if cfg.dry_run:
         return None
     bins.announce_replacing(folder)
-    n_characters = None
+    n_characters = None  # of one text, whose last part is for validation
     if reader.one_text or tokenizer is None:
         with plan.progress(reader.size, "reading") as done:
-            n_characters, chars = encode.survey(reader.blocks(done), vocabulary=tokenizer is None,
-                                                newline=not reader.one_text)
-        tokenizer = tokenizer or CharTokenizer(chars)
+            n_characters, chars = encode.survey(
+                reader.blocks(done), vocabulary=tokenizer is None, newline=not reader.one_text)
+        if tokenizer is None:
+            tokenizer = CharTokenizer(chars)
 
     def write(val_fraction):
-        counts, identity = encode.Counts(), [reader.identity, tokenizer.meta, val_fraction]
+        counts = encode.Counts()
+        identity = [reader.identity, tokenizer.meta, val_fraction]
         with plan.progress(reader.size, "encoding") as done:
             partial = bins.Partial(folder, identity)
             units = encode.units(reader, n_characters, val_fraction, counts, done)
@@ -246,12 +275,18 @@ def write_bins(folder, tokenizer, chunks, source, command, partial=None, counts=
     partial: a Partial, which has the first chunks already if a run was interrupted; None: a new
     one. counts: Counts for meta.json, complete after the last chunk.
     """
-    with partial or bins.Partial(folder) as partial:
+    if partial is None:
+        partial = bins.Partial(folder)
+    with partial:
         for split, ids in chunks:
             partial.add(split, ids)
-        meta = {"vocab_size": tokenizer.n_vocab, "source": printable(source),
-                "command": printable(command)}
-        partial.publish(tokenizer.meta | meta | (counts.meta() if counts else {}))
+        meta = dict(tokenizer.meta)
+        meta["vocab_size"] = tokenizer.n_vocab
+        meta["source"] = printable(source)
+        meta["command"] = printable(command)
+        if counts is not None:
+            meta |= counts.meta()
+        partial.publish(meta)
 
 
 def prepare_texts(texts, folder, tokenizer, source, command, cfg=None):
@@ -291,12 +326,18 @@ def open_dataset(name, data_dir=None, vocab_size=None):
 
 def main(argv=None):
     given, cfg = configure(__doc__, PrepareConfig, argv=argv, positional=["sources"])
-    command = shlex.join(["python", "prepare.py", *(sys.argv[1:] if argv is None else argv)])
-    started, data_dir = time.perf_counter(), Path(cfg.data_dir or DATA)
-    builtin, first = CORPORA | HUB_DATASETS, cfg.sources[0]
-    options = {name: given[name] for name in ("digits", "reverse") if name in given}
-    if options and first != "addition":
-        raise UserError(f"--{next(iter(options))} applies only to addition, not to {first}")
+    words = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "prepare.py", *words])
+    started = time.perf_counter()
+    data_dir = Path(cfg.data_dir or DATA)
+    builtin = CORPORA | HUB_DATASETS
+    first = cfg.sources[0]
+    options = {}
+    for name in ("digits", "reverse"):
+        if name in given:
+            options[name] = given[name]
+            if first != "addition":
+                raise UserError(f"--{name} applies only to addition, not to {first}")
 
     if first in builtin:
         fixed = {"name", "tokenizer", "val_fraction", "errors", "text_field", "separator"}
@@ -305,8 +346,10 @@ def main(argv=None):
                             "give it alone, without --name, --tokenizer, --val_fraction, --errors, "
                             "--text_field, --separator")
         folder = data_dir / first
+        if not options:
+            command = None  # the shortest one that makes the same
         with locked(folder):
-            counts = prepare_corpus(folder, command if options else None, cfg, **options)
+            counts = prepare_corpus(folder, command, cfg, **options)
         reader = None
     else:
         folder = data_dir / sources.dataset_name(cfg.name, first, builtin)
@@ -318,9 +361,11 @@ def main(argv=None):
             source = ", ".join(cfg.sources)
             with nullcontext() if cfg.dry_run else locked(folder):
                 counts = prepare_sources(reader, folder, cfg.tokenizer, source, command, cfg)
-    if counts is not None:
-        plan.report(dataset.load(folder), time.perf_counter() - started)
-    if counts is not None and reader is not None:
+    if counts is None:  # a dry run
+        return
+    seconds = time.perf_counter() - started
+    plan.report(dataset.load(folder), seconds)
+    if reader is not None:
         plan.remark(counts, reader)
 
 

@@ -28,6 +28,7 @@ import torch
 from configurator import UserError, build, check_limit, configure, one_line_errors
 from internals import checkpoint, cpu
 from internals.devices import attention_without_plans, find_device, for_sampling, num_params
+from internals.errors import warn
 from internals.limits import Count, Fraction, NonNegative, Positive, PositiveFraction, Seed
 from internals.plan import counted
 from internals.text import SEPARATOR, Sample, read_prompt, show, write_samples
@@ -67,7 +68,8 @@ class SampleConfig:
     def __post_init__(self):
         if self.stop == "":
             raise ValueError("stop must have a character, or be None")
-        if self.interactive and (self.start is not None or self.out or not self.cache):
+        one_answer = self.start is not None or self.out or not self.cache
+        if self.interactive and one_answer:
             raise ValueError("interactive=True needs cache=True, and excludes start and out")
         if self.out and Path(self.out).is_dir():
             raise ValueError(f"out={self.out} is a folder: give the name of a file")
@@ -76,62 +78,83 @@ class SampleConfig:
 class KVCache:
     """The tokens in the context, and their keys and values, which are computed only once.
 
-    ids: the tokens (batch_size, n), n <= block_size; one row while all samples share a prompt.
-    length: the number of tokens with stored keys and values: 2 x n_layer x C numbers per token.
-    positions (T,), before (B, T): of the T tokens computed now, their positions and the ids before
-    them. mask (T, n): True where they attend.
-    static: n is block_size in the mask and in attention, with future places masked. So no shape
-    changes from token to token, as torch.compile and CUDA graphs need."""
+    ids: the tokens (batch_size, n), n <= block_size; it has one row while all samples share a
+        prompt.
+    length: the number of tokens whose keys and values are stored. A token takes 2 x n_layer x C
+        numbers.
+    layers: {number of the block: [keys, values]}, each (batch_size, nh, block_size, hs).
+    positions (T,), before (B, T), mask (T, n): of the T tokens that are computed now, their
+        positions, the id before each, and True where they attend to a key.
+    static: whether attention always sees block_size places, of which the mask hides those in the
+        future. Then no shape changes from token to token, as torch.compile and CUDA graphs need.
+    """
 
     def __init__(self, batch_size, block_size, dtype=None, static=False, keep=True):
         """dtype: of the stored keys and values; None: as they are computed. keep=False: nothing is
         stored, and every token recomputes the whole window."""
-        self.batch_size, self.block_size = batch_size, block_size
-        self.dtype, self.static, self.keep = dtype, static, keep
-        self.ids, self.length, self.layers = None, 0, {}
+        self.batch_size = batch_size
+        self.block_size = block_size
+        self.dtype = dtype
+        self.static = static
+        self.keep = keep
+        self.ids = None
+        self.length = 0
+        self.layers = {}
 
     def append(self, ids, n_kept):
         """Add ids (B, T). If they do not fit, only the last n_kept tokens stay."""
         if self.ids is not None:
             rows = max(len(self.ids), len(ids))
-            ids = torch.cat((self.ids.expand(rows, -1), ids.expand(rows, -1)), dim=1)
-        if ids.shape[-1] > self.block_size:
-            ids, self.length = ids[:, -n_kept:], 0  # positions change, so recompute keys, values
+            before = self.ids.expand(rows, -1)
+            ids = torch.cat((before, ids.expand(rows, -1)), dim=1)
+        if ids.shape[1] > self.block_size:
+            ids = ids[:, -n_kept:]
+            self.length = 0  # the tokens get new positions, so keys and values are recomputed
         self.ids = ids
 
-    def next_logits(self, model):
-        """The logits (B, 1, V) of the token that follows. Computes the tokens not yet stored."""
-        if not self.keep:
-            return model(self.ids)[0]
-        # contiguous: torch.compile would compile again for the stride of a slice
-        new = self.ids[..., self.length:].clone(memory_format=torch.contiguous_format)
-        n = self.ids.shape[-1]
-        self.positions = torch.arange(self.length, n, device=new.device)
-        before = torch.nn.functional.pad(self.ids, (1, -1))[..., self.length:]
-        self.before = before.clone(memory_format=torch.contiguous_format)
-        places = torch.arange(self.block_size if self.static else n, device=new.device)
+    def begin(self):
+        """Prepare a forward pass of the tokens that are not stored yet; returns their ids (B, T).
+        """
+        n = self.ids.shape[1]
+        device = self.ids.device
+        self.positions = torch.arange(self.length, n, device=device)
+        n_places = self.block_size if self.static else n
+        places = torch.arange(n_places, device=device)
         self.mask = self.positions[:, None] >= places  # causal: no key after the query
-        # prompts differ in length: model.forward bypasses torch.compile, which would compile each
-        forward = model if self.length and new.shape[1] == 1 else model.forward
-        logits, _ = forward(new, cache=self)
-        self.length = n  # last, so that a Ctrl-C during the forward pass leaves the cache as it was
-        return logits
+        before = torch.nn.functional.pad(self.ids, (1, -1))
+        # contiguous: torch.compile would compile again for the stride of a slice
+        self.before = before[:, self.length:].clone(memory_format=torch.contiguous_format)
+        return self.ids[:, self.length:].clone(memory_format=torch.contiguous_format)
 
     def store(self, layer, k, v):
         """Called by the model: store k and v (B, nh, T, hs) of the new tokens; returns those of all
         tokens (B, nh, n, hs). One row, a shared prompt, is stored for the whole batch."""
         if layer not in self.layers:
-            size = (self.batch_size, k.shape[1], self.block_size, k.shape[3])
-            # two tensors: as one, torch.compile would copy all of it for every token
-            self.layers[layer] = [v.new_zeros(size, dtype=self.dtype or v.dtype) for _ in "kv"]
-            if self.static:  # a CUDA graph may write to them
-                for stored in self.layers[layer]:
-                    torch._dynamo.mark_static_address(stored, guard=False)
+            self.layers[layer] = self.allocate(v)
         keys, values = self.layers[layer]
         keys[:, :, self.positions] = k.to(keys.dtype)
         values[:, :, self.positions] = v.to(values.dtype)
+        rows = len(k)
         n = self.mask.shape[1]
-        return keys[:len(k), :, :n], values[:len(v), :, :n]
+        keys = keys[:rows, :, :n]
+        values = values[:rows, :, :n]
+        return keys, values
+
+    def allocate(self, v):
+        """[keys, values] of a block, all zeros. They are two tensors: if they were one,
+        torch.compile would copy all of it for every token."""
+        size = (self.batch_size, v.shape[1], self.block_size, v.shape[3])
+        keys = v.new_zeros(size, dtype=self.dtype or v.dtype)
+        values = torch.zeros_like(keys)
+        if self.static:  # a CUDA graph writes to fixed addresses
+            torch._dynamo.mark_static_address(keys, guard=False)
+            torch._dynamo.mark_static_address(values, guard=False)
+        return [keys, values]
+
+    def end(self):
+        """The forward pass is done: the new tokens are stored. (After a Ctrl-C during the pass, the
+        cache is as it was before.)"""
+        self.length = self.ids.shape[1]
 
 
 def make_cache(model, batch_size, **options):
@@ -147,18 +170,21 @@ class Sampler:
 
     def __init__(self, seeds, n_vocab=None, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0,
                  repetition_penalty=1.0):
-        values = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-                  "repetition_penalty": repetition_penalty}
-        for field in fields(SampleConfig):
-            check_limit(field, values.get(field.name))
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.n_vocab, self.repetition_penalty = n_vocab, repetition_penalty
-        self.filters = temperature, top_k, top_p, min_p
+        self.n_vocab = n_vocab
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.min_p = min_p
+        self.repetition_penalty = repetition_penalty
+        for field in fields(SampleConfig):
+            check_limit(field, getattr(self, field.name, None))
 
     def __call__(self, logits, ids):
-        uniform = torch.stack([torch.rand(1, generator=g) for g in self.generators])  # (B, 1)
+        uniform = [torch.rand(1, generator=generator) for generator in self.generators]
+        uniform = torch.stack(uniform).to(logits.device)  # (B, 1)
         logits = penalize(logits, ids, self.repetition_penalty)
-        return draw(logits, uniform.to(logits.device), *self.filters)
+        return draw(logits, uniform, self.temperature, self.top_k, self.top_p, self.min_p)
 
 
 def penalize(logits, ids, penalty):
@@ -167,7 +193,8 @@ def penalize(logits, ids, penalty):
     if penalty == 1.0:
         return logits
     seen = logits.gather(1, ids)
-    return logits.scatter(1, ids, torch.where(seen > 0, seen / penalty, seen * penalty))
+    penalized = torch.where(seen > 0, seen / penalty, seen * penalty)
+    return logits.scatter(1, ids, penalized)
 
 
 def draw(logits, uniform, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
@@ -181,14 +208,21 @@ def draw(logits, uniform, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
     if temperature < 1e-5:  # 0, or so small that the division could overflow
         return logits.argmax(dim=-1, keepdim=True)
     V = logits.shape[1]
-    logits, ids = (logits.float() / temperature).topk(min(top_k or V, V))
-    probs = logits.softmax(dim=-1)  # the most likely first
+    k = V if top_k is None else min(top_k, V)
+    logits = logits.float() / temperature
+    logits, ids = logits.topk(k)  # the most likely first
+    probs = logits.softmax(dim=-1)
     kept = probs >= min_p * probs[:, :1]  # a ratio, so it is the same before and after top_p
     if top_p < 1:
-        kept &= probs.cumsum(dim=-1) - probs < top_p
-    cumulative = (probs * kept).cumsum(dim=-1)  # inverse-CDF sampling: where uniform falls in it
-    choice = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
-    return ids.gather(1, choice.clamp(max=ids.shape[1] - 1))  # with NaN, choice is past the end
+        sum_before = probs.cumsum(dim=-1) - probs  # of the more likely ones
+        kept &= sum_before < top_p
+    # inverse-CDF sampling: the choice is where a uniform number falls among the cumulative sums
+    probs = probs * kept
+    cumulative = probs.cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    choice = torch.searchsorted(cumulative, uniform * total)
+    choice = choice.clamp(max=k - 1)  # if a probability is NaN, it is past the end
+    return ids.gather(1, choice)
 
 
 @torch.no_grad()
@@ -198,12 +232,34 @@ def stream(model, idx, sampler, cache):
     Yields ids (B, 1) and the logits (B, n_vocab) from which they were chosen."""
     cache.append(idx, n_kept=model.block_size)
     while True:
-        with attention_without_plans():
-            logits = cache.next_logits(model)
-        logits = logits[:, -1, :sampler.n_vocab].expand(cache.batch_size, -1)
+        logits = next_logits(model, cache)
+        logits = logits[:, -1, :sampler.n_vocab]  # later ids pad the vocabulary
+        logits = logits.expand(cache.batch_size, -1)
         ids = sampler(logits, cache.ids.expand(cache.batch_size, -1))
         cache.append(ids, n_kept=max(1, model.block_size // 2))
         yield ids, logits
+
+
+def next_logits(model, cache):
+    """The logits (B, 1, V) of the token that follows those in the cache."""
+    with attention_without_plans():
+        if not cache.keep:
+            logits, _ = model(cache.ids)
+            return logits
+        new = cache.begin()
+        if cache.length and new.shape[1] == 1:
+            logits, _ = model(new, cache=cache)
+        else:  # a prompt; model.forward bypasses torch.compile, which would compile each length
+            logits, _ = model.forward(new, cache=cache)
+        cache.end()
+    return logits
+
+
+def encode_prompt(model, tokenizer, prompt):
+    """The ids (1, T) of a prompt, on the device of the model."""
+    ids = tokenizer.encode(prompt, special=True)  # (T,)
+    device = model.transformer.wte.weight.device
+    return torch.tensor(ids, device=device)[None]
 
 
 def complete(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 200,
@@ -216,14 +272,14 @@ def complete(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int 
         raise ValueError("the prompt is empty: the model needs at least one character to continue")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be 0 or more")
-    idx = torch.tensor(tokenizer.encode(prompt, special=True))[None]  # (1, T)
-    idx = idx.to(model.transformer.wte.weight.device)
     sampler = Sampler([seed], tokenizer.n_vocab, temperature, top_k, **filters)
-    sample, was_training = Sample(prompt, tokenizer, stop), model.training
+    sample = Sample(prompt, tokenizer, stop)
+    was_training = model.training
     model.eval()
     try:
-        new = stream(model, idx, sampler, make_cache(model, 1))
-        for ids, _ in itertools.islice(new, max_new_tokens):
+        idx = encode_prompt(model, tokenizer, prompt)
+        tokens = stream(model, idx, sampler, make_cache(model, 1))
+        for ids, _ in itertools.islice(tokens, max_new_tokens):
             sample.add(ids.item(), logprob=0.0)  # complete returns no log-probabilities
             if sample.done:
                 break
@@ -240,28 +296,38 @@ def load_model(init_from: str = "resume", out_dir: str | Path = "out",
     not available."""
     device = find_device(device)
     start = checkpoint.to_sample_from(expanduser(init_from), expanduser(out_dir))
-    model = GPT.from_weights(build(GPTConfig, start.model_args), start.model)
-    return model.to(device).eval(), tokenizer_from_meta(start.meta)
+    config = build(GPTConfig, start.model_args)
+    model = GPT.from_weights(config, start.model)
+    model.to(device).eval()
+    tokenizer = tokenizer_from_meta(start.meta)
+    return model, tokenizer
 
 
 def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
     """Sample continuations of `prompt`, one per seed, and print them. Returns Samples. Raises
     UserError if the logits are NaN."""
-    idx = torch.tensor(tokenizer.encode(prompt, special=True))[None]  # (1, T)
-    if (n := idx.shape[1]) > model.block_size:
-        print(f"warning: the prompt has {n:,} tokens, but the model sees only the last "
-              f"{model.block_size:,}", file=sys.stderr)
-    samples = [Sample("" if cfg.interactive else prompt, tokenizer, cfg.stop) for _ in seeds]
-    separator = "\n" if cfg.interactive else f"\n{SEPARATOR}\n"
+    idx = encode_prompt(model, tokenizer, prompt)
+    length = idx.shape[1]
+    if length > model.block_size:
+        warn(f"the prompt has {length:,} tokens, but the model sees only the last "
+             f"{model.block_size:,}")
+    if cfg.interactive:  # the prompt is on the screen already
+        prompt = ""
+        separator = "\n"
+    else:
+        separator = f"\n{SEPARATOR}\n"
+    samples = [Sample(prompt, tokenizer, cfg.stop) for _ in seeds]
     waiting = show(samples, separator)
     sampler = Sampler(seeds, tokenizer.n_vocab, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p,
                       cfg.repetition_penalty)
-    tokens = stream(model, idx.to(model.transformer.wte.weight.device), sampler, cache)
+    tokens = stream(model, idx, sampler, cache)
     try:
         for ids, logits in itertools.islice(tokens, cfg.max_new_tokens):
-            logprobs = logits.float().log_softmax(dim=-1).gather(1, ids)
-            new = zip(samples, ids[:, 0].tolist(), logprobs[:, 0].tolist(), strict=True)
-            for sample, token, logprob in new:
+            logprobs = logits.float().log_softmax(dim=-1)
+            logprobs = logprobs.gather(1, ids)  # (B, 1)
+            new_ids = ids[:, 0].tolist()
+            new_logprobs = logprobs[:, 0].tolist()
+            for sample, token, logprob in zip(samples, new_ids, new_logprobs, strict=True):
                 sample.add(token, logprob)
             waiting = show(waiting, separator)
             if all(sample.done for sample in samples):
@@ -287,10 +353,13 @@ def interact(model, tokenizer, cfg, loaded):
         try:
             line = input("> " if on_terminal else "")
         except EOFError:
-            return print()
-        before = tokenizer.default_start if turn or not line else ""  # usually a newline
+            print()
+            return
+        prompt = line
+        if turn > 0 or not line:
+            prompt = tokenizer.default_start + line  # usually a newline
         try:
-            continue_text(model, tokenizer, cfg, before + line, [cfg.seed + turn], cache)
+            continue_text(model, tokenizer, cfg, prompt, [cfg.seed + turn], cache)
         except UserError as error:  # a character that the tokenizer does not know
             print(f"error: {error}", file=sys.stderr)
 
@@ -298,18 +367,24 @@ def interact(model, tokenizer, cfg, loaded):
 def main(argv=None):
     _, cfg = configure(__doc__, SampleConfig, argv=argv)
     model, tokenizer = load_model(cfg.init_from, cfg.out_dir, find_device(cfg.device))
-    source = cfg.out_dir if cfg.init_from == "resume" else cfg.init_from
-    loaded = f"{source} ({num_params(model) / 1e6:.2f}M parameters)"
+    source = cfg.init_from
+    if source == "resume":
+        source = cfg.out_dir
+    millions = num_params(model) / 1e6
+    loaded = f"{source} ({millions:.2f}M parameters)"
     model = for_sampling(model, cfg.dtype, cfg.compile)
     if cfg.interactive:
-        return interact(model, tokenizer, cfg, loaded)
+        interact(model, tokenizer, cfg, loaded)
+        return
     prompt = read_prompt(cfg.start, tokenizer)
     seeds = range(cfg.seed, cfg.seed + cfg.num_samples)
     cache = make_cache(model, cfg.num_samples, keep=cfg.cache, static=cfg.compile)
     started = time.perf_counter()
     samples = continue_text(model, tokenizer, cfg, prompt, seeds, cache)
-    seconds, count = time.perf_counter() - started, sum(len(s.tokens) for s in samples)
-    print(f"{loaded}: {counted(count, 'token')} in {seconds:.2f} s, {count / seconds:,.0f} tok/s",
+    seconds = time.perf_counter() - started
+    count = sum(len(sample.tokens) for sample in samples)
+    speed = count / seconds
+    print(f"{loaded}: {counted(count, 'token')} in {seconds:.2f} s, {speed:,.0f} tok/s",
           file=sys.stderr)
     if cfg.out:
         write_samples(Path(cfg.out), prompt, samples)

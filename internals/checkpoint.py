@@ -91,9 +91,13 @@ class Checkpoint:
 # Writing
 
 
+class NotSaved(OSError):
+    """A checkpoint could not be written."""
+
+
 def write(checkpoint, path):
-    """Write a Checkpoint. If that fails, an existing file at `path` is unchanged, and an OSError
-    that names `path` is raised."""
+    """Write a Checkpoint. If that fails, for example because the disk is full, an existing file at
+    `path` is unchanged, and NotSaved is raised."""
     content = {"model": checkpoint.model, "model_args": checkpoint.model_args,
                "meta": checkpoint.meta}
     if checkpoint.config is not None and checkpoint.optimizer is not None:
@@ -103,18 +107,17 @@ def write(checkpoint, path):
             "iter_num": checkpoint.step, "sequences": checkpoint.sequences,
             "best_val_loss": checkpoint.best_loss, "best_step": checkpoint.best_step}
     path = Path(path)
-    with replacing(path) as temporary:
-        try:
-            with open(temporary, "wb") as file:
-                torch.save(content, file)
-        except (RuntimeError, OSError) as error:
-            # on a full disk, torch raises a RuntimeError while it handles Python's OSError
-            cause = error
-            while cause is not None and not isinstance(cause, OSError):
-                cause = cause.__context__
-            if cause is None:
-                raise
-            raise OSError(cause.errno, cause.strerror, str(path)) from None
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            torch.save(content, file)
+    except (RuntimeError, OSError) as error:
+        # on a full disk, torch raises a RuntimeError while it handles Python's OSError
+        cause = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise NotSaved(cause.errno, cause.strerror, str(path)) from None
 
 
 # --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import UserError, build, reason
+from internals import usage
 from internals.corpora import CORPORA, HUB_DATASETS
 from internals.errors import say
 from internals.files import DATA, check_sha, relative
@@ -91,7 +92,7 @@ def load(folder, vocab_size=None):
         if folder.name in HUB_DATASETS:  # openwebtext is the default of train.py, as in nanoGPT
             message += (f", which takes {HUB_DATASETS[folder.name].gigabytes} GB; to begin with a "
                         "small dataset, run `python train.py config/quickstart.py`")
-        raise UserError(message)
+        raise UserError(message + usage.similar_dataset(folder, CORPORA | HUB_DATASETS))
     meta = read_meta(folder)
     if meta is None:
         meta = GPT2_META

@@ -18,6 +18,7 @@ import torch.distributed as dist
 # exit. So we import it here, before a process group exists.
 import torch.distributed.nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from internals.devices import find_device
 from internals.errors import UserError, reason
@@ -91,6 +92,12 @@ class World:
         found = torch.tensor(float(bool(flag)))
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return bool(found)
+
+    def progress(self, rounds, text):
+        """An iterator over range(rounds). The master shows a bar if it takes more than 3 s and
+        stderr is a terminal."""
+        hidden = None if self.is_master else True  # None: hidden unless stderr is a terminal
+        return tqdm(range(rounds), text, delay=3, leave=False, disable=hidden)
 
     def must_agree(self, number, message):
         """Raises UserError(message) in all processes if `number` differs between them."""

@@ -46,10 +46,10 @@ class RunLog:
         self.out_dir = Path(cfg.out_dir)
         self.writes = world.is_master and not (cfg.eval_only or cfg.dry_run)
         self.metrics, self.tracker, self.lock = [], None, None
+        self.tokenizer = None  # for samples; None: this process shows none
         self.step_seconds = self.evaluation_seconds = 0.0  # of the last step and evaluation
         self.mean_seconds = None  # of a step, averaged over the last lines
         self.plotted_step = None
-        self.save = None  # a function that saves a checkpoint under a name, once the run has begun
         self.output_error = None  # the OSError that ended the output
         self.failed = set()  # the parts of the log that have failed
 
@@ -57,9 +57,6 @@ class RunLog:
         return self
 
     def __exit__(self, kind, *_):
-        if self.save and kind and issubclass(kind, OSError):  # out_dir may be on another disk
-            with suppress(OSError):
-                self.save("ckpt.pt")
         if self.tracker:
             with self.optional(self.cfg.tracker):
                 self.tracker.finish()
@@ -92,29 +89,21 @@ class RunLog:
                 warn(f"{part} failed ({type(error).__name__}: {reason(error)}); training continues")
             self.failed.add(part)
 
-    def shortened(self, first_step):
-        """The settings of the run; for a dry run, with three steps and two short evaluations."""
-        if not self.cfg.dry_run:
-            return self.cfg
-        last_step = min(first_step + DRY_STEPS, self.cfg.max_iters)
-        return replace(self.cfg, max_iters=last_step, eval_interval=10**9, eval_iters=1,
-                       log_interval=1)
-
-    def begin(self, model, data, dtype, compiled, first_step, best_loss):
+    def begin(self, run, data, is_compiled):
         """Print a summary of the run and prepare its files: a new run moves the files of an earlier
         run to a subfolder, and a resumed run cuts metrics.jsonl at its checkpoint and removes the
         snapshots after it.
 
-        model: the GPT. data: the Dataset. dtype: its name. compiled: a bool. first_step: the step
-        at which the run starts or resumes. best_loss: the lowest validation loss so far, or inf.
-        Raises UserError if another run is writing to the folder, or if the tracker is not
-        installed.
+        run: the Run. data: the Dataset. Raises UserError if another run is writing to the folder,
+        or if the tracker is not installed.
         """
-        cfg, c, device = self.cfg, model.config, self.world.device
-        self.model, self.first_step = model, first_step
-        how = "compiled" if compiled else "eager"
+        cfg = self.cfg
+        c = run.model.config
+        device = self.world.device
+        self.model = run.model
+        how = "compiled" if is_compiled else "eager"
         if self.writes:
-            found = {"device": str(device), "dtype": dtype, "compile": how,
+            found = {"device": str(device), "dtype": run.dtype, "compile": how,
                      "world_size": self.world.size, "process": os.getpid(),
                      "command": shlex.join(sys.argv), "torch": torch.__version__}
             settings = asdict(cfg) | asdict(c) | found
@@ -123,11 +112,11 @@ class RunLog:
                 self.tracker = start_tracker(cfg, settings)
             if cfg.init_from != "resume":
                 keep_previous(self.out_dir, self.say)
-            elif math.isinf(best_loss):  # evaluations use other sequences than before
-                checkpoint.keep_best(self.out_dir, self.first_step)
-            checkpoint.remove_snapshots_after(self.out_dir, self.first_step)
-            due = self.first_step % cfg.eval_interval == 0 or self.first_step == cfg.max_iters
-            self.metrics = read_metrics(self.out_dir / "metrics.jsonl", self.first_step, due)
+            elif math.isinf(run.best_loss):  # evaluations use other sequences than before
+                checkpoint.keep_best(self.out_dir, run.step)
+            checkpoint.remove_snapshots_after(self.out_dir, run.step)
+            due = run.step % cfg.eval_interval == 0 or run.step == cfg.max_iters
+            self.metrics = read_metrics(self.out_dir / "metrics.jsonl", run.step, due)
             with replacing(self.out_dir / "metrics.jsonl") as temporary:
                 lines = "".join(json.dumps(entry) + "\n" for entry in self.metrics)
                 temporary.write_text(lines, encoding="utf-8")
@@ -137,22 +126,24 @@ class RunLog:
         self.epoch_tokens = len(data.train)
         threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
         epochs = cfg.max_iters * self.step_tokens / len(data.train)
-        self.say(f"{self.world.size} x {device}{threads}, {dtype}, {how}")
+        self.say(f"{self.world.size} x {device}{threads}, {run.dtype}, {how}")
         self.say(data.summary())
-        self.say(f"{num_params(model) / 1e6:.2f}M parameters: {c.n_layer} layers, {c.n_head} "
+        self.say(f"{num_params(run.model) / 1e6:.2f}M parameters: {c.n_layer} layers, {c.n_head} "
                  f"heads, {c.n_embd} channels, context of {c.block_size} tokens")
         self.say(f"{cfg.max_iters:,} steps ({cfg.warmup_steps} of warmup) of {self.step_tokens:,} "
                  f"tokens: {epochs:.2f} epochs")
-        if self.first_step:
-            best = f"; the best validation loss so far is {best_loss:.4f}"
-            self.say(f"resuming from step {self.first_step:,}"
-                     f"{'' if math.isinf(best_loss) else best}")
-        if self.first_step >= cfg.max_iters > 0 and not cfg.eval_only:
+        if run.step:
+            best = ""
+            if math.isfinite(run.best_loss):
+                best = f"; the best validation loss so far is {run.best_loss:.4f}"
+            self.say(f"resuming from step {run.step:,}{best}")
+        if run.step >= cfg.max_iters > 0 and not cfg.eval_only:
             self.say(f"nothing left to train: the run has reached max_iters={cfg.max_iters}; to "
                      "continue it, set a larger --max_iters")
-        self.peak = peak_flops(device, dtype)
+        self.peak = peak_flops(device, run.dtype)
         self.started = self.line_time = time.perf_counter()
-        self.line_step = self.first_step
+        self.line_step = run.step
+        self.tokenizer = self.find_tokenizer(data.meta)
 
     def take_lock(self):
         """Prevent other runs in out_dir. The operating system releases the lock when this process
@@ -262,10 +253,11 @@ class RunLog:
         self.say(" | ".join(columns))
         self.record(step=step, loss=loss, lr=lr, norm=norm, ms=seconds * 1e3, tok_per_s=speed)
 
-    def end(self, step, best_loss, best_step, stopped, out_of_patience):
+    def end(self, run, stopped, out_of_patience):
         """Print how the run ended, the files that it wrote, and the next command."""
         if self.cfg.dry_run:
             return self.end_dry_run()
+        step = run.step
         folder = shlex.quote(str(self.out_dir))
         if stopped and not step:  # step 0 is not saved
             self.say("stopped by a signal before the first step")
@@ -278,7 +270,7 @@ class RunLog:
             self.say("stopped by a signal")
         elif self.writes:
             self.say(f"done in {duration(time.perf_counter() - self.started)}: the best validation "
-                     f"loss is {best_loss:.4f}, at step {best_step:,}")
+                     f"loss is {run.best_loss:.4f}, at step {run.best_step:,}")
         if out_of_patience and not stopped:
             self.say(f"the validation loss did not improve in the last {self.cfg.patience} "
                      "evaluations")
@@ -318,10 +310,17 @@ class RunLog:
                  f"evaluations of {duration(evaluation)}")
 
 
+def shortened(cfg, first_step):
+    """The settings of a dry run: three steps and two short evaluations."""
+    last_step = min(first_step + DRY_STEPS, cfg.max_iters)
+    return replace(cfg, max_iters=last_step, eval_interval=10**9, eval_iters=1, log_interval=1)
+
+
 def keep_previous(out_dir, say):
     """Move the files of an earlier run from out_dir to out_dir/previous-1, previous-2, ...; ckpt.pt
     is moved last, so that init_from=auto still finds the run if this is interrupted."""
-    left = [out_dir / name for name in FILES if (out_dir / name).exists()]
+    left = sorted(out_dir.glob("best-until-*.pt"))
+    left += [out_dir / name for name in FILES if (out_dir / name).exists()]
     if not left:
         return
     number = 1

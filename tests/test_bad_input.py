@@ -211,7 +211,7 @@ def torch_bytes(content):
     (["--num_samples=0"], "num_samples=0 must be 1 or more"),
     (["--seed=-1"], "seed=-1 must be at least 0 and below 2**63"),
     (["--start="], "start is empty"),
-    (["--start=naïve"], "the character 'ï' (U+00EF) is not among the 41"),
+    (["--start=naïve"], "which come from the training text: 'ï' (U+00EF)"),
     (["--start=FILE:/no/such/file"], "/no/such/file"),
     (["--out_dir=/no/such/run"], "/no/such/run has no checkpoint"),
     (["--init_from=gtp2"], "is not a folder of a run or a model; did you mean gpt2?"),
@@ -345,3 +345,12 @@ def test_a_bug_of_ours_keeps_its_traceback(tiny, monkeypatch):
     monkeypatch.setattr(train, "learning_rate", lambda step, cfg: 1 / 0)
     with pytest.raises(ZeroDivisionError), one_line_errors():
         train.main(tiny())
+
+
+def test_a_misspelled_dataset_or_tokenizer_has_a_hint(mistake, tiny, tmp_path, data_dir):
+    assert mistake(train.main, *tiny(dataset="tinny")).endswith("; did you mean tiny?")
+    text = tmp_path / "a.txt"
+    text.write_text("some text")
+    for kind, meant in (("gpt-2", "gpt2"), ("Tiny", "tiny")):
+        line = mistake(prepare.main, text, f"--tokenizer={kind}", f"--data_dir={data_dir}")
+        assert line.endswith(f"; did you mean {meant}?")

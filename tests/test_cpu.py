@@ -22,7 +22,7 @@ from internals.cpu import (
 )
 from internals.devices import for_sampling
 from model import GPT, Attend, GPTConfig, ReLU2
-from sample import KVCache, Sampler, make_cache, stream
+from sample import KVCache, Sampler, make_cache, next_logits, stream
 
 WIDE_TINY = GPTConfig(block_size=32, vocab_size=61, n_layer=2, n_head=4, n_embd=256, bias=True)
 MASK = torch.ones(8, 8, dtype=torch.bool).tril()
@@ -103,7 +103,7 @@ def test_with_a_cache_every_token_sees_all_earlier_ones_in_train_mode_too(config
     for end, new in ((7, 7), (8, 1), (9, 1), (20, 11)):
         cache.append(idx[:, end - new:end], n_kept=32)
         expected, _ = plain(idx[:, :end])
-        torch.testing.assert_close(cache.next_logits(faster), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(next_logits(faster, cache), expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

@@ -317,7 +317,7 @@ def test_wrong_settings_are_refused(mistake, saved, written, argv, message):
 def test_texts_that_cannot_be_scored_are_refused(mistake, saved, written):
     out_dir = saved(model := sharp_model(GPT2_TINY), CHARS)
     assert "the text is too short" in mistake(main, out_dir, f"--text={written('a')}")
-    assert "the character 'X' (U+0058)" in mistake(main, out_dir, f"--text={written('aX')}")
+    assert "'X' (U+0058)" in mistake(main, out_dir, f"--text={written('aX')}")
     torch.nn.init.constant_(model.transformer.wte.weight, math.nan)
     line = mistake(main, saved(model, CHARS), f"--text={written(TEXT)}")
     assert "the model's logits are not numbers (NaN)" in line

@@ -283,7 +283,7 @@ def test_a_model_with_too_many_parameters_or_too_large_weights_is_not_embedded(m
 
 @pytest.mark.parametrize("words, message", [
     (["--out_dir=nix"], "nix has no checkpoint"),
-    (["--start=x{"], "the character 'x' (U+0078) is not among the 61 characters"),
+    (["--start=x{"], "which come from the training text: 'x' (U+0078)"),
     (["--start=" + 33 * "R"], "the prompt has 33 tokens, but the model sees at most 32"),
     (["--start=ROMEO", "--max_new_tokens=28"], "use at most 27"),
     (["--max_new_tokens=-1"], "max_new_tokens=-1 must be 0 or more"),

@@ -161,12 +161,6 @@ def test_idx_must_be_a_batch_of_sequences_that_fit(shape):
         GPT(GPT2_TINY)(idx)
 
 
-@pytest.mark.parametrize("shape", [(5,), (1, 0)])
-def test_generate_needs_a_batch_of_sequences_too(shape):
-    with pytest.raises(ValueError, match=r"idx must be int64 \(B, T\) with 1 <= T <= 32, but"):
-        GPT(GPT2_TINY).generate(torch.zeros(shape, dtype=torch.long), 3)
-
-
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.int16, torch.float32])
 def test_idx_of_another_dtype_is_named(dtype):
     """As from np.uint16, the dtype of a .bin file."""
@@ -186,7 +180,7 @@ def test_targets_must_have_the_shape_of_the_inputs(shape):
 
 @pytest.mark.parametrize("options", [
     {"top_k": 0}, {"top_k": -1}, {"temperature": -0.5}, {"temperature": math.nan},
-    {"temperature": math.inf}, {"max_new_tokens": -1},
+    {"temperature": math.inf},
 ])
 def test_generate_refuses_what_sample_refuses(options):
     model, idx = GPT(GPT2_TINY), tokens(GPT2_TINY, 1, 3)
@@ -197,27 +191,19 @@ def test_generate_refuses_what_sample_refuses(options):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("n_layer", 2.0), ("n_layer", "2"), ("n_layer", True), ("n_layer", None), ("bias", 1),
-    ("vocab_size", np.int64(61)), ("n_head", torch.tensor(2)), ("dropout", "0.1"),
-    ("dropout", np.float32(0.1)), ("dropout", np.float64(0.1)), ("softcap", False), ("tied", None),
+    ("n_layer", 2.0), ("n_layer", "2"), ("n_layer", True), ("n_layer", None), ("n_layer", 0),
+    ("vocab_size", np.int64(61)), ("n_head", torch.tensor(2)),
 ])
-def test_a_setting_of_another_type_is_refused(name, value):
+def test_a_size_is_a_whole_number(name, value):
     """A checkpoint stores plain numbers only, so those of NumPy are refused too."""
     with pytest.raises(ValueError) as error:
         GPTConfig(**{name: value})
-    assert str(error.value).startswith(f"{name}={value!r} must be of type ")
+    assert str(error.value) == f"{name}={value!r} must be a whole number, 1 or more"
 
 
 @pytest.mark.parametrize("shape, message", [
-    ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
-    ({"dropout": math.nan}, "dropout=nan must be at least 0 and below 1"),
-    ({"norm_eps": 0.0}, "norm_eps=0.0 must be above 0"),
-    ({"attn_scale": -1.0}, "attn_scale=-1.0 must be above 0"),
-    ({"attn_scale": math.inf}, "attn_scale=inf must be above 0"),
-    ({"softcap": math.nan}, "softcap=nan must be 0 or more"),
     ({"n_embd": 100, "n_head": 12}, "n_embd=100 must be a multiple of n_head=12"),
     ({"n_embd": 2, "n_head": 12}, "n_embd=2 must be a multiple of n_head=12"),
-    ({"n_layer": 0}, "n_layer=0 must be 1 or more"),
     ({"act": "swish"}, "act=swish must be one of gelu_tanh, gelu, relu2"),
     ({"pos": "alibi"}, "pos=alibi must be one of learned, rope"),
     ({"pos": "rope", "n_embd": 15, "n_head": 5}, "n_embd / n_head must be even"),

@@ -409,7 +409,7 @@ def test_logits_of_nan_during_training_do_not_end_complete(trained):
 @pytest.mark.parametrize("argv, message", [
     (["--out=."], "out=. is a folder: give the name of a file"),
     (["--start="], "start is empty: the model needs at least one character"),
-    (["--start=Ü"], "the character 'Ü'"),
+    (["--start=Ü"], "which come from the training text: 'Ü' (U+00DC)"),
     (["--stop="], "stop must have a character, or be None"),
     (["--top_p=0"], "top_p=0.0 must be above 0 and at most 1"),
     (["--temperature=-1"], "temperature=-1.0 must be 0 or more"),
@@ -595,7 +595,7 @@ def conversation(monkeypatch, capsys):
 def test_a_conversation_continues_until_the_end_of_the_input(trained, conversation):
     out, err = conversation(trained, "Line 7: ", "Ü?", "Line 8: the")
     error, = [line for line in err.splitlines() if "parameters" not in line]
-    assert error.startswith("error: the character 'Ü'")
+    assert "which come from the training text: 'Ü' (U+00DC)" in error
     first, second = out.splitlines()[:2]
     assert first == "the quick br" and second.startswith(" quick brow")
 
@@ -746,7 +746,7 @@ def test_cached_and_uncached_logits_agree(config, static, dtype, atol):
         all_logits, _ = model(idx, idx)
         for end, new in zip(np.cumsum(cuts), idx.split(cuts, dim=1), strict=True):
             cache.append(new, n_kept=32)
-            logits = cache.next_logits(model)
+            logits = sample.next_logits(model, cache)
             torch.testing.assert_close(logits[:, 0], all_logits[:, end - 1], rtol=0, atol=atol)
         assert cache.length == 32
 

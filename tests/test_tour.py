@@ -138,7 +138,7 @@ import torch
 from model import GPT, GPTConfig
 from internals.huggingface import weight_shapes
 from internals.optimizers import make_optimizer
-from sample import KVCache
+from sample import KVCache, next_logits
 from train import TrainConfig
 weights, idx, logits = torch.load("../plain.pt")
 shape = {"block_size": 32, "vocab_size": 61, "n_layer": 3, "n_head": 2, "n_embd": 32, "bias": True}
@@ -153,7 +153,7 @@ assert shapes["transformer.h.0.attn.c_attn.weight"] == (64, 32)
 cache = KVCache(2, 32)
 cache.append(idx, n_kept=32)
 with torch.no_grad():
-    assert torch.allclose(cache.next_logits(model), model(idx)[0], atol=1e-5)
+    assert torch.allclose(next_logits(model, cache), model(idx)[0], atol=1e-5)
     short = idx[:, :9]
     assert torch.allclose(model(idx, idx)[0][:, :9], model(short, short)[0], atol=1e-5)
 assert cache.layers[0][0].shape == (2, 1, 32, 16)

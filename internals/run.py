@@ -1,0 +1,44 @@
+"""The state of a run: what its checkpoints store."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from internals.checkpoint import Checkpoint
+from internals.optimizers import Optimizers
+from model import GPT
+
+
+@dataclass
+class Run:
+    """The state of a run. train.py makes it from scratch, from weights, or from a checkpoint, and
+    advances it step by step.
+
+    model: neither compiled nor wrapped by DDP; it is saved, evaluated and sampled.
+    dtype: the name of the dtype of matrix products.
+    step: the number of steps so far. sequences: the number of training sequences used so far.
+    best_loss, best_step: the lowest validation loss so far, and its step.
+    first_step: the step at which this process began.
+    has_weights: whether the model was trained before this process began.
+    saved_step: the step of the newest ckpt.pt.
+    """
+
+    model: GPT
+    optimizer: Optimizers
+    scaler: torch.amp.GradScaler
+    dtype: str
+    step: int
+    sequences: int
+    best_loss: float
+    best_step: int
+    first_step: int
+    has_weights: bool
+    saved_step: int
+
+    def checkpoint(self, cfg, meta):
+        """The Checkpoint of the run. cfg: its TrainConfig. meta: of its dataset."""
+        return Checkpoint(
+            model=self.model.state_dict(), model_args=asdict(self.model.config), meta=meta,
+            config=asdict(cfg), optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(), step=self.step, sequences=self.sequences,
+            best_loss=self.best_loss, best_step=self.best_step)
