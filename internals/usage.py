@@ -85,7 +85,8 @@ def similar_dataset(folder, builtin):
     """"; did you mean ...?" for a folder that has no dataset, or "" if no name is similar. builtin:
     names besides those of the datasets in the same data folder."""
     names = [path.parent.name for path in sorted(folder.parent.glob("*/train.bin"))]
-    similar = difflib.get_close_matches(folder.name.lower(), [*names, *builtin], n=1)
+    names = {*names, *builtin} - {folder.name}
+    similar = difflib.get_close_matches(folder.name.lower(), sorted(names), n=1)
     return f"; did you mean {similar[0]}?" if similar else ""
 
 

@@ -349,6 +349,7 @@ def test_a_bug_of_ours_keeps_its_traceback(tiny, monkeypatch):
 
 def test_a_misspelled_dataset_or_tokenizer_has_a_hint(mistake, tiny, tmp_path, data_dir):
     assert mistake(train.main, *tiny(dataset="tinny")).endswith("; did you mean tiny?")
+    assert "did you mean" not in mistake(train.main, *tiny(dataset="openwebtext"))
     text = tmp_path / "a.txt"
     text.write_text("some text")
     for kind, meant in (("gpt-2", "gpt2"), ("Tiny", "tiny")):
