@@ -73,7 +73,8 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_newest_checkpoint(
         main(tiny(**settings))
     except (UserError, OSError) as error:  # what one_line_errors prints
         assert "No space left" in str(error) or "disk" in str(error)
-    for name in ("ckpt.pt", "best.pt"):
-        if (disk / "out" / name).exists():
-            assert state(disk / "out", name).step % 4 == 0
+    if (disk / "out" / "best.pt").exists():
+        assert state(disk / "out", "best.pt").step % 4 == 0
+    if (disk / "out" / "ckpt.pt").exists():  # of any step, if metrics.jsonl did not fit
+        assert 0 < state(disk / "out").step <= 24
     assert not list((disk / "out").glob("*.tmp"))

@@ -16,7 +16,8 @@ from model import GPTConfig
 from train import TrainConfig
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINES = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+NANOGPT = (ROOT / "docs" / "nanogpt.md").read_text(encoding="utf-8")
+LINES = [line for block in re.findall(r"```bash\n(.*?)```", README + NANOGPT, re.DOTALL)
          for line in block.splitlines() if not line.startswith("#")]
 EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
 
