@@ -7,8 +7,8 @@ The settings of a script are the fields of its dataclasses (TrainConfig, GPTConf
 has a type, a default, and possibly a limit. Its help text is the comment in the lines above it or
 at the end of its line.
 
-A config file is a Python file of assignments. Its imports, functions, classes and names that begin
-with _ are private; every other name must be a setting. It can read the settings so far, as in
+A config file is a Python file of assignments. Modules, functions, classes and names that begin with
+_ are private; every other name must be a setting. It can read the settings so far, as in
 `min_lr = learning_rate / 10`. Config files override defaults, and later config files override
 earlier ones. The command line overrides all config files, wherever they are on it. (In nanoGPT, the
 order of the arguments decides.)

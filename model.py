@@ -83,7 +83,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         self.n_head = config.n_head
-        self.layer = layer  # the number of the block, which is its place in a KVCache
+        self.layer = layer  # index of the block, its key in KVCache.layers
         # q, k and v come from one matrix: one product is faster than three, and GPT-2 stores it so
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -92,7 +92,8 @@ class CausalSelfAttention(nn.Module):
         self.attend = Attend(config.dropout, scale=config.attn_scale / math.sqrt(hs))
         self.drop = nn.Dropout(config.dropout)
         self.qk_norm = nn.Identity()
-        if config.qk_norm:  # on a CPU, LayerNorm takes half the time of RMSNorm
+        if config.qk_norm:
+            # without a learned scale; on a CPU, it takes half the time of RMSNorm
             self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)
 
     def forward(self, x, rope=None, cache=None):

@@ -29,6 +29,7 @@ from internals.cores import available_cores
 from internals.corpora import CORPORA, HUB_DATASETS, gpt2_encoding, with_special_tokens
 from internals.dataset import MAX_VOCAB
 from internals.encode import END_OF_TEXT
+from internals.errors import say
 from internals.files import DATA, locked, printable, relative, removing_empty
 from internals.limits import Count, Limit, ProperFraction
 from internals.sources import Reader
@@ -315,7 +316,7 @@ def open_dataset(name, data_dir=None, vocab_size=None):
     if name in CORPORA and not (folder / "train.bin").exists():
         with locked(folder):
             if not (folder / "train.bin").exists():  # otherwise another process prepared it
-                plan.say(f"{relative(folder)} is missing: preparing it")
+                say(f"{relative(folder)} is missing: preparing it")
                 prepare_corpus(folder)
     return dataset.load(folder, vocab_size)
 

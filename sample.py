@@ -36,6 +36,7 @@ from model import GPT, GPTConfig
 from prepare import CharTokenizer, GPT2Tokenizer, tokenizer_from_meta
 
 Tokenizer = CharTokenizer | GPT2Tokenizer
+FILTERS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass
@@ -85,8 +86,9 @@ class KVCache:
     layers: {number of the block: [keys, values]}, each (batch_size, nh, block_size, hs).
     positions (T,), before (B, T), mask (T, n): of the T tokens that are computed now, their
         positions, the id before each, and True where they attend to a key.
-    static: whether attention always sees block_size places, of which the mask hides those in the
-        future. Then no shape changes from token to token, as torch.compile and CUDA graphs need.
+    static: whether attention is always over block_size positions, of which the mask hides the
+        future ones. Then no shape changes from token to token, as torch.compile and CUDA graphs
+        need.
     """
 
     def __init__(self, batch_size, block_size, dtype=None, static=False, keep=True):
@@ -118,9 +120,9 @@ class KVCache:
         n = self.ids.shape[1]
         device = self.ids.device
         self.positions = torch.arange(self.length, n, device=device)
-        n_places = self.block_size if self.static else n
-        places = torch.arange(n_places, device=device)
-        self.mask = self.positions[:, None] >= places  # causal: no key after the query
+        n_keys = self.block_size if self.static else n
+        key_positions = torch.arange(n_keys, device=device)
+        self.mask = self.positions[:, None] >= key_positions  # causal: no key after the query
         before = torch.nn.functional.pad(self.ids, (1, -1))
         # contiguous: torch.compile would compile again for the stride of a slice
         self.before = before[:, self.length:].clone(memory_format=torch.contiguous_format)
@@ -178,7 +180,8 @@ class Sampler:
         self.min_p = min_p
         self.repetition_penalty = repetition_penalty
         for field in fields(SampleConfig):
-            check_limit(field, getattr(self, field.name, None))
+            if field.name in FILTERS:
+                check_limit(field, getattr(self, field.name))
 
     def __call__(self, logits, ids):
         uniform = [torch.rand(1, generator=generator) for generator in self.generators]
@@ -244,12 +247,12 @@ def next_logits(model, cache):
     """The logits (B, 1, V) of the token that follows those in the cache."""
     with attention_without_plans():
         if not cache.keep:
-            logits, _ = model(cache.ids)
+            logits, _ = model.forward(cache.ids)  # bypasses torch.compile: each length differs
             return logits
         new = cache.begin()
         if cache.length and new.shape[1] == 1:
             logits, _ = model(new, cache=cache)
-        else:  # a prompt; model.forward bypasses torch.compile, which would compile each length
+        else:  # a prompt, of any length
             logits, _ = model.forward(new, cache=cache)
         cache.end()
     return logits
@@ -330,7 +333,7 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
             for sample, token, logprob in zip(samples, new_ids, new_logprobs, strict=True):
                 sample.add(token, logprob)
             waiting = show(waiting, separator)
-            if all(sample.done for sample in samples):
+            if not waiting:
                 break
     except KeyboardInterrupt:
         if not cfg.interactive:  # in interactive mode, Ctrl-C ends only the answer
@@ -366,7 +369,7 @@ def interact(model, tokenizer, cfg, loaded):
 
 def main(argv=None):
     _, cfg = configure(__doc__, SampleConfig, argv=argv)
-    model, tokenizer = load_model(cfg.init_from, cfg.out_dir, find_device(cfg.device))
+    model, tokenizer = load_model(cfg.init_from, cfg.out_dir, cfg.device)
     source = cfg.init_from
     if source == "resume":
         source = cfg.out_dir

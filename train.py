@@ -90,9 +90,9 @@ class TrainConfig:
     lr_decay_iters: Count | None = None  # the step at which the decay ends; None: max_iters
     min_lr: NonNegative | None = None  # after the decay; None: a tenth of the peak
     # -- system
-    backend: Literal["auto", "nccl", "gloo"] = "auto"  # of DDP; auto: nccl for GPUs
+    backend: Literal["auto", "nccl", "gloo"] = "auto"  # DDP backend; auto: nccl on GPUs
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
-    # of matrix products
+    # dtype of matrix products
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA
     deterministic: bool = False  # the same bits every time on a GPU too, but slower
@@ -144,8 +144,8 @@ def learning_rate(step, cfg):
 
 
 def sequences_per_epoch(n_tokens, block_size):
-    fewer = (n_tokens - block_size) // block_size  # than fit, so there is room for an offset
-    return max(1, fewer)
+    n = n_tokens // block_size - 1  # one fewer than fit, to leave room for a random offset
+    return max(1, n)
 
 
 @functools.lru_cache(maxsize=2)  # a batch can contain the end of an epoch and the next one
@@ -243,8 +243,8 @@ def evaluate(model, data, cfg, autocast, world, signals):
 
 
 def begin(cfg, model_cfg, start, device):
-    """The Run that begins: from scratch, from weights, or from the checkpoint of a run. start: the
-    Checkpoint, whose model is None from scratch. Its tensors go to the Run."""
+    """Build the Run: a new model, given weights, or a resumed run. start: the Checkpoint, whose
+    model is None for a new model. Its tensors are moved out of it, to free their memory."""
     torch.manual_seed(cfg.seed)
     if start.model is None:
         model = GPT(model_cfg)
@@ -262,7 +262,7 @@ def begin(cfg, model_cfg, start, device):
     if start.scaler:
         scaler.load_state_dict(start.scaler)
     has_weights = start.model is not None
-    start.model = None  # frees its memory
+    start.model = None
     start.optimizer = None
     return Run(
         model, optimizer, scaler, dtype,
@@ -288,10 +288,10 @@ def evaluate_and_save(run, cfg, data, autocast, world, log, signals):
     if losses is None:
         return
     is_better = losses["val"] < run.best_loss
+    log.evaluation(run.step, losses, is_better)
     if is_better:
         run.best_loss = losses["val"]
         run.best_step = run.step
-    log.evaluation(run.step, losses, is_better)
     if is_better and (run.step > 0 or run.has_weights):  # a new model is not worth saving
         save(run, cfg, data, log, "best.pt")
     is_due = cfg.always_save_checkpoint and run.step > run.first_step
@@ -327,8 +327,8 @@ def train(run, cfg, data, world, log, signals):
     model = world.wrap(model)
 
     # ---- the loop
-    skipped = torch.zeros((), device=device)  # updates in a row that were not finite: now
-    longest = torch.zeros((), device=device)  # and at most
+    skipped = torch.zeros((), device=device)  # current streak of skipped updates
+    longest = torch.zeros((), device=device)  # longest streak
     signals.catch()
     while True:
         is_last = run.step == cfg.max_iters or cfg.eval_only
@@ -387,7 +387,7 @@ def train(run, cfg, data, world, log, signals):
     if run.saved_step != run.step or is_new:
         save(run, cfg, data, log, "ckpt.pt")
     log.end(run, stopping, out_of_patience)
-    if stopping:
+    if stopping or signals:  # a signal may have come while the end was saved
         raise Stopped(signals.received)
     return log.metrics
 
@@ -413,7 +413,7 @@ def main(argv=None):
                 return train(run, cfg, data, world, log, signals)
             except checkpoint.NotSaved:
                 raise
-            except OSError:  # of the log; out_dir may be on another disk
+            except OSError:  # such as of metrics.jsonl: save what is trained before the run ends
                 if run.step > run.saved_step:
                     save(run, cfg, data, log, "ckpt.pt")
                 raise

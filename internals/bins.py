@@ -15,8 +15,8 @@ from contextlib import suppress
 import numpy as np
 
 from configurator import UserError
+from internals.errors import say
 from internals.files import relative, replacing
-from internals.plan import say
 
 JOURNAL_SECONDS = 2  # between two entries in the journal
 SPLITS = ("train", "val")
@@ -78,7 +78,8 @@ class Partial:
 
     def __exit__(self, kind, *_):
         if kind is not None and self.keep and not issubclass(kind, UserError):
-            with suppress(OSError):  # if the disk is full, the last entry in the journal counts
+            # if the disk is full, or the files are closed already, the last entry counts
+            with suppress(OSError, ValueError):
                 self.write_journal()
             self.close()
             if issubclass(kind, KeyboardInterrupt):

@@ -36,7 +36,6 @@ import math
 import pickle
 import re
 import shutil
-import sys
 import warnings
 import zipfile
 from collections import Counter
@@ -50,7 +49,7 @@ from safetensors.torch import save
 from configurator import UserError, build, check_limit, convert, reason
 from internals import huggingface
 from internals.dataset import GPT2_META, NUMPY_NUMBERS, StoredDtype, check_meta, read_meta
-from internals.errors import say
+from internals.errors import say, warn
 from internals.files import DATA, replacing
 from internals.recipes import origin
 from internals.usage import shown
@@ -138,7 +137,7 @@ def first_undamaged(out_dir, *names, data_dir=None):
         try:
             return read(path, data_dir)
         except UserError as error:
-            say(f"warning: {error}; using {other} instead", sys.stderr)
+            warn(f"{error}; using {other} instead")
     return read(paths[-1], data_dir)
 
 
@@ -367,7 +366,8 @@ def with_run(checkpoint, content, config, parameters):
     kind = config.get("optimizer", "adamw")
     states = checked_optimizer(content["optimizer"], parameters, kind, step)
     scaler = content.get("scaler", {})
-    if not isinstance(scaler, dict) or scaler.keys() not in (set(), SCALER):
+    if not isinstance(scaler, dict) or scaler.keys() not in (set(), SCALER) or not all(
+            type(value) in (int, float) for value in scaler.values()):
         raise ValueError("its scaler is not the state of a gradient scaler")
     if "sequences" in content:
         sequences = count(content, "sequences")
@@ -690,8 +690,8 @@ def resumed(schema, given, start, schedule):
     of_model = {setting.name for setting in fields(GPTConfig)}
     unknown = sorted(map(str, start.config.keys() - types.keys() - of_model))
     if unknown:  # nanoGPT has the settings of the model here too
-        say(f"warning: this version does not know these settings of the checkpoint, and ignores "
-            f"them: {', '.join(unknown):.200}", sys.stderr)
+        warn("this version does not know these settings of the checkpoint, and ignores them: "
+             f"{', '.join(unknown):.200}")
     fixed = {"optimizer": start.config.get("optimizer", schema.optimizer),
              "block_size": start.model_args["block_size"]}
     for name, before in fixed.items():

@@ -51,8 +51,8 @@ def cgroup_folders():
 
 def share_cores():
     """Let the threads of PyTorch share the cores with other programs. Must be called before torch
-    is imported, whose OpenMP library (GNU's) reads the variables. Variables that the user has set
-    stay as they are.
+    is imported, because its OpenMP library (GNU's) reads these variables when it loads. Variables
+    that the user has set stay as they are.
 
     A thread that waits for another one checks again and again, by default for milliseconds. If
     other programs use the cores too, the thread that it waits for may be the one that cannot run
@@ -60,5 +60,6 @@ def share_cores():
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    if available_cores() < (os.cpu_count() or 1):
-        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
+    cores = available_cores()
+    if cores < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))

@@ -180,9 +180,11 @@ class HubDocuments:
                     yield text or ""
                     done(len(text or ""))
         except Exception as error:  # the network can fail in many ways, and later than at first
-            raise UserError(f"{self.name} cannot be read from the Hugging Face hub "
-                            f"({type(error).__name__}: {reason(error)}): check the network "
-                            "connection, and run the command again") from None
+            # not a UserError: bins.Partial keeps what has been encoded
+            raise ConnectionError(
+                f"{self.name} cannot be read from the Hugging Face hub ({type(error).__name__}: "
+                f"{reason(error)}): check the network connection, and run the command again: it "
+                "will continue") from None
 
 
 def gpt2_encoding():

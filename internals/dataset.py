@@ -305,7 +305,8 @@ def match(model_cfg, data, cfg, start, given):
         raise UserError(f"vocab_size={model_cfg.vocab_size} is less than the {data.vocab_size} "
                         f"tokens in the vocabulary of {data.folder}: leave it out")
     if "added" in start.meta:  # the new checkpoints keep them
-        data.meta |= {"added": start.meta["added"], "vocab_size": start.meta["vocab_size"]}
+        added = {name: start.meta[name] for name in ("added", "vocab_size")}
+        data.meta = data.meta | added
     if start.config is not None and not (cfg.eval_only or cfg.dry_run):
         compare_evaluations(start, data, cfg, T)
     return model_cfg
@@ -313,7 +314,7 @@ def match(model_cfg, data, cfg, start, given):
 
 def compare_evaluations(start, data, cfg, block_size):
     """A resumed run that evaluates other sequences than before cannot compare their losses with its
-    lowest loss so far. It then begins anew: start.best_loss becomes infinite."""
+    lowest loss so far. It then starts over: start.best_loss becomes infinite."""
     try:
         old = build(type(cfg), start.config)
     except UserError:  # a setting that is invalid today is replaced by one that is given now

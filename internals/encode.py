@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from configurator import UserError
+from internals.errors import say
 from internals.formats import REPLACED
-from internals.plan import named, progress, say
+from internals.plan import named, progress
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE = 1 << 18  # characters; another number would change the split of documents that are longer

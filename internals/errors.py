@@ -17,8 +17,8 @@ def one_line_errors():
     """A context manager around the main function of a script.
 
     For a UserError or an OSError (a full disk, an unreadable file), the script prints one line to
-    stderr and exits with code 2. Ctrl-C ends it by SIGINT, and so does a pipe whose reader has
-    exited, as in `| head`, by SIGPIPE: a shell then aborts a loop or a chain with &&. Other
+    stderr and exits with code 2. After Ctrl-C it ends by SIGINT, and if the reader of its output
+    has exited, as in `| head`, by SIGPIPE; a shell then stops a loop or a chain with &&. Other
     exceptions are bugs and keep their tracebacks.
     """
     for name, mode, errors in (("stdin", "r", "strict"), ("stdout", "w", "replace"),
@@ -31,7 +31,7 @@ def one_line_errors():
         yield
         sys.stdout.flush()  # an error, such as a full disk, is then raised here and not at exit
     except (KeyboardInterrupt, BrokenPipeError) as error:
-        if hasattr(sys, "ps1"):  # Jupyter's %run, or python -i: it reports the error and lives on
+        if hasattr(sys, "ps1"):  # Jupyter's %run, or python -i: it reports the error itself
             raise
         end_by_signal_of(error)
     except UnicodeDecodeError as error:  # from stdin: read_text handles this error for files
@@ -48,9 +48,9 @@ def end_by_signal_of(error):
         if number is None:  # Windows
             sys.exit(1)
     elif isinstance(error, Stopped):
-        if os.environ.get("RANK"):  # torchrun reports the signal itself, and this as a failure
-            sys.exit(0)
-        number = error.number
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun reports the signal itself
+            sys.exit(0)  # it would report anything else as a failure
+        number = error.number or signal.SIGTERM  # another process of the run got it
     else:
         say_on_stderr("interrupted")
         number = signal.SIGINT
@@ -63,12 +63,29 @@ def fail(message):
     sys.exit(2)
 
 
+def is_master():
+    """Whether this is the only process of a run, or the one with rank 0."""
+    return os.environ.get("RANK") in (None, "", "0")
+
+
+def say(text):
+    """Print a line, in the master process only. If stdout fails, the program continues without."""
+    if not is_master():
+        return
+    try:
+        print(text, flush=True)
+    except OSError:
+        give_up(sys.stdout)
+
+
 def warn(message):
-    say_on_stderr(f"warning: {message}")
+    """Print a warning on stderr, in the master process only."""
+    if is_master():
+        say_on_stderr(f"warning: {message}")
 
 
 def say_on_stderr(line):
-    """Print a line. Nobody can be told if stderr is a terminal that was closed, or a full disk."""
+    """Print a line, unless stderr has failed too, as a terminal that was closed."""
     with suppress(OSError):
         print(line, file=sys.stderr)
     flush(sys.stderr)
@@ -85,17 +102,11 @@ def flush(stream):
 def give_up(stream):
     """Direct stdout or stderr to nowhere, because writing to it has failed. Otherwise Python would
     try again at exit, fail, and change the exit code to 120."""
-    with suppress(OSError):  # a stream of a notebook or a test is not a file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    with suppress(OSError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())  # fails if it is the stream of a notebook
 
 
 def reason(error):
     """The first line of an exception's message, at most 200 characters; the name of its type if it
     has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def say(line, file=None):
-    """Print a line in the master process only, before there is a World."""
-    if os.environ.get("RANK") in (None, "", "0"):
-        print(line, file=file)

@@ -253,7 +253,7 @@ def json_documents(blocks, name, errors, text_field):
                             "another field with --text_field=NAME")
         if not text.isascii():
             text = without_surrogates(text, where, errors)
-        yield text
+        yield normalized(text)
 
 
 def entries_of_lines(blocks, name, errors):
@@ -336,7 +336,7 @@ def parquet_documents(file, done, errors, text_field):
             read = 0
             for batch in table.iter_batches(64, columns=[text_field], use_threads=False):
                 for text in batch.column(0).cast(arrow.binary()).to_pylist():
-                    yield (text or b"").decode("utf-8", errors)
+                    yield normalized((text or b"").decode("utf-8", errors))
                 done(file.size * (read + len(batch)) // rows - file.size * read // rows)
                 read += len(batch)
     except UnicodeDecodeError:

@@ -15,14 +15,13 @@ memory-mapped and copied weight by weight, so loading needs memory for one copy 
 import json
 import pickle
 import shutil
-import sys
 import warnings
 import zipfile
 from pathlib import Path
 
 import torch
 
-from internals.errors import say
+from internals.errors import warn
 from internals.files import replacing
 from internals.usage import shown
 
@@ -158,8 +157,8 @@ def read(name):
             copy = torch.empty(expected[name])
             weights[name] = copy.copy_(weight.t() if name.endswith(TRANSPOSED) else weight)
     if other_heads:
-        say(f"warning: {folder} has weights that the language model does not need, and that are "
-            f"skipped: {', '.join(sorted(other_heads)):.200}", sys.stderr)
+        warn(f"{folder} has weights that the language model does not need, and that are "
+             f"skipped: {', '.join(sorted(other_heads)):.200}")
     # of tied weights, a file can have both names, or either one
     embedding = weights.get("transformer.wte.weight")
     if config["tied"] and embedding is None and head is not None:

@@ -1,4 +1,4 @@
-"""AdamW and Muon behind one interface: param_groups, step, state_dict, load_state_dict."""
+"""AdamW and Muon with one interface: param_groups, step, state_dict, load_state_dict."""
 
 import torch
 

@@ -1,24 +1,14 @@
 """Estimates before a preparation, a report after it, and its progress bar."""
 
 import shutil
-import sys
 import time
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from internals.errors import UserError, give_up
+from internals.errors import UserError, say
 
 ENCODED = 1 << 20  # characters that are encoded for the estimate
-
-
-def say(text):
-    """Print a line. If stdout fails, for example because its reader has exited, as in `| head -1`,
-    the preparation continues without it."""
-    try:
-        print(text, flush=True)
-    except OSError:
-        give_up(sys.stdout)
 
 
 def announce(reader, sample, encode, workers, folder):

@@ -1,4 +1,4 @@
-"""The state of a run: what its checkpoints store."""
+"""The state of a run."""
 
 from dataclasses import asdict, dataclass
 
@@ -12,12 +12,16 @@ from model import GPT
 @dataclass
 class Run:
     """The state of a run. train.py makes it from scratch, from weights, or from a checkpoint, and
-    advances it step by step.
+    advances it step by step. A checkpoint stores:
 
     model: neither compiled nor wrapped by DDP; it is saved, evaluated and sampled.
-    dtype: the name of the dtype of matrix products.
+    optimizer, scaler
     step: the number of steps so far. sequences: the number of training sequences used so far.
     best_loss, best_step: the lowest validation loss so far, and its step.
+
+    Of this process only:
+
+    dtype: the name of the dtype of matrix products.
     first_step: the step at which this process began.
     has_weights: whether the model was trained before this process began.
     saved_step: the step of the newest ckpt.pt.

@@ -109,7 +109,7 @@ class RunLog:
             settings = asdict(cfg) | asdict(c) | found
             self.take_lock()
             if cfg.wandb_log:
-                self.tracker = start_tracker(cfg, settings)
+                self.start_tracker(settings)
             if cfg.init_from != "resume":
                 keep_previous(self.out_dir, self.say)
             elif math.isinf(run.best_loss):  # evaluations use other sequences than before
@@ -144,6 +144,20 @@ class RunLog:
         self.started = self.line_time = time.perf_counter()
         self.line_step = run.step
         self.tokenizer = self.find_tokenizer(data.meta)
+
+    def start_tracker(self, settings):
+        """Begin a run of wandb, or of trackio, which has the same interface. Raises UserError if
+        the package is missing."""
+        cfg = self.cfg
+        try:
+            tracker = importlib.import_module(cfg.tracker)
+        except ImportError:
+            raise UserError(f"wandb_log=True needs an additional package: pip install {cfg.tracker}"
+                            ) from None
+        with self.optional(cfg.tracker):  # the user may not be logged in
+            tracker.init(project=cfg.wandb_project or cfg.dataset,
+                         name=cfg.wandb_run_name or cfg.out_dir, config=settings)
+            self.tracker = tracker
 
     def take_lock(self):
         """Prevent other runs in out_dir. The operating system releases the lock when this process
@@ -400,18 +414,6 @@ def cut_beginning(axes, runs):
     margin = 0.05 * (top - bottom) or 0.05 * abs(top) or 1.0
     axes.set_ylim(bottom - margin, top + margin)
     axes.set_title(f"↑ {highest:.2f} at step {step:,}", loc="left", fontsize="medium")
-
-
-def start_tracker(cfg, settings):
-    """The module wandb, or trackio, which has the same interface, with a run begun."""
-    try:
-        tracker = importlib.import_module(cfg.tracker)
-    except ImportError:
-        raise UserError(f"wandb_log=True needs an additional package: pip install {cfg.tracker}"
-                        ) from None
-    tracker.init(project=cfg.wandb_project or cfg.dataset, name=cfg.wandb_run_name or cfg.out_dir,
-                 config=settings)
-    return tracker
 
 
 def short(number):

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 class Stopped(KeyboardInterrupt):
     """A run was stopped by a signal. In a notebook or a program that calls train.main, it is a
-    KeyboardInterrupt as any other; a script ends by the signal (errors.py).
+    KeyboardInterrupt like any other; a script ends by the signal (errors.py).
 
     number: the signal; None if another process of the run got it."""
 
@@ -52,7 +52,10 @@ class StopSignals:
             return
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            if number is None:
+                continue
+            # None: a handler of a host program in C, which could not be restored
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self.previous[number] = signal.signal(number, self.on_signal)
 
     def on_signal(self, number, _):

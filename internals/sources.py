@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 from configurator import UserError
 from internals import formats, usage
+from internals.errors import say
 from internals.files import make_data_folder
 from internals.formats import BLOCK, decoded, json_documents, parquet_documents
-from internals.plan import counted, say
+from internals.plan import counted
 
 TEXT, JSON, TABLES = (".txt", ".md"), (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
 # what is read from a folder; .json is not, because most .json files are settings
@@ -241,7 +242,7 @@ def announce_repeated(files):
         names.setdefault(file.inode, []).append(file.name)
     most = max(names.values(), key=len, default=[])
     if len(most) > 1:
-        say(f"{most[0]} is read {len(most)} times, because the sources name it so often")
+        say(f"{most[0]} is read {len(most)} times, because the sources name it that many times")
 
 
 def refuse_pipes_given_twice(words):
@@ -304,6 +305,9 @@ def files_in(folder):
             texts += readable(path, left_out)
         else:
             left_out[path.suffix.lower() or "without a suffix"] += 1
+    if not texts and left_out["unreadable"]:
+        unreadable = counted(left_out["unreadable"], "file")
+        raise UserError(f"{folder} has no text that can be read: {unreadable} cannot be opened")
     if not texts:
         raise UserError(f"{folder} has no text: none of its {len(paths):,} files ends in .txt, "
                         ".md, .jsonl or .parquet, or in .txt.gz, .jsonl.zst, .md.xz and the like; "

@@ -2,7 +2,8 @@
 
 from os.path import expanduser
 
-TEXTS = ("start", "stop")  # settings whose value is text, so a quote or a ~ in it has no meaning
+# settings whose value is text, so a quote or a ~ in it has no meaning
+TEXTS = ("start", "stop", "separator")
 
 
 def unquoted(word):

@@ -16,6 +16,7 @@ from internals.limits import Count, Fraction, Natural, NonNegative, Positive, Pr
 from internals.recipes import expand_names
 from internals.usage import field_comments, similar_dataset
 from model import GPTConfig
+from prepare import PrepareConfig
 from sample import SampleConfig
 from train import TrainConfig
 
@@ -539,3 +540,10 @@ def test_names_and_defaults_are_nanogpts():
                 "top_k": 200, "seed": 1337, "compile": False, "init_from": "resume"}
     ours = vars(SampleConfig())
     assert {name: ours[name] for name in sampling} == sampling
+
+
+@pytest.mark.parametrize("separator", ["~", "'''", '"', "'a'"])
+def test_a_separator_is_text_and_not_a_path(separator):
+    _, cfg = configure("", PrepareConfig, argv=["a", f"--separator={separator}"],
+                       positional=["sources"])
+    assert cfg.separator == separator

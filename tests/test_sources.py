@@ -1065,3 +1065,28 @@ def test_characters_are_looked_up_beyond_the_table():
         with pytest.raises(UserError, match=char):
             tokenizer.encode(text)
     assert np.array_equal(tokenizer.encode("ba"), [1, 0])
+
+
+def test_line_ends_and_byte_order_marks_in_json_are_those_of_text(run, tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"text": "one\r\ntwo\rthree"}) + "\n" + json.dumps({"text": "\ufefffour"}))
+    data = run(tmp_path / "a.jsonl")
+    assert data.meta["chars"] == "".join(sorted(set("\nonetwothreefour")))
+
+
+def test_what_is_encoded_is_kept_when_publishing_fails(tmp_path, monkeypatch):
+    """The error itself is reported, not that a file is closed."""
+    fsync = os.fsync
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"), bins.Partial(tmp_path, "x") as partial:
+        for split in ("train", "val"):
+            partial.add(split, [1, 2, 3])
+        partial.publish({})

@@ -10,13 +10,13 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from helpers import ROOT, finished, logged, script, state, torchrun
+from helpers import ROOT, finished, logged, same_run, script, state, torchrun
 
 import train
 from internals import errors, runlog
 from internals.errors import UserError, one_line_errors
 from internals.runlog import RunLog
-from internals.signals import Stopped
+from internals.signals import Stopped, StopSignals
 from train import TrainConfig
 
 ENDLESS = {"max_iters": 10**6, "eval_interval": 10**6}
@@ -149,10 +149,41 @@ def test_a_script_ends_by_a_signal_unless_it_is_a_guest(monkeypatch, ended_by, e
 
 
 def test_torchrun_is_not_told_of_a_failure_when_a_run_was_stopped(monkeypatch, ended_by):
+    """A scheduler that starts the processes itself is: to it, 0 would mean that the run is done."""
     monkeypatch.setenv("RANK", "1")
+    with one_line_errors():
+        raise Stopped(None)
+    assert ended_by == [signal.SIGTERM]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(SystemExit) as end, one_line_errors():
         raise Stopped(None)
-    assert end.value.code == 0 and not ended_by
+    assert end.value.code == 0 and ended_by == [signal.SIGTERM]
+
+
+def test_a_best_loss_that_could_not_be_logged_is_found_again(tiny, tmp_path, monkeypatch, mistake):
+    """Otherwise the checkpoint would have the loss of a best.pt that was never written."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    train.main(tiny(out_dir=whole))
+    record = RunLog.record
+
+    def fail_at_8(log, **entry):
+        if entry["step"] == 8 and "val_loss" in entry:
+            raise OSError(28, "No space left on device")
+        record(log, **entry)
+
+    monkeypatch.setattr(RunLog, "record", fail_at_8)
+    assert "No space left" in mistake(train.main, *tiny(out_dir=out))
+    monkeypatch.undo()
+    assert state(out).step == 8 and state(out).best_step == 4
+    train.main(tiny(out_dir=out, init_from="resume"))
+    assert same_run(whole, out)
+
+
+def test_a_handler_of_a_host_program_in_c_is_left_alone(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    with StopSignals() as signals:
+        signals.catch()
+    assert not signals.previous
 
 
 @pytest.mark.parametrize("name", ["model", "train", "sample", "prepare", "configurator"])
