@@ -48,12 +48,12 @@ def test_a_containers_quota_limits_the_cores(machine, files, own, expected):
 
 
 @pytest.mark.parametrize("files, before, after", [
-    ({}, {}, {"GOMP_SPINCOUNT": "2000"}),
+    ({}, {}, {"GOMP_SPINCOUNT": "4000"}),
     ({}, {"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
     ({}, {"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
-    ({"cpu.max": "200000 100000"}, {}, {"GOMP_SPINCOUNT": "2000", "OMP_NUM_THREADS": "2"}),
+    ({"cpu.max": "200000 100000"}, {}, {"GOMP_SPINCOUNT": "4000", "OMP_NUM_THREADS": "2"}),
     ({"cpu.max": "200000 100000"}, {"OMP_NUM_THREADS": "4"},
-     {"GOMP_SPINCOUNT": "2000", "OMP_NUM_THREADS": "4"}),
+     {"GOMP_SPINCOUNT": "4000", "OMP_NUM_THREADS": "4"}),
 ])
 def test_threads_share_the_cores_unless_the_user_has_decided(
         machine, monkeypatch, files, before, after):
@@ -72,4 +72,4 @@ def test_the_scripts_set_it_before_torch_is_imported(script):
                            encoding="utf-8", env=environment | {"OMP_DISPLAY_ENV": "verbose"})
     if "GOMP_SPINCOUNT" not in shown.stderr:
         pytest.skip("this torch has another OpenMP library")
-    assert "GOMP_SPINCOUNT = '2000'" in shown.stderr
+    assert "GOMP_SPINCOUNT = '4000'" in shown.stderr
