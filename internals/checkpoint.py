@@ -151,7 +151,7 @@ def read(path, data_dir=None):
         raise UserError(f"{path} is not a checkpoint of train.py")
     try:
         return checked(content, path, data_dir)
-    except (ValueError, UserError) as error:
+    except (ValueError, OverflowError, UserError) as error:
         raise UserError(f"{path} cannot be used: {error}") from None
 
 
@@ -214,7 +214,7 @@ def checked(content, path, data_dir):
     checkpoint = Checkpoint(weights, asdict(settings), meta)
     try:
         return with_run(checkpoint, content, config, parameters)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # a whole number can be too large for a float
         return replace(checkpoint, not_resumable=(
             f"{path} cannot be resumed: {error}; to start a new run from its weights, set "
             f"--init_from={path}"))

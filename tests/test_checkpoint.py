@@ -224,6 +224,7 @@ def test_a_damaged_field_is_one_line(mistake, out, damage, message):
     (change(*MOMENT, "exp_avg", to=torch.zeros(2)), "its optimizer is not adamw"),
     (change(*MOMENT, "exp_avg", to=torch.zeros(1).expand(64, 16)), "more numbers than are stored"),
     (change(*MOMENT, "step", to=None), "'step' must be a tensor"),
+    (change(*MOMENT, "step", to=10**400), "int too large to convert to float"),
     (change(*MOMENT, to=[1]), "the optimizer's state of parameter 3 is not a dict"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_only_a_resume_needs_is_checked_only_by_a_resume(mistake, out, damage, message):
