@@ -478,6 +478,8 @@ def shapes_of(state):
 def in_old_order(states, parameters):
     """Whether an optimizer is one of nanoGPT before 2023-05-06: AdamW with the parameters in the
     order of their names."""
+    if not isinstance(states, dict):
+        return False
     shapes = [parameters[name] for name in sorted(parameters)]
     shapes.sort(key=lambda shape: len(shape) < 2)
     try:
