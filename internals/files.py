@@ -159,8 +159,8 @@ def check_sha(path, expected, what):
     with open(path, "rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != expected:
-        raise UserError(f"{what} has sha256 {actual}, but {expected} was expected: the file is "
-                        "damaged, or is a different file")
+        raise UserError(f"{what} has sha256 {actual}, but {expected:.64} was expected: the file "
+                        "is damaged, or is a different file")
 
 
 @contextmanager
