@@ -251,7 +251,7 @@ def begin(cfg, model_cfg, start, device):
     else:
         model = GPT.from_weights(model_cfg, start.model)
     model = model.to(device)
-    model = cpu.speed_up(model)  # on a CPU: faster modules, which call those of model.py
+    model = cpu.speed_up(model)  # on a CPU: replaces some modules by faster ones
     dtype = devices.find_dtype(cfg.dtype, device, model_cfg.n_embd)
     optimizer = make_optimizer(model, cfg, dtype)  # its docstring: why biases do not decay
     # float16 has too few exponent bits for small gradients: the scaler multiplies the loss, and

@@ -251,7 +251,7 @@ def refuse_pipes_given_twice(words):
     for word in words:
         try:
             status = os.fstat(sys.stdin.fileno()) if word == "-" else os.stat(word)
-        except (OSError, ValueError):  # there is no such file, or stdin is not one
+        except (OSError, ValueError):  # the file does not exist, or stdin is not one
             continue
         if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
             continue
