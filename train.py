@@ -266,8 +266,9 @@ def begin(cfg, model_cfg, start, world):
         scaler.load_state_dict(start.scaler)
     compiled = devices.compiled(model, cfg, dtype)
     how = "eager" if compiled is model else "compiled"
-    run = Run.starting_at(start, model=model, wrapped=world.wrap(compiled), optimizer=optimizer,
-                          scaler=scaler, dtype=dtype, how=how)
+    run = Run.starting_at(
+        start, model=model, wrapped=world.wrap(compiled), optimizer=optimizer, scaler=scaler,
+        dtype=dtype, how=how)
     start.model = None
     start.optimizer = None
     return run
