@@ -1,12 +1,18 @@
-"""pytest tests/test_tour.py - docs/tour.md and docs/exercises.md are true
+"""pytest tests/test_tour.py - docs/tour.md, its notebook, and docs/exercises.md are true
 
 The snippets of the tour run and print what it says; the solutions of the exercises work."""
 
 import ast
 import contextlib
 import io
+import json
 import re
+import runpy
+import shlex
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,10 +30,9 @@ SNIPPET = re.compile(r"```python\n(.*?)```\n"
 # of the characters that the plays have, so that the token ids are the same
 CHARS = "\n !\"$&',-.24568:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 OPENING = "THESEUS:\nNow, fair Hippolyta, our nuptial hour\nDraws on apace;\n"
-# the model of the quick start on a CPU, after two steps
-SHORT = {"device": "cpu", "dtype": "float32", "n_layer": 3, "n_head": 4, "n_embd": 128,
-         "block_size": 128, "dropout": 0.0, "max_iters": 2, "eval_interval": 2, "eval_iters": 1,
-         "batch_size": 2, "gradient_accumulation_steps": 1, "sample_tokens": 0}
+# the run of the tour, after two steps
+SHORT = {"device": "cpu", "dtype": "float32", "max_iters": 2, "warmup_iters": 0, "eval_interval": 2,
+         "eval_iters": 1, "batch_size": 2, "sample_tokens": 0}
 
 
 @pytest.fixture(scope="module")
@@ -35,26 +40,70 @@ def places(tmp_path_factory):
     """{variable of the tour: value}: a run of two steps on a text with the plays' characters."""
     folder = tmp_path_factory.mktemp("tour")
     prepare_texts([OPENING + CHARS * 60], folder / "data" / "plays_char", "char", "a test", "none")
+    command = shlex.split(re.search(r"python train.py (config/\S+ .*)", TOUR)[1])
     settings = SHORT | {"out_dir": folder / "out", "data_dir": folder / "data"}
-    main([str(ROOT / "config" / "quickstart.py"), *(f"--{k}={v}" for k, v in settings.items())])
+    main([str(ROOT / command[0]), *command[1:], *(f"--{k}={v}" for k, v in settings.items())])
     return {"out_dir": str(folder / "out"), "data_dir": str(folder / "data")}
 
 
 def test_every_snippet_of_the_tour_prints_what_the_page_says(places):
     assert "".join(sorted(set(CHARS))) == CHARS and len(CHARS) == 70
-    names, snippets = {}, SNIPPET.findall(TOUR)
-    for code, varies, expected in snippets:
-        for name, value in places.items():
-            code = re.sub(rf"^{name} = .*", f"{name} = {value!r}", code, flags=re.MULTILINE)
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(code, "docs/tour.md", "exec"), names)
-        if varies:
-            assert printed.getvalue(), code
-        else:
-            assert printed.getvalue() == expected, code
+    names = {}
+    snippets = SNIPPET.findall(TOUR)
+    with torch.enable_grad():  # the tour switches gradients off and on
+        for code, varies, expected in snippets:
+            for name, value in places.items():
+                code = re.sub(rf"^{name} = .*", f"{name} = {value!r}", code, flags=re.MULTILINE)
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(code, "docs/tour.md", "exec"), names)
+            if varies:
+                assert printed.getvalue(), code
+            else:
+                assert printed.getvalue() == expected, code
     assert len(snippets) > 25
     assert TOUR.count("```python") == len(snippets)  # the pattern misses none
+
+
+def test_the_notebook_is_the_tour():
+    """docs/make_notebook.py makes it, so that it has the text, the code and the outputs."""
+    made = runpy.run_path(str(ROOT / "docs" / "make_notebook.py"))["notebook"](TOUR)
+    cells = made["cells"]
+    stored = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))
+    assert stored == made, "run: python docs/make_notebook.py"
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    outputs = ["".join(output["text"]) for cell in cells for output in cell.get("outputs", ())
+               if output["output_type"] == "stream"]
+    for snippet, _, expected in SNIPPET.findall(TOUR):
+        assert snippet.rstrip("\n") in code
+        assert not expected or expected in outputs
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert re.findall("^## .*", text, re.M) == re.findall("^## .*", TOUR, re.M)
+    assert "```" not in text and "page only" not in text
+
+
+def test_the_first_cell_of_the_notebook_finds_the_program_or_clones_it(tmp_path, monkeypatch):
+    cell = runpy.run_path(str(ROOT / "docs" / "make_notebook.py"))["SETUP"]
+    started = []
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(words, check):
+        started.append(words)
+        if words[0] == "git":
+            Path("glassgpt").mkdir()
+            Path("glassgpt/model.py").touch()
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.chdir(ROOT / "docs")  # where Jupyter starts
+    exec(cell, {})
+    assert Path.cwd() == ROOT and sys.path[0] == str(ROOT) and not started
+    for _ in "first", "again":
+        monkeypatch.chdir(tmp_path)
+        exec(cell, {})
+        assert Path.cwd() == tmp_path / "glassgpt"
+    clone, install = started
+    assert f"git clone {clone[2]}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert install[1:3] == ["-m", "pip"]
 
 
 def defined(path):
@@ -84,6 +133,10 @@ def test_tests_that_the_pages_name_exist():
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")]
     for name in set(re.findall(r"`(test_\w+)`", TOUR + EXERCISES)):
         assert any(f"def {name}(" in source for source in sources), name
+    named = re.findall(r"`(tests/\w+\.py)::(test_\w+)`", TOUR)
+    assert len(named) == 3
+    for path, name in named:
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), name
 
 
 # ---- the solutions in docs/exercises.md
