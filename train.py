@@ -53,7 +53,7 @@ class TrainConfig:
     eval_only: bool = False  # evaluate once and write nothing
     dry_run: bool = False  # measure three steps, print what a run takes, write nothing
     always_save_checkpoint: bool = True  # False: save an evaluation only if it is best
-    snapshots: bool = False  # save the weights at each evaluation, for tools/look.py
+    snapshots: bool = False  # save the weights at steps 0, 5, 10, 20, ..., for tools/look.py
     patience: Natural = 0  # stop after so many evaluations without improvement; 0: never
     sample_tokens: Natural = 200  # length of the sample shown at an evaluation; 0: none
     wandb_log: bool = False  # also log to a tracker
@@ -209,6 +209,13 @@ def seed_step(seed, step, rank):
     torch.manual_seed(int(mixed[0]))
 
 
+def is_snapshot_step(step):
+    """Whether `step` is 0, 5, 10, 20, 40, 80, ...: a model learns most in its first steps."""
+    fives, rest = divmod(step, 5)
+    is_power_of_two = fives & (fives - 1) == 0  # or 0
+    return rest == 0 and is_power_of_two
+
+
 @torch.no_grad()
 def evaluate(model, data, cfg, autocast, world, signals):
     """The mean losses {"train": ..., "val": ...} of the evaluation sequences in nats per token,
@@ -281,6 +288,12 @@ def save(run, cfg, data, log, name):
         checkpoint.write(run.checkpoint(cfg, data.meta), log.out_dir / name)
 
 
+def save_snapshot(run, cfg, log):
+    """Save the weights alone, for tools/look.py. Nothing resumes from them."""
+    if cfg.snapshots and log.writes:
+        checkpoint.write_snapshot(log.out_dir, run.step, run.model)
+
+
 def evaluate_and_save(run, cfg, data, autocast, world, log, signals):
     """Evaluate the model, log the losses, save what should be saved, and show a sample. If a signal
     interrupts the evaluation, nothing is logged or saved."""
@@ -335,6 +348,8 @@ def train(run, cfg, data, world, log, signals):
         is_due = run.step % cfg.eval_interval == 0 or is_last
         if is_due and not world.any(signals):
             evaluate_and_save(run, cfg, data, autocast, world, log, signals)
+        if is_snapshot_step(run.step):
+            save_snapshot(run, cfg, log)
         stopping = world.any(signals)  # a signal to one process stops all, at one step
         patience = cfg.patience * cfg.eval_interval  # in steps
         out_of_patience = cfg.patience > 0 and run.step - run.best_step >= patience
@@ -386,6 +401,8 @@ def train(run, cfg, data, world, log, signals):
     is_new = run.step == 0 and not stopping  # max_iters=0 saves the new model
     if run.saved_step != run.step or is_new:
         save(run, cfg, data, log, "ckpt.pt")
+    if not stopping:
+        save_snapshot(run, cfg, log)
     log.end(run, stopping, out_of_patience)
     if stopping or signals:  # a signal may have come while the end was saved
         raise Stopped(signals.received)

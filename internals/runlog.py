@@ -227,10 +227,8 @@ class RunLog:
             self.say("    " + line)
 
     def after_evaluation(self, step):
-        """Called after an evaluation, its checkpoints and its sample: saves a snapshot if the run
-        has snapshots, plots the losses, and times the steps that follow."""
-        if self.writes and self.cfg.snapshots:
-            checkpoint.write_snapshot(self.out_dir, step, self.model)
+        """Called after an evaluation, its checkpoints and its sample: plots the losses, and times
+        the steps that follow."""
         if step > 0:
             self.plot(step)
         now = time.perf_counter()

@@ -174,11 +174,11 @@ def test_the_page_has_each_snapshot_and_the_best_model_among_them(trained, tmp_p
     assert "look.html: " in capsys.readouterr().out
     data = data_of(trained / "look.html")
     moments = data["moments"]
-    assert [moment["step"] for moment in moments] == [0, 10, 20, 30]
+    assert [moment["step"] for moment in moments] == [0, 5, 10, 20, 30]
     best = checkpoint.first_undamaged(trained, "best.pt")
     assert moments[data["main"]]["step"] == best.step
     look.main([f"--out_dir={trained / 'best.pt'}", f"--out={tmp_path / 'file.html'}"])
-    assert len(data_of(tmp_path / "file.html")["moments"]) == 4  # a file in out_dir has them too
+    assert len(data_of(tmp_path / "file.html")["moments"]) == 5  # a file in out_dir has them too
     losses = [moment["loss"] for moment in moments]
     assert losses == sorted(losses, reverse=True)  # it has learned such text
     assert abs(losses[0] - np.log(data["n_vocab"])) < 0.01  # zero_init: at first it guesses
