@@ -78,7 +78,7 @@ def notebook(page):
         cells += text_cells(page[end:block.start()])
         language, source, output = block.groups()
         if language == "bash":
-            source = re.sub("^python ", "!{sys.executable} ", source, flags=re.MULTILINE)
+            source = re.sub("^python ", '!"{sys.executable}" ', source, flags=re.MULTILINE)
         cells.append(code_cell(source, [printed(output)] if output else []))
         end = block.end()
     cells += text_cells(page[end:])
