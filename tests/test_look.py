@@ -5,22 +5,18 @@ tests/test_look_page.py opens such a page in a browser."""
 import base64
 import json
 import re
-import sys
 
+import look
 import numpy as np
 import pytest
 import torch
-from helpers import GPT2_TINY, MODELS, MODERN, MODERN_TINY, ROOT, model_of, tokens
+from helpers import GPT2_TINY, MODELS, MODERN, MODERN_TINY, model_of, tokens
 from torch.nn import functional as F
 
-from internals import checkpoint
+from internals import checkpoint, checks
 from model import Attend
 from prepare import CharTokenizer
 from train import main as train
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import look
 
 
 def recordable(config, seed=0, rounded=False):
@@ -33,7 +29,7 @@ def write_run(folder, config, chars=None, step=0):
     model = model_of(config, spread=0.3)
     meta = {"tokenizer": "char", "chars": chars or "".join(map(chr, range(40, 101))),
             "vocab_size": len(chars or range(61))}
-    checkpoint.write(checkpoint.Checkpoint(model.state_dict(), vars(config), meta),
+    checkpoint.write(checks.Checkpoint(model.state_dict(), vars(config), meta),
                      folder / "ckpt.pt")
     return model
 

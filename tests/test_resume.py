@@ -12,11 +12,12 @@ from helpers import MODERN, equal, finished, logged, losses, same_run, script, s
 
 import prepare
 import train
-from configurator import UserError
 from internals import checkpoint
-from internals.runlog import read_metrics
+from internals.checkpoint import is_snapshot_step
+from internals.errors import UserError
+from internals.outdir import read_metrics
 from internals.signals import Stopped
-from train import is_snapshot_step, main
+from train import main
 
 
 def append(path, text):
