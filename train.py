@@ -379,8 +379,7 @@ def train(run, cfg, data, world, log, signals):
         largest = cfg.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), largest)
         finite = torch.isfinite(loss + norm)
-        run.optimizer.step(skip=~finite)  # decided on the device: the CPU does not wait
-        run.scaler.update()  # float16: halves its factor after an overflow, later doubles it
+        run.optimizer.step(skip=~finite, scaler=run.scaler)  # decided on the device
         run.model.zero_grad(set_to_none=True)
         run.step += 1  # even if the update was skipped
         run.sequences += step_sequences

@@ -281,3 +281,17 @@ def test_the_cache_of_a_fast_model_is_float32_and_of_a_plain_model_that_of_its_w
         cache = make_cache(model, 1)
         next(stream(model, tokens(GPT2_TINY, 1, 3), Sampler([0]), cache))
         assert {part.dtype for pair in cache.layers.values() for part in pair} == {expected}
+
+
+@torch.no_grad()
+def test_sampling_continues_if_torch_compile_fails(monkeypatch, capsys):
+    def no_compiler(*_, **__):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function, mode: no_compiler)
+    model = for_sampling(model_of(GPT2_TINY), "float32", compile=True)
+    idx = tokens(GPT2_TINY, 1, 5)
+    for _ in range(2):
+        assert torch.equal(model(idx)[0], model.forward(idx)[0])
+    printed = capsys.readouterr().err
+    assert printed.count("torch.compile failed; sampling continues without it (RuntimeError: ") == 1
