@@ -100,7 +100,7 @@ def test_the_first_cell_of_the_notebook_finds_the_program_or_clones_it(tmp_path,
     for _ in "first", "again":
         monkeypatch.chdir(tmp_path)
         exec(cell, {})
-        assert Path.cwd() == tmp_path / "glassgpt"
+        assert Path.cwd() == tmp_path.resolve() / "glassgpt"
     clone, install = started
     assert f"git clone {clone[2]}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert install[1:3] == ["-m", "pip"]
