@@ -84,6 +84,17 @@ def test_a_change_of_attention_in_model_py_reaches_the_cpu(
     assert not torch.allclose(before, after, atol=0.1)
 
 
+def test_a_change_that_shows_only_in_long_sequences_reaches_the_cpu(monkeypatch):
+    def window(self, q, k, v, mask=None):
+        T = q.shape[2]
+        near = torch.ones(T, T, dtype=torch.bool).tril().triu(-15)
+        return F.scaled_dot_product_attention(q, k, v, near, scale=self.scale)
+
+    assert CPUAttend(0.5, 0.25, block_size=32).may_write_out
+    monkeypatch.setattr(Attend, "forward", window)
+    assert not CPUAttend(0.5, 0.25, block_size=32).may_write_out
+
+
 def test_attention_with_dropout_has_plain_attention_as_its_mean():
     q, k, v = queries_keys_values(torch.float32)
     attend = CPUAttend(0.3, 0.25).train()
@@ -135,11 +146,11 @@ def test_fast_relu_squared_has_the_values_and_gradients_of_the_plain_one():
 @pytest.mark.parametrize("edited", [lambda self, x: F.relu(x) ** 3,
                                     lambda self, x: F.relu(x).detach() * F.relu(x)])
 def test_a_change_of_relu_squared_in_model_py_reaches_the_cpu(monkeypatch, edited):
-    assert replaced(speed_up(model_of(MODERN_TINY))) == ["Attend", "Dropout", "ReLU2"]
+    assert replaced(speed_up(model_of(MODERN_TINY))) == ["Attend", "ReLU2"]
     monkeypatch.setattr(ReLU2, "forward", edited)
     model = speed_up(model_of(MODERN_TINY))
     assert type(model.transformer.h[0].mlp.act) is ReLU2
-    assert replaced(model) == ["Attend", "Dropout"]
+    assert replaced(model) == ["Attend"]
 
 
 @needs_mkldnn
@@ -169,6 +180,10 @@ def test_dropout_zeroes_that_many_and_keeps_the_mean(p):
         assert abs(share - (1 - p)) < 5 * sigma + 2**-16
     neighbors = (kept[:-1] & kept[1:]).double().mean()
     assert abs(neighbors - (1 - p) ** 2) < 5 / n**0.5
+
+
+def test_dropout_of_almost_everything_drops_almost_everything():
+    assert (drop(torch.ones(1000), 0.999995) == 0).float().mean() > 0.99
 
 
 def test_dropout_is_a_function_of_the_seed():
@@ -221,7 +236,8 @@ def test_print_shows_which_modules_are_fast():
     trained, sampled = speed_up(model_of(WIDE_TINY)), speed_up(model_of(WIDE_TINY), inference=True)
     for model in trained, sampled:
         assert str(model).count("CPUAttend") == 1  # of two equal blocks, written once as (0-1)
-        assert "CPUDropout" in str(model) and "(drop): Dropout" not in str(model)
+        assert "CPUDropout" not in str(model)  # nothing is dropped
+    assert "CPUDropout" in str(speed_up(model_of(replace(GPT2_TINY, dropout=0.1))))
     assert "Packed" not in str(trained)
     assert "Packed" in str(sampled) and "Linear" not in str(sampled)
 

@@ -351,7 +351,7 @@ def test_a_dry_run_says_what_the_run_takes_and_writes_nothing(tiny, tmp_path, ca
     lines = capsys.readouterr().out.splitlines()
     steps = [line for line in lines if line.startswith("step")]
     assert len(steps) == 3 and "/1000" in steps[2] and not any("val" in line for line in steps)
-    end = lines[lines.index("dry run: nothing was written") + 1:]
+    end = lines[lines.index(f"dry run: nothing was written to {tmp_path / 'out'}") + 1:]
     assert [line.split()[0] for line in end] == ["parameters", "memory", "data", "speed", "time"]
     assert f"{2 * (12 * 16**2 + 2 * 16) + 16 * (16 + 41) + 16:,}" in end[0]  # 41 characters
     assert "GB at the peak" in end[1]
