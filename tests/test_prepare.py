@@ -118,9 +118,10 @@ def test_bins_of_others_are_gpt2_bpe(tmp_path):
 
 @pytest.mark.parametrize("n", range(3))
 def test_a_disk_that_fails_between_two_files_leaves_no_mixture(tmp_path, monkeypatch, n):
-    """There are three files; the n-th does not get its name. The old train.bin is gone then."""
+    """There are three files, all of them synced first; the n-th does not get its name. The old
+    train.bin is gone then."""
     write_bins(tmp_path, CharTokenizer("ab"), [("train", [0] * 50), ("val", [1] * 9)], "s", "c")
-    replaced, replace = [], os.replace
+    replaced, replace, synced = [], os.replace, []
 
     def fail(source, target):
         if len(replaced) == n:
@@ -129,9 +130,10 @@ def test_a_disk_that_fails_between_two_files_leaves_no_mixture(tmp_path, monkeyp
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(os, "fsync", synced.append)
     with pytest.raises(OSError, match="Input/output"):
         write_bins(tmp_path, CharTokenizer("cd"), [("train", [1] * 50), ("val", [0] * 9)], "s", "c")
-    assert replaced == ["meta.json", "val.bin", "train.bin"][:n]
+    assert replaced == ["meta.json", "val.bin", "train.bin"][:n] and len(synced) == 3
     with pytest.raises(UserError, match=r"train\.bin does not exist"):
         load(tmp_path)
 
