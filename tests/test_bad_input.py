@@ -188,11 +188,18 @@ def torch_bytes(content):
     return file.getvalue()
 
 
+def changed(content, name, value):
+    return torch_bytes(torch.load(io.BytesIO(content)) | {name: value})
+
+
 @pytest.mark.parametrize("change, message", [
     (lambda content: content[:-1], "is damaged or not a checkpoint"),
     (lambda content: b"To be, or not to be", "is not a checkpoint of tensors and plain values"),
     (lambda content: torch_bytes([1, 2]), "is not a checkpoint of train.py"),
-], ids=["a byte short", "text", "list"])
+    (lambda content: changed(content, "model_args", [1]), "model_args must be a dict, not [1]"),
+    (lambda content: changed(content, "model", {"a": torch.zeros(1).expand(9)}),
+     "'a' has more numbers than are stored"),
+], ids=["a byte short", "text", "list", "a list in it", "a view in it"])
 def test_what_is_no_checkpoint_is_refused(mistake, trained, change, message):
     (trained / "best.pt").unlink()
     content = change((trained / "ckpt.pt").read_bytes())
