@@ -17,14 +17,6 @@ def corpus(words, seed=0):
 TEXT = "Second Lord:\n" + corpus("the cat sat upon a mat and quickly dozed")
 
 
-@pytest.fixture
-def data(tmp_path):
-    """A folder in which Tiny Shakespeare is another text, with its letters."""
-    (tmp_path / "shakespeare_char").mkdir()
-    (tmp_path / "shakespeare_char" / "input.txt").write_text(TEXT, encoding="utf-8")
-    return tmp_path
-
-
 def test_a_play_that_shares_lines_is_left_out_and_one_that_shares_stock_phrases_is_not():
     other = corpus("the dog ran up a hill")
     plays = {"reprint": TEXT.upper().replace("\n", " "),  # other case, other lines
@@ -48,15 +40,18 @@ def test_the_best_learning_rate_has_a_worse_one_on_both_sides(best):
     assert finetune.best_learning_rate(float) == 2e-3 / 2**(finetune.MAX_TRIALS - 3)  # it ends
 
 
-def test_a_fine_tuned_start_begins_lower_and_ends_lower(data, tmp_path, monkeypatch, capsys):
+def test_a_fine_tuned_start_begins_lower_and_ends_lower(tmp_path, monkeypatch, capsys):
+    """Tiny Shakespeare is another text here."""
+    (tmp_path / "shakespeare_char").mkdir()
+    (tmp_path / "shakespeare_char" / "input.txt").write_text(TEXT, encoding="utf-8")
     for name, value in {"BASE_STEPS": 60, "STEPS": 12, "EVAL_INTERVAL": 6, "SEEDS": (1, 2),
                         "MAX_TRIALS": 3, "SETTINGS": finetune.SETTINGS + SIZES}.items():
         monkeypatch.setattr(finetune, name, value)
     other = corpus("the cat ran upon a hill and quickly sat", seed=1)
-    curves = finetune.main({"reprint": TEXT, "other": other + '"9"'}, data, tmp_path / "out",
+    curves = finetune.main({"reprint": TEXT, "other": other + '"9"'}, tmp_path, tmp_path / "out",
                            tmp_path / "both.png")
-    base = dataset.load(data / "other_plays")
-    assert base.same_tokenizer(dataset.load(data / "shakespeare_char").meta)
+    base = dataset.load(tmp_path / "other_plays")
+    assert base.same_tokenizer(dataset.load(tmp_path / "shakespeare_char").meta)
     assert len(base.train) + len(base.val) == len(other)  # the reprint, the marks and the 9 are out
     tuned, scratch = curves.values()
     for a, b in zip(tuned, scratch, strict=True):
