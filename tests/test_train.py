@@ -19,7 +19,7 @@ from helpers import equal, log_of, losses, state
 
 import train
 from configurator import configure
-from internals import checkpoint, devices, outdir, plots, runlog, signals, words
+from internals import checkpoint, devices, outdir, runlog, signals, words
 from model import GPT
 from train import (
     TrainConfig,
@@ -194,7 +194,7 @@ def test_the_dtype_is_that_of_training_and_of_evaluation(tiny, tmp_path, dtype):
 # ---- what a run leaves
 
 
-def test_a_run_learns_and_leaves_its_files(tiny, tmp_path, capsys, pictures):
+def test_a_run_learns_and_leaves_its_files(tiny, tmp_path, data_dir, capsys, pictures):
     metrics = main(tiny(max_iters=40, eval_interval=10, sample_tokens=20, wandb_log=False))
     out, printed = tmp_path / "out", capsys.readouterr().out
     written = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -206,6 +206,9 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path, capsys, pictures):
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in out.iterdir()) == [
         ".lock", "best.pt", "ckpt.pt", "config.json", "loss.png", "metrics.jsonl"]
+    saved = state(out)
+    assert saved.step == 40 and saved.config["learning_rate"] == 0.01
+    assert saved.meta == json.loads((data_dir / "tiny" / "meta.json").read_text())
     assert f"python sample.py --out_dir={out}" in printed
     assert f"| perplexity {math.exp(evaluations[-1]):.2f} |" in printed
     assert f"of {2 * 4 * 16} tokens: {40 * 2 * 4 * 16 / 3600:.2f} epochs" in printed
@@ -215,27 +218,6 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path, capsys, pictures):
     line = next(line for line in printed.splitlines() if line.startswith("step 20/40 | loss"))
     assert re.fullmatch(r"step 20/40 \| loss \d\.\d{4} \| lr \d\.\de-\d\d \| norm \d+\.\d\d \| "
                         r"\d+ ms \| [\d.]+[kM]? tok/s \| eta \d+m \d\ds", line)
-
-
-def test_a_checkpoint_is_plain_and_complete(tiny, tmp_path, data_dir):
-    main(tiny())
-    checkpoint = state(tmp_path / "out")
-    assert checkpoint.step == 12 and checkpoint.config["learning_rate"] == 0.01
-    assert checkpoint.meta == json.loads((data_dir / "tiny" / "meta.json").read_text())
-    assert not any(name.startswith(("_orig_mod", "module")) for name in checkpoint.model)
-
-
-def test_best_is_kept_when_it_gets_worse(tiny, tmp_path, capsys):
-    settings = {"max_iters": 30, "eval_interval": 5, "decay_lr": False}
-    main(tiny(**settings, learning_rate=0.02))
-    capsys.readouterr()
-    metrics = main(tiny(init_from="resume", max_iters=60, eval_interval=5, learning_rate=3.0))
-    evaluations = {m["step"]: m["val_loss"] for m in metrics if "val_loss" in m}
-    best_step = min(evaluations, key=evaluations.get)
-    best, last = (state(tmp_path / "out", name) for name in ("best.pt", "ckpt.pt"))
-    assert best.step == best_step < 60 == last.step
-    assert evaluations[60] > evaluations[best_step] == last.best_loss
-    assert f"loss is {last.best_loss:.4f}, at step {best_step}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("patience, expected", [(1, 4), (2, 7), (3, 11), (0, 21)])
@@ -252,13 +234,14 @@ def test_only_better_ones_are_saved_on_request(tiny, monkeypatch):
     saved, write = [], checkpoint.write
 
     def spy(state, path):
-        saved.append((path.name, state.step))
+        saved.append((state.step, path.name))
         write(state, path)
 
     monkeypatch.setattr(checkpoint, "write", spy)
-    main(tiny(max_iters=60, eval_interval=5, learning_rate=3.0, always_save_checkpoint=False))
-    best = {step for name, step in saved if name.startswith("best")}
-    assert {step for name, step in saved if name.startswith("ckpt")} == best | {60}  # and the last
+    main(tiny(max_iters=40, eval_interval=5, learning_rate=3.0, always_save_checkpoint=False))
+    last = (40, "ckpt.pt")
+    assert saved[-1] == last  # and none but the last is written without a best.pt before it
+    assert [name for _, name in saved] == ["best.pt", "ckpt.pt"] * (len(saved) // 2) + ["ckpt.pt"]
 
 
 def test_a_new_run_keeps_the_one_that_was_there(tiny, tmp_path, capsys):
@@ -309,7 +292,7 @@ def test_eval_only_can_evaluate_both_splits_completely(tiny, data_dir):
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
-def test_a_tracker_gets_what_the_metrics_get(tiny, tmp_path, monkeypatch, tracker):
+def test_a_tracker_gets_what_the_metrics_get(tiny, monkeypatch, tracker):
     calls = []
     fake = SimpleNamespace(init=lambda **k: calls.append(k), finish=lambda: calls.append("finish"),
                            log=lambda entry, step: calls.append((step, entry)))
@@ -318,16 +301,13 @@ def test_a_tracker_gets_what_the_metrics_get(tiny, tmp_path, monkeypatch, tracke
     assert (calls[0]["project"], calls[0]["name"]) == ("p", "n")
     assert calls[0]["config"]["n_layer"] == 2
     assert calls[1:] == [*((m["step"], m) for m in metrics), "finish"]
-    calls.clear()
-    main(tiny(wandb_log=True, tracker=tracker, max_iters=0, out_dir=tmp_path / "run"))
-    assert (calls[0]["project"], calls[0]["name"]) == ("tiny", str(tmp_path / "run"))
 
 
 # ---- numbers that are not finite
 
 
-def poison(monkeypatch, steps):
-    """Make the training loss NaN in these steps."""
+def poison(monkeypatch, steps, what="loss"):
+    """Make the training loss, or only its gradient, NaN in these steps."""
     now, seed_step, forward = [0], train.seed_step, GPT.forward
 
     def watched(seed, step, rank):
@@ -336,27 +316,32 @@ def poison(monkeypatch, steps):
 
     def poisoned(self, idx, targets=None, **options):
         logits, loss = forward(self, idx, targets, **options)
-        return logits, loss * math.nan if self.training and now[0] in steps else loss
+        if self.training and now[0] in steps:
+            if what == "loss":
+                loss = loss * math.nan
+            else:
+                loss.register_hook(lambda gradient: gradient * math.nan)
+        return logits, loss
 
     monkeypatch.setattr(train, "seed_step", watched)
     monkeypatch.setattr(GPT, "forward", poisoned)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("optimizer, dtype, what", [
+    ("adamw", "float32", "loss"), ("adamw", "float32", "gradient"), ("muon", "float16", "loss")])
 def test_a_step_that_is_not_finite_changes_nothing(tiny, tmp_path, monkeypatch, capsys, optimizer,
-                                                   dtype):
+                                                   dtype, what):
     main(tiny(max_iters=4, optimizer=optimizer, dtype=dtype))
     before = state(tmp_path / "out")
-    poison(monkeypatch, range(4, 9))
+    poison(monkeypatch, range(4, 9), what)
     metrics = main(tiny(init_from="resume", max_iters=9))
     after = state(tmp_path / "out")
     assert after.step == 9 and equal(before.model, after.model)
     assert after.sequences == 9 * 8  # a skipped step has used its sequences
-    assert len(after.optimizer) == 1 + (optimizer == "muon")
     for was, now in zip(before.optimizer, after.optimizer, strict=True):
         assert equal(was["state"], now["state"])
-    assert [loss for step, loss in losses(metrics) if step > 4] == [None] * 5
+    if what == "loss":
+        assert [loss for step, loss in losses(metrics) if step > 4] == [None] * 5
     assert capsys.readouterr().out.count("not finite: skipped") == 5
 
 
@@ -398,23 +383,6 @@ def test_out_of_memory_names_the_settings_to_change(tiny, monkeypatch, mistake):
 # ---- what happens at the edges of a run
 
 
-def test_a_finite_loss_with_a_gradient_that_is_not_finite_is_skipped(tiny, tmp_path, monkeypatch):
-    main(tiny(max_iters=4))
-    before = state(tmp_path / "out")
-    clip = torch.nn.utils.clip_grad_norm_
-
-    def overflow(parameters, *others):
-        parameters = list(parameters)
-        parameters[0].grad[0, 0] = math.inf
-        return clip(parameters, *others)
-
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflow)
-    metrics = main(tiny(init_from="resume", max_iters=8))
-    after = state(tmp_path / "out")
-    assert all(math.isfinite(loss) for _, loss in losses(metrics))
-    assert after.step == 8 and equal(before.model, after.model)
-
-
 def test_nine_bad_steps_in_a_row_do_not_end_the_run(tiny, monkeypatch):
     poison(monkeypatch, [*range(3, 12), *range(13, 22)])
     assert len(main(tiny(max_iters=30, eval_interval=1000))) == 32
@@ -435,14 +403,6 @@ def test_fine_tuning_that_only_gets_worse_keeps_the_model_it_began_with(tiny, tm
     main(tiny(out_dir=tuned, init_from=base, learning_rate=5.0, max_iters=6, eval_interval=3))
     best = state(tuned, "best.pt")
     assert best.step == 0 and equal(best.model, state(base, "best.pt").model)
-
-
-def test_any_folder_name_gets_its_picture(tmp_path, recwarn, pictures):
-    folder = tmp_path / r"lr_$1e-3_$x a $\foo$ 出力"
-    folder.mkdir()
-    plots.draw_losses([{"step": 4, "loss": 4.5}], folder / "loss.png")
-    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tiny, tmp_path, mistake):
