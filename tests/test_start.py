@@ -129,21 +129,25 @@ def test_a_run_is_the_start_of_another(start, tmp_path, data_dir):
 # ---- nanoGPT's files
 
 
-def nano_optimizer(model, **settings):
+def nano_optimizer(params):
     """AdamW as nanoGPT makes it."""
-    params = list(model.parameters())
     groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": 0.1},
               {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), **settings)
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
 
 
 @pytest.fixture
 def nano(tmp_path, data_dir):
     """A function: nanoGPT's ckpt.pt after some steps on its `tiny` data, and that data with its
-    meta.pkl. Returns the model; the folders are out-nano and nano-data/tiny."""
-    def write(prefix="", mask=False, **config):
-        data = tmp_path / "nano-data" / "tiny"
-        data.mkdir(parents=True, exist_ok=True)
+    meta.pkl in nano-data/tiny. Returns the model and the folder of the file.
+
+    prefix, mask: what torch.compile and DDP, and older versions of PyTorch, add to the weights.
+    by_name: the optimizer has its parameters in the order of their names, as before 2023-05-06.
+    change: a function that changes the content. config: settings."""
+    def write(change=None, prefix="", mask=False, by_name=False, **config):
+        data, out = tmp_path / "nano-data" / "tiny", tmp_path / "out-nano"
+        data.mkdir(parents=True)
+        out.mkdir()
         for split in ("train", "val"):
             shutil.copy(data_dir / "tiny" / f"{split}.bin", data)
         chars = read_meta(data_dir / "tiny")["chars"]
@@ -154,7 +158,9 @@ def nano(tmp_path, data_dir):
         args = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "bias": False,
                 "vocab_size": len(chars), "dropout": 0.1}
         model = GPT(GPTConfig(**args, act="gelu"))
-        optimizer = nano_optimizer(model)
+        params = dict(model.named_parameters())
+        names = sorted(params) if by_name else list(params)
+        optimizer = nano_optimizer([params[name] for name in names])
         ids = dataset.load(data).train
         for step in range(10):
             x, y = train.batch(ids, range(step, 3000, 300), 16, torch.device("cpu"))
@@ -176,12 +182,13 @@ def nano(tmp_path, data_dir):
             "beta2": 0.99, "grad_clip": 1.0, "decay_lr": True, "warmup_iters": 2,
             "lr_decay_iters": 600000, "min_lr": 6e-5, "backend": "nccl", "device": "cuda",
             "dtype": "float16", "compile": True} | config
-        (tmp_path / "out-nano").mkdir(exist_ok=True)
-        torch.save({"model": weights, "optimizer": optimizer.state_dict(), "model_args": args,
-                    "iter_num": 10, "best_val_loss": loss.detach(), "config": settings},
-                   tmp_path / "out-nano" / "ckpt.pt")
-        shutil.copy(data / "meta.pkl", tmp_path / "out-nano")
-        return model.eval()
+        content = {"model": weights, "optimizer": optimizer.state_dict(), "model_args": args,
+                   "iter_num": 10, "best_val_loss": loss.detach(), "config": settings}
+        if change:
+            change(content)
+        torch.save(content, out / "ckpt.pt")
+        shutil.copy(data / "meta.pkl", out)
+        return model.eval(), out
 
     return write
 
@@ -196,28 +203,28 @@ def test_nanogpts_bins_open_with_their_meta_file(nano, tmp_path, data_dir):
 
 @pytest.mark.parametrize("prefix, mask", [
     ("", True), ("_orig_mod.", False), ("module._orig_mod.", True)])
-def test_nanogpts_checkpoint_is_sampled(nano, tmp_path, capsys, prefix, mask):
-    model = nano(prefix, mask)
-    sample.main([f"--out_dir={tmp_path / 'out-nano'}", "--start=Line 7", "--num_samples=1",
+def test_nanogpts_checkpoint_is_sampled(nano, capsys, prefix, mask):
+    model, out = nano(prefix=prefix, mask=mask)
+    sample.main([f"--out_dir={out}", "--start=Line 7", "--num_samples=1",
                  "--temperature=0", "--max_new_tokens=30", "--dtype=float32", "--device=cpu"])
     printed = capsys.readouterr().out.removesuffix(f"\n{sample.SEPARATOR}\n")
-    chars = read_meta(tmp_path / "out-nano")["chars"]
+    chars = read_meta(out)["chars"]
     ids = model.generate(torch.tensor([[chars.index(c) for c in "Line 7"]]), 30, temperature=0)
     assert printed == "".join(chars[i] for i in ids[0])
 
 
 def test_nanogpts_run_goes_on_with_its_optimizer(nano, tmp_path, capsys):
-    model = nano("_orig_mod.")
-    before = checkpoint(tmp_path / "out-nano")
-    metrics = train.main(["--init_from=resume", f"--out_dir={tmp_path / 'out-nano'}", "--dropout=0",
+    model, out = nano(prefix="_orig_mod.")
+    before = checkpoint(out)
+    metrics = train.main(["--init_from=resume", f"--out_dir={out}", "--dropout=0",
                           f"--data_dir={tmp_path / 'nano-data'}", "--max_iters=11", "--device=cpu"])
     printed = capsys.readouterr().out
     assert "out_dir" not in printed.split("resuming")[0] and "init_from is" not in printed
     assert [m["step"] for m in metrics] == [10, 11, 11] and metrics[0]["val_loss"] < 3.7
-    after = checkpoint(tmp_path / "out-nano")
+    after = checkpoint(out)
     assert after["config"]["eval_interval"] == 5 and after["model_args"]["act"] == "gelu"
     # one step, by nanoGPT's own optimizer, on the same windows
-    optimizer = nano_optimizer(model)
+    optimizer = nano_optimizer(list(model.parameters()))
     optimizer.load_state_dict(before["optimizer"])
     ids = dataset.load(tmp_path / "nano-data" / "tiny").train
     starts = train.training_starts(40, 4, len(ids), 16, 1337)
@@ -230,46 +237,20 @@ def test_nanogpts_run_goes_on_with_its_optimizer(nano, tmp_path, capsys):
         torch.testing.assert_close(after["model"][name], weight, rtol=0, atol=1e-6, msg=name)
 
 
-@pytest.fixture
-def changed(nano, tmp_path):
-    """A function: nanoGPT's ckpt.pt, changed by a function of its dict. Returns (model, folder)."""
-    def write(change=None, **config):
-        model, path = nano(**config), tmp_path / "out-nano" / "ckpt.pt"
-        content = torch.load(path, weights_only=True)
-        if change:
-            change(content)
-        torch.save(content, path)
-        return model, path.parent
-
-    return write
-
-
-def sorted_by_name(content):
-    """nanoGPT before 2023-05-06 gave the optimizer its parameters in this order."""
-    weights = {name: w for name, w in content["model"].items() if name != "lm_head.weight"}
-    names = sorted(weights, key=lambda name: (weights[name].dim() < 2, name))
-    order = [list(weights).index(name) for name in names]
-    state = content["optimizer"]["state"]
-    # in these tests, the parameters of the model are in the order of the optimizer already, except
-    # that those of one dimension follow
-    matrices_first = sorted(range(len(weights)), key=lambda i: list(weights.values())[i].dim() < 2)
-    position = {parameter: i for i, parameter in enumerate(matrices_first)}
-    content["optimizer"]["state"] = {i: state[position[k]] for i, k in enumerate(order)}
-
-
 def of_sophia(content):
     """Another optimizer, which has other moments than AdamW."""
     for state in content["optimizer"]["state"].values():
         state["hessian"] = state.pop("exp_avg_sq")
 
 
-@pytest.mark.parametrize("change", [
-    sorted_by_name, of_sophia, lambda content: content.update(optimizer=None),
-    lambda content: content.pop("iter_num"), lambda content: content.pop("config"),
-], ids=["before May 2023", "Sophia", "none", "no step", "no config"])
+@pytest.mark.parametrize("options", [
+    {"by_name": True}, {"change": of_sophia},
+    {"change": lambda content: content.update(optimizer=None)},
+    {"change": lambda content: content.pop("iter_num")},
+], ids=["before May 2023", "Sophia", "none", "no step"])
 def test_another_optimizer_is_sampled_and_started_from_but_not_resumed(
-        changed, start, mistake, tmp_path, change):
-    model, out = changed(change)
+        nano, start, mistake, tmp_path, options):
+    model, out = nano(**options)
     assert equal(dict(sample.load_model("resume", out)[0].state_dict()), dict(model.state_dict()))
     line = mistake(train.main, "--init_from=resume", f"--out_dir={out}", "--device=cpu",
                    f"--data_dir={tmp_path / 'nano-data'}")
@@ -285,21 +266,21 @@ def test_another_optimizer_is_sampled_and_started_from_but_not_resumed(
     lambda content: content["config"].update(learning_rate=np.float64(1e-3), betas=[0.9, 0.99],
                                              notes={"gpu": "A100"}, schedule=None),
 ], ids=["tensor and NaN", "NumPy", "config"])
-def test_numbers_of_other_types_are_resumed(changed, tmp_path, change):
-    _, out = changed(change)
+def test_numbers_of_other_types_are_resumed(nano, tmp_path, change):
+    _, out = nano(change)
     metrics = train.main(["--init_from=resume", f"--out_dir={out}", "--max_iters=11",
                           f"--data_dir={tmp_path / 'nano-data'}", "--device=cpu"])
     assert [m["step"] for m in metrics] == [10, 11, 11]
     assert read(out / "ckpt.pt").best_loss < 3.7
 
 
-def test_an_object_of_numpy_is_not_opened(changed, mistake):
-    _, out = changed(lambda content: content.update(best_val_loss=np.zeros(3)))
+def test_an_object_of_numpy_is_not_opened(nano, mistake):
+    _, out = nano(lambda content: content.update(best_val_loss=np.zeros(3)))
     assert "is not a checkpoint of tensors and plain values" in mistake(
         sample.main, f"--out_dir={out}")
 
 
-def test_nanogpt_before_2023_had_biases_and_gpt2s_gelu(changed, tmp_path):
+def test_nanogpt_before_2023_had_biases_and_gpt2s_gelu(nano):
     """Its model_args have no `bias`; the exact GELU came on 2023-05-17."""
     def without_bias(content):
         del content["model_args"]["bias"]
@@ -308,14 +289,16 @@ def test_nanogpt_before_2023_had_biases_and_gpt2s_gelu(changed, tmp_path):
             if is_linear or "ln_" in name:
                 content["model"][name.removesuffix("weight") + "bias"] = torch.ones(len(w))
 
-    _, out = changed(without_bias)
+    _, out = nano(without_bias)
     model, _ = sample.load_model("resume", out)
     assert model.config.bias and model.config.act == "gelu_tanh"
     assert model.transformer.h[0].mlp.c_fc.bias.sum() == 64
-    changed(sorted_by_name)
-    assert sample.load_model("resume", out)[0].config.act == "gelu_tanh"
-    changed()
-    assert sample.load_model("resume", out)[0].config.act == "gelu"
+
+
+@pytest.mark.parametrize("by_name, act", [(True, "gelu_tanh"), (False, "gelu")])
+def test_the_order_of_the_optimizer_dates_the_gelu(nano, by_name, act):
+    _, out = nano(by_name=by_name)
+    assert sample.load_model("resume", out)[0].config.act == act
 
 
 @pytest.mark.parametrize("config, given, lines", [
@@ -327,8 +310,8 @@ def test_nanogpt_before_2023_had_biases_and_gpt2s_gelu(changed, tmp_path):
     ({"log_interval": 0}, {"log_interval": 1}, ["log_interval changes from 0 to 1"]),
 ], ids=str)
 def test_nanogpts_settings_are_checked_together_with_those_given_now(
-        changed, tmp_path, capsys, config, given, lines):
-    _, out = changed(**config)
+        nano, tmp_path, capsys, config, given, lines):
+    _, out = nano(**config)
     settings = {"max_iters": 11, "data_dir": tmp_path / "nano-data", "device": "cpu"} | given
     metrics = train.main(["--init_from=resume", f"--out_dir={out}"] + [
         f"--{name}={value}" for name, value in settings.items()])
@@ -339,20 +322,20 @@ def test_nanogpts_settings_are_checked_together_with_those_given_now(
     assert [line for line in before if not line.startswith(expected)] == lines
 
 
-def test_what_nanogpt_does_not_store_and_what_is_of_its_gpu(nano, tmp_path):
+def test_what_nanogpt_does_not_store_and_what_is_of_its_gpu(nano):
     """Patience would count from step 0, and end the run, if that were the best step."""
-    nano()
-    start = read(tmp_path / "out-nano" / "ckpt.pt")
+    _, out = nano()
+    start = read(out / "ckpt.pt")
     assert start.best_step == start.step == 10
-    assert start.best_loss == checkpoint(tmp_path / "out-nano")["best_val_loss"].item()
+    assert start.best_loss == checkpoint(out)["best_val_loss"].item()
     assert not start.config.keys() & {
         "device", "dtype", "compile", "backend", "out_dir", "init_from"}
     assert start.config["learning_rate"] == 1e-3
 
 
 def test_the_vocabulary_must_be_known_and_is_found_in_data_dir(nano, start, mistake, tmp_path):
-    nano()
-    out, data = tmp_path / "out-nano", tmp_path / "nano-data"
+    _, out = nano()
+    data = tmp_path / "nano-data"
     (out / "meta.pkl").unlink()
     message = "of its 41 tokens is not known: copy the meta.pkl of its dataset into"
     assert message in mistake(sample.main, f"--out_dir={out}")
@@ -365,13 +348,13 @@ def test_the_vocabulary_must_be_known_and_is_found_in_data_dir(nano, start, mist
 @pytest.mark.parametrize("n, meta, kind", [
     (51200, None, "gpt2"), (60000, {"vocab_size": 50257}, "gpt2"),
     (60000, {"vocab_size": 60000}, "none"), (60000, None, None), (50000, None, None)])
-def test_only_gpt2s_vocabulary_size_is_taken_for_gpt2s(changed, mistake, n, meta, kind):
+def test_only_gpt2s_vocabulary_size_is_taken_for_gpt2s(nano, mistake, n, meta, kind):
     def widen(content):
         content["model_args"]["vocab_size"] = n
         for name in "transformer.wte.weight", "lm_head.weight":
             content["model"][name] = torch.zeros(n, 16)
 
-    _, out = changed(widen)
+    _, out = nano(widen)
     (out / "meta.pkl").unlink()
     if meta is not None:
         (out / "meta.pkl").write_bytes(pickle.dumps(meta))
@@ -474,7 +457,7 @@ def test_bins_of_uint16_are_never_taken_for_others(bins, n, meta):
 # ---- sizes
 
 
-def test_a_size_stands_for_three_settings_that_can_be_changed(tiny, tmp_path):
+def test_a_size_stands_for_three_settings_that_can_be_nano(tiny, tmp_path):
     path = tmp_path / "config.py"
     path.write_text("n_layer = 5\nn_head = 5\nn_embd = 20\n")
 
