@@ -245,12 +245,13 @@ def test_only_better_ones_are_saved_on_request(tiny, monkeypatch):
 
 
 def test_a_new_run_keeps_the_one_that_was_there(tiny, tmp_path, capsys):
-    main(tiny(max_iters=4))
-    before = (tmp_path / "out" / "ckpt.pt").read_bytes()
+    main(tiny(max_iters=4, snapshots=True))
+    out, previous = tmp_path / "out", tmp_path / "out" / "previous-1"
+    before = (out / "ckpt.pt").read_bytes()
     main(tiny(max_iters=8, seed=2))
-    assert (tmp_path / "out" / "previous-1" / "ckpt.pt").read_bytes() == before
-    assert state(tmp_path / "out").step == 8
-    assert "is kept in" in capsys.readouterr().out
+    assert (previous / "ckpt.pt").read_bytes() == before
+    assert (previous / "snapshots").is_dir() and not (out / "snapshots").exists()
+    assert state(out).step == 8 and "is kept in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", ["eval_only", "dry_run"])
