@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import time
-import weakref
 
 import pytest
 import torch
@@ -86,43 +85,19 @@ def test_a_run_that_is_resumed_after_its_best_step_remembers_both(tiny, tmp_path
 # ---- the settings of a resumed run
 
 
-def lines_before(capsys):
-    """What a run has printed before its summary."""
-    printed = capsys.readouterr().out.splitlines()
-    return printed[:next(i for i, line in enumerate(printed) if line.startswith("1 x cpu"))]
-
-
-@pytest.mark.parametrize("first, then, line", [
-    ({"min_lr": 0.0, "lr_decay_iters": 12}, {"max_iters": 20},
-     "the learning rate is 0 from step 12 on: set --lr_decay_iters=20"),
-    ({"cooldown": 0.5, "min_lr": 0.0, "lr_decay_iters": 6}, {"max_iters": 20},
-     "the learning rate is 0 from step 12 on: set --lr_decay_iters=20"),
-    ({"min_lr": 0.0}, {"max_iters": 20}, None), ({"lr_decay_iters": 12}, {"max_iters": 20}, None),
-])
-def test_steps_with_a_learning_rate_of_0_are_told_before_the_run(
-        tiny, tmp_path, capsys, first, then, line):
-    main(tiny(**first))
-    capsys.readouterr()
-    argv = [f"--{name}={value}" for name, value in then.items()]
-    metrics = main([f"--out_dir={tmp_path / 'out'}", "--init_from=resume", *argv])
-    told = [text for text in lines_before(capsys) if "the learning rate is 0" in text]
-    assert told == ([line] if line else [])
-    assert any(m.get("lr") == 0 for m in metrics) == bool(line)
-
-
-@pytest.mark.parametrize("settings, steps", [
-    ({"max_iters": 20, "lr_decay_iters": 20, "warmup_iters": 100}, 2),
-    ({"max_iters": 10, "lr_decay_iters": 20, "warmup_iters": 15}, 1),
-    ({"max_iters": 20, "lr_decay_iters": 20, "warmup_iters": 19}, None),
-])
-def test_a_warmup_that_does_not_fit_is_shortened_with_a_line(tiny, capsys, settings, steps):
+@pytest.mark.parametrize("settings, line", [
+    ({"min_lr": 0.0, "lr_decay_iters": 6}, "the learning rate is 0 from step 6 on: set --lr_decay"),
+    ({"min_lr": 0.0, "lr_decay_iters": 6, "cooldown": 0.5}, "the learning rate is 0 from step 6"),
+    ({"min_lr": 0.0}, None), ({"lr_decay_iters": 6}, None),
+    ({"warmup_iters": 100}, "warmup_iters=100 is too long for this run: it is shortened to 1"),
+    ({"warmup_iters": 11}, None),
+], ids=str)
+def test_a_schedule_that_is_hardly_meant_is_told_before_the_run(tiny, capsys, settings, line):
     metrics = main(tiny(**settings))
-    warmup = settings["warmup_iters"]
-    line = f"warmup_iters={warmup} is too long for this run: it is shortened to {steps}"
-    assert lines_before(capsys) == ([line] if steps else [])
-    if steps:
-        rates = [m["lr"] for m in metrics if "lr" in m]
-        assert max(rates) == rates[steps] == pytest.approx(0.01)
+    printed = capsys.readouterr().out
+    before, _ = printed.split("1 x cpu")
+    assert before.startswith(line) if line else not before
+    assert any(m.get("lr") == 0 for m in metrics) == ("rate is 0" in before)
 
 
 @pytest.mark.parametrize("given, message", [
@@ -256,22 +231,6 @@ def test_under_nohup_a_hangup_is_ignored(tiny, tmp_path, monkeypatch):
     main(tiny())
     assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN
     assert state(tmp_path / "out").step == 12
-
-
-def test_an_evaluation_that_a_signal_put_off_keeps_the_best_too(tiny, tmp_path, monkeypatch):
-    """The run stops where it would have evaluated; the resumed one begins with that evaluation."""
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    settings = {"max_iters": 10, "eval_interval": 4, "learning_rate": 0.001}
-    main(tiny(out_dir=whole, **settings))
-    signal_in_step(monkeypatch, 7)
-    with pytest.raises(Stopped):
-        main(tiny(out_dir=stopped, **settings))
-    monkeypatch.undo()
-    assert state(stopped).step == 8 and state(stopped, "best.pt").step == 4
-    main([f"--out_dir={stopped}", "--init_from=resume", "--max_iters=8"])
-    assert state(stopped, "best.pt").step == 8
-    main([f"--out_dir={stopped}", "--init_from=resume", "--max_iters=10"])
-    assert same_run(whole, stopped)
 
 
 def test_a_signal_interrupts_an_evaluation(tiny, tmp_path, monkeypatch):
@@ -443,25 +402,6 @@ def test_auto_resumes_if_there_is_something_to_resume(tiny, tmp_path, capsys):
     main(tiny(init_from="auto", max_iters=9))
     assert "resuming from step 5" in capsys.readouterr().out
     assert state(tmp_path / "out").step == 9
-
-
-def test_the_memory_of_a_checkpoint_is_released_before_the_first_step(tiny, monkeypatch):
-    main(tiny(max_iters=4, optimizer="muon"))
-    tensors, alive, original, seed_step = [], [], checkpoint.read, train.seed_step
-
-    def watched_read(path, data_dir):
-        read = original(path, data_dir)
-        tensors.extend(map(weakref.ref, read.model.values()))
-        return read
-
-    def watched_step(*arguments):
-        alive.append(sum(ref() is not None for ref in tensors))
-        seed_step(*arguments)
-
-    monkeypatch.setattr(checkpoint, "read", watched_read)
-    monkeypatch.setattr(train, "seed_step", watched_step)
-    main(tiny(max_iters=6, optimizer="muon", init_from="resume"))
-    assert tensors and alive == [0, 0]
 
 
 def test_a_resumed_run_has_the_losses_of_the_steps_before_it(tiny):

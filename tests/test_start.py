@@ -74,13 +74,6 @@ def test_fine_tuning_begins_with_gpt2s_weights(start, gpt2, bpe_data, tmp_path):
     assert kept["meta"]["tokenizer"] == "gpt2"
 
 
-def test_gpt2s_context_is_whole_unless_it_is_cropped(start, gpt2, bpe_data, tmp_path):
-    metrics = start(gpt2, dataset="bpe", data_dir=bpe_data, max_iters=0, batch_size=1,
-                    eval_iters=1)
-    assert metrics[0]["val_loss"] == pytest.approx(np.log(50257), abs=0.1)
-    assert checkpoint(tmp_path / "out")["model_args"]["block_size"] == 1024
-
-
 @pytest.mark.parametrize("change, message", [
     ({"block_size": 2048}, "block_size=2048 is longer than the 1024 of the model to start from"),
     ({"n_layer": 3}, "n_layer=3, but the model to start from has 2: leave it out, or start a new"),
@@ -97,16 +90,6 @@ def test_what_does_not_fit_to_gpt2_is_refused(mistake, tiny, gpt2, bpe_data, dat
     argv = [word for word in tiny(**settings) if not word.endswith("=None")]
     assert message in mistake(train.main, *argv)
     assert not (tmp_path / "out").exists()
-
-
-def test_sample_takes_a_folder_of_hugging_faces(gpt2, capsys):
-    sample.main([f"--init_from={gpt2}", "--start=The quick", "--num_samples=1", "--temperature=0",
-                 "--max_new_tokens=8", "--dtype=float32"])
-    printed = capsys.readouterr().out.removesuffix(f"\n{sample.SEPARATOR}\n")
-    tokenizer, model = GPT2Tokenizer(), GPT.from_pretrained(gpt2).eval()
-    idx = torch.tensor(tokenizer.encode("The quick").astype(np.int64))[None]
-    ids = model.generate(idx, 8, temperature=0)[0].tolist()
-    assert printed == tokenizer.decode(ids)
 
 
 # ---- from a run
@@ -346,7 +329,7 @@ def test_the_vocabulary_must_be_known_and_is_found_in_data_dir(nano, start, mist
 
 
 @pytest.mark.parametrize("n, meta, kind", [
-    (51200, None, "gpt2"), (60000, {"vocab_size": 50257}, "gpt2"),
+    (51200, None, "gpt2"),
     (60000, {"vocab_size": 60000}, "none"), (60000, None, None), (50000, None, None)])
 def test_only_gpt2s_vocabulary_size_is_taken_for_gpt2s(nano, mistake, n, meta, kind):
     def widen(content):
@@ -455,23 +438,6 @@ def test_bins_of_uint16_are_never_taken_for_others(bins, n, meta):
 
 
 # ---- sizes
-
-
-def test_a_size_stands_for_three_settings_that_can_be_nano(tiny, tmp_path):
-    path = tmp_path / "config.py"
-    path.write_text("n_layer = 5\nn_head = 5\nn_embd = 20\n")
-
-    def shape(*argv):
-        words = [word for word in tiny(max_iters=0) if "n_" not in word.split("=")[0]]
-        train.main([*map(str, argv[:1]), *words, *argv[1:]] if argv[0] == path else [*words, *argv])
-        args = checkpoint(tmp_path / "out")["model_args"]
-        return args["n_layer"], args["n_head"], args["n_embd"]
-
-    assert shape("--size=gpt-nano", "--n_layer=1") == (1, 3, 48)
-    assert shape("--size=gpt-micro", "--n_head=64") == (4, 64, 128)  # does not divide the 768
-    assert shape(path, "--size=gpt-nano") == (3, 3, 48)  # the command line is over the file
-    path.write_text("size = 'gpt-nano'\n")
-    assert shape(path, "--n_layer=2") == (2, 3, 48)
 
 
 def test_sizes_are_those_of_the_papers():

@@ -470,47 +470,23 @@ def test_a_run_stopped_before_its_first_step_does_not_say_that_it_is_saved(
     assert not list((tmp_path / "out").glob("*.pt"))
 
 
-@pytest.fixture
-def timed(tmp_path, monkeypatch):
-    """A function: (a RunLog with these settings, a list of the time), for steps of 10 tokens."""
-    def make(size=1, **settings):
-        clock = [0.0]
-        monkeypatch.setattr(runlog.time, "perf_counter", lambda: clock[0])
-        cfg = TrainConfig(max_iters=100, out_dir=str(tmp_path), eval_only=True, **settings)
-        log = log_of(cfg, size=size)
-        log.step_tokens = 10
-        return log, clock
-
-    return make
-
-
-def test_the_eta_includes_the_evaluations_to_come(timed, capsys):
-    log, clock = timed(eval_interval=20)
+def test_a_log_line_has_the_mean_time_of_its_steps_and_the_rest_of_the_run(
+        tmp_path, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(runlog.time, "perf_counter", lambda: clock[0])
+    cfg = TrainConfig(max_iters=100, eval_interval=20, log_interval=10, out_dir=str(tmp_path),
+                      eval_only=True)
+    log = log_of(cfg, size=8)
+    log.step_tokens = 10
+    log.peak = 10 * devices.flops_per_token(log.run.model)
     clock[0] = 30.0
     log.after_evaluation(0)  # it took half a minute
-    clock[0] = 31.0
-    log.step(1, 1e-3, 4.0, 1.0, 0)
-    # 99 steps of a second, and evaluations at 20, 40, 60, 80 and 100
-    assert "eta 4m 09s" in capsys.readouterr().out
-
-
-def test_the_time_of_a_step_is_the_mean_since_the_last_line_without_evaluations(timed):
-    log, clock = timed(log_interval=10)
-    clock[0] = 20.0
-    log.step(10, 1e-3, 4.0, 1.0, 0)  # 10 steps of two seconds
-    clock[0] = 60.0
-    log.after_evaluation(15)  # 5 steps of two seconds, and an evaluation of thirty
-    clock[0] = 70.0
-    log.step(20, 1e-3, 4.0, 1.0, 0)
-    assert [(m["ms"], m["tok_per_s"]) for m in log.metrics] == [(2000, 5), (2000, 5)]
-
-
-def test_mfu_is_a_share_of_what_all_processes_could_do(timed, capsys):
-    log, clock = timed(size=8)
-    log.peak = 10 * devices.flops_per_token(log.run.model)
-    clock[0] = 0.5
-    log.step(1, 1e-3, 4.0, 1.0, 0)  # 20 tokens per second; each of the 8 could do 10
-    assert "| mfu 25.0% |" in capsys.readouterr().out
+    clock[0] = 35.0
+    log.step(10, 1e-3, 4.0, 1.0, 0)
+    assert [(m["ms"], m["tok_per_s"]) for m in log.metrics] == [(500, 20)]
+    # each of the 8 processes could do 10 tokens per second; 90 steps of half a second, and
+    # evaluations at 20, 40, 60, 80 and 100
+    assert "| mfu 25.0% | eta 3m 15s" in capsys.readouterr().out
 
 
 def test_numbers_and_times_are_short():
