@@ -190,14 +190,6 @@ def test_a_gpu_that_does_not_exist_is_refused(environment, cuda):
         World("auto")
 
 
-def test_a_world_size_without_a_rank_is_ignored(tiny, tmp_path, monkeypatch):
-    """Scripts for Slurm export WORLD_SIZE; nanoGPT too looks at RANK alone."""
-    main(tiny(out_dir=tmp_path / "one"))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    main(tiny(out_dir=tmp_path / "two"))
-    assert same_run(tmp_path / "one", tmp_path / "two")
-
-
 @pytest.mark.parametrize("change, message", [
     ({"RANK": "-1"}, "but RANK='-1' is not a number"),
     ({"WORLD_SIZE": ""}, "but WORLD_SIZE='' is not a number"),

@@ -10,7 +10,6 @@ import sys
 from dataclasses import asdict, replace
 from itertools import islice
 
-import numpy as np
 import pytest
 import torch
 from helpers import GPT2_TINY, MODELS, MODERN_TINY, TINY_RUN, model_of, script, state, tokens
@@ -341,18 +340,6 @@ def test_samples_that_end_at_different_times_end_independently(trained, capsys, 
     assert [len(line["tokens"]) for line in lines] == lengths
 
 
-def test_what_may_begin_the_stop_string_waits(capsys):
-    text = Sample("say: ", prepare.CharTokenizer("abcdyes: "), "abc")
-    shown = []
-    for token in text.tokenizer.encode("aabdabcd").tolist():
-        if not text.done:
-            text.add(token, 0.0)
-        text.show()
-        shown.append(capsys.readouterr().out)
-    assert "".join(shown) == "say: aabd" and text.done
-    assert "".join(shown[:3]) in ("say: a", "say: ")  # "ab" may become "abc"
-
-
 class ByteTokenizer:
     """One id per byte, so that UTF-8 characters are cut anywhere; 256 is the end of text."""
 
@@ -550,22 +537,6 @@ def test_a_context_of_one_token_is_enough():
     model, idx = model_of(config, spread=0.1), tokens(config, 1, 1)
     assert torch.equal(sampled(model, idx, 9, **GREEDY)[0],
                        model.generate(idx, 9, temperature=0)[0, 1:])
-
-
-@MODELS
-@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
-@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-12), (torch.bfloat16, 0.2)], ids=str)
-@torch.no_grad()
-def test_cached_and_uncached_logits_agree(config, static, dtype, atol):
-    model = model_of(config, spread=0.1).to(dtype)
-    for batch, cuts in (1, [32]), (3, [1] * 32), (2, [7, 1, 1, 10, 13]):
-        idx, cache = tokens(config, batch, 32), KVCache(batch, 32, static=static)
-        all_logits, _ = model(idx, idx)
-        for end, new in zip(np.cumsum(cuts), idx.split(cuts, dim=1), strict=True):
-            cache.append(new, n_kept=32)
-            logits = sample.next_logits(model, cache)
-            torch.testing.assert_close(logits[:, 0], all_logits[:, end - 1], rtol=0, atol=atol)
-        assert cache.length == 32
 
 
 @MODELS

@@ -176,14 +176,6 @@ def nano(tmp_path, data_dir):
     return write
 
 
-def test_nanogpts_bins_open_with_their_meta_file(nano, tmp_path, data_dir):
-    nano()
-    theirs = dataset.load(tmp_path / "nano-data" / "tiny")
-    ours = dataset.load(data_dir / "tiny")
-    assert theirs.same_tokenizer(ours.meta) and theirs.meta["tokenizer"] == "char"
-    assert np.array_equal(theirs.train, ours.train) and np.array_equal(theirs.val, ours.val)
-
-
 @pytest.mark.parametrize("prefix, mask", [
     ("", True), ("_orig_mod.", False), ("module._orig_mod.", True)])
 def test_nanogpts_checkpoint_is_sampled(nano, capsys, prefix, mask):
@@ -255,12 +247,6 @@ def test_numbers_of_other_types_are_resumed(nano, tmp_path, change):
                           f"--data_dir={tmp_path / 'nano-data'}", "--device=cpu"])
     assert [m["step"] for m in metrics] == [10, 11, 11]
     assert read(out / "ckpt.pt").best_loss < 3.7
-
-
-def test_an_object_of_numpy_is_not_opened(nano, mistake):
-    _, out = nano(lambda content: content.update(best_val_loss=np.zeros(3)))
-    assert "is not a checkpoint of tensors and plain values" in mistake(
-        sample.main, f"--out_dir={out}")
 
 
 def test_nanogpt_before_2023_had_biases_and_gpt2s_gelu(nano):
