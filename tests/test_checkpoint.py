@@ -405,9 +405,3 @@ def test_folders_that_have_a_checkpoint_are_named(out, mistake):
 def test_a_name_that_is_nearly_right_is_not_asked_for(mistake, monkeypatch, name, message):
     monkeypatch.setattr(starting.huggingface, "find", lambda name: Path("/asked/for") / name)
     assert message in mistake(train.main, f"--init_from={name}")
-
-
-def test_in_several_processes_a_line_is_said_once(out, capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    resume(out, patience=5)
-    assert capsys.readouterr().out == ""

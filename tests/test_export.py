@@ -88,13 +88,6 @@ def test_it_comes_back_with_its_tokenizer(runs, capsys, name):
     assert torch.equal(a.transformer.wpe.weight, b.transformer.wpe.weight)
 
 
-def test_the_end_of_a_text_is_known_where_there_is_one(runs):
-    for name, end in ("chars", None), ("bpe", 50256):
-        config = json.loads((runs[name][1] / "config.json").read_text())
-        assert config["eos_token_id"] == config["bos_token_id"] == end
-        assert AutoTokenizer.from_pretrained(runs[name][1]).eos_token_id == end
-
-
 # ---- tokenizers
 
 
@@ -188,11 +181,12 @@ def test_what_fails_leaves_nothing(mistake, runs, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_model_card_says_what_was_trained(runs):
-    card = (runs["chars"][1] / "README.md").read_text(encoding="utf-8")
+def test_the_model_card_says_what_was_trained_and_the_config_where_a_text_ends(runs):
+    _, folder = runs["chars"]
+    card = (folder / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and "# chars-hf" in card
     assert "2 layers, 2 heads and 16 channels" in card and "- dataset: chars" in card
     assert "- training: 10 steps, 80 sequences" in card
-    assert "- lowest validation loss: " in card
-    defaults = json.loads((runs["bpe"][1] / "generation_config.json").read_text())
-    assert defaults["eos_token_id"] == 50256 and defaults["top_k"] == 200
+    for name, end in ("chars", None), ("bpe", 50256):
+        for file in "config.json", "generation_config.json":
+            assert json.loads((runs[name][1] / file).read_text())["eos_token_id"] == end

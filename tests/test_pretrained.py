@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import sample
 import train
 from internals import huggingface, starting
-from model import GPT, GPTConfig
+from model import GPT
 
 TINY = {"vocab_size": 61, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}
 
@@ -147,15 +147,6 @@ def test_narrow_weights_become_float32(tmp_path):
     assert_same(ours, model.eval())
 
 
-def test_other_names_of_the_same_settings_are_read():
-    plain = GPT2Config(**TINY | {"n_head": 4}).to_dict()
-    other = {{new: old for old, new in huggingface.ALIASES.items()}.get(k, k): v
-             for k, v in plain.items()}
-    assert GPTConfig(**huggingface.read_config(other)) == GPTConfig(
-        **huggingface.read_config(plain)) == GPTConfig(64, 61, 2, 4, 32, bias=True)
-    assert "num_attention_heads" in other and "n_head" not in other
-
-
 # ---- what is refused
 
 
@@ -203,13 +194,6 @@ def test_a_damaged_folder_is_told_in_one_line(mistake, tmp_path, damage, message
     assert message in mistake(sample.main, f"--init_from={tmp_path}")
 
 
-def test_a_shard_that_is_missing_is_named(mistake, tmp_path):
-    saved(theirs(), tmp_path, max_shard_size="20KB")
-    last = sorted(tmp_path.glob("*.safetensors"))[-1]
-    last.unlink()
-    assert last.name in mistake(sample.main, f"--init_from={tmp_path}")
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_of_weights_is_never_run(mistake, tmp_path, zipped):
     ran = tmp_path / "ran"
@@ -248,13 +232,6 @@ def test_a_name_is_asked_for_at_the_hub(hub, tmp_path):
     (name, patterns), = hub
     assert name == "gpt2" and "config.json" in patterns and "meta.json" in patterns
     assert not any("bin" in pattern for pattern in patterns)  # nor the same weights in old files
-
-
-def test_what_the_hub_has_as_pickles_only_is_asked_for_again(hub, tmp_path):
-    model = theirs()
-    saved(model, tmp_path / "some--one", model.state_dict())
-    assert_same(GPT.from_pretrained("some/one"), model)
-    assert len(hub) == 2 and "pytorch_model*.bin*" in hub[1][1]
 
 
 def test_without_the_hubs_package_the_line_says_what_to_install(mistake, monkeypatch):

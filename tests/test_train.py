@@ -19,7 +19,7 @@ from helpers import equal, log_of, losses, state
 
 import train
 from configurator import configure
-from internals import checkpoint, devices, outdir, runlog, signals, words
+from internals import checkpoint, devices, outdir, runlog, signals
 from model import GPT
 from train import (
     TrainConfig,
@@ -487,13 +487,6 @@ def test_a_log_line_has_the_mean_time_of_its_steps_and_the_rest_of_the_run(
     # each of the 8 processes could do 10 tokens per second; 90 steps of half a second, and
     # evaluations at 20, 40, 60, 80 and 100
     assert "| mfu 25.0% | eta 3m 15s" in capsys.readouterr().out
-
-
-def test_numbers_and_times_are_short():
-    numbers = {7: "7", 999: "999", 1000: "1.0k", 24140: "24.1k", 528123: "528k", 1.5e6: "1.5M"}
-    assert {number: runlog.short(number) for number in numbers} == numbers
-    times = {0: "0m 00s", 147: "2m 27s", 3599: "59m 59s", 3725: "1h 02m", 90000: "25h 00m"}
-    assert {seconds: words.duration(seconds) for seconds in times} == times
 
 
 def test_a_second_signal_within_a_second_is_the_same_one(monkeypatch):
