@@ -35,12 +35,12 @@ from train import (
 
 
 def test_learning_rate_warms_up_then_falls_along_a_cosine_and_stays_at_its_minimum():
-    cfg = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=10, max_iters=110)
+    cfg = TrainConfig(learning_rate=1.0, min_lr=0.2, warmup_iters=10, max_iters=110)
     rates = [learning_rate(step, cfg) for step in range(200)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
-    assert rates[10] == 1.0 and rates[60] == pytest.approx(0.55)
+    assert rates[10] == 1.0 and rates[60] == pytest.approx(0.6)
     assert all(a > b for a, b in itertools.pairwise(rates[10:111]))
-    assert rates[110:] == [0.1] * 90
+    assert rates[110:] == [0.2] * 90
     constant = replace(cfg, decay_lr=False)
     assert {learning_rate(step, constant) for step in (0, 1, 3000)} == {1.0}
 
