@@ -137,12 +137,14 @@ def learning_rate(step, cfg):
     if cfg.min_lr is not None:
         lowest = cfg.min_lr
     if cfg.cooldown:
-        left = (1 - step / cfg.decay_steps) / cfg.cooldown  # above 1 until the cooldown begins
+        left = 1 - step / cfg.decay_steps
+        left = left / cfg.cooldown  # above 1 until the cooldown begins
         left = min(1.0, max(0.0, left))
         return lowest + (highest - lowest) * left
     progress = (step - cfg.warmup_steps) / (cfg.decay_steps - cfg.warmup_steps)
     progress = min(1.0, progress)
-    return lowest + (highest - lowest) * (1 + math.cos(math.pi * progress)) / 2
+    left = (1 + math.cos(math.pi * progress)) / 2  # from 1 down to 0
+    return lowest + (highest - lowest) * left
 
 
 def sequences_per_epoch(n_tokens, block_size):
@@ -247,12 +249,13 @@ def evaluate(model, data, cfg, autocast, world, signals):
 def begin(cfg, model_cfg, start, world):
     """Build the Run: a new model, given weights, or a resumed run. start: the Checkpoint, whose
     model is None for a new model. Its tensors are moved out of it, to free their memory."""
-    device = world.device
     torch.manual_seed(cfg.seed)
     if start.model is None:
         model = GPT(model_cfg)
     else:
         model = GPT.from_weights(model_cfg, start.model)
+    world.device = devices.trusted(world.device, model)
+    device = world.device
     model = model.to(device)
     model = cpu.speed_up(model)  # on a CPU: replaces some modules by faster ones
     dtype = devices.find_dtype(cfg.dtype, device, model_cfg.n_embd)
