@@ -165,3 +165,13 @@ def log_of(cfg, size=1):
     world = SimpleNamespace(is_master=True, size=size, is_distributed=False,
                             device=torch.device("cpu"))
     return RunLog(run, cfg, data, world)
+
+
+class Payload:
+    """What unpickles as a command: it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
