@@ -98,8 +98,9 @@ function drawHeads(seen, at, vocab, config, off, progress) {
   const {n_layer, n_head} = config;
   if (!$("heads").firstChild) buildHeads(config);
   const labels = headLabels(seen, config, vocab);
-  const {loss, ablated} = seen;
-  const changes = ablated?.map((row) => row.map((without) => without - loss));
+  const {plainLoss, ablated} = seen;
+  const changes = plainLoss === null ? null
+    : ablated?.map((row) => row.map((without) => without - plainLoss));
   const largest = Math.max(0.05, ...(changes ?? []).map((row) => Math.max(...row.slice(0, n_head))));
   const ink = colorOf("--weight");
   for (let layer = 0; layer < n_layer; layer++) {
@@ -124,18 +125,18 @@ function drawHeads(seen, at, vocab, config, off, progress) {
 }
 
 function drawAblation(seen, at, config, off, progress) {
-  const {loss, ablated} = seen;
+  const {plainLoss, ablated} = seen;
   const {n_head} = config;
   const parts = [at.head, n_head].map((part) => [part, partName(at.layer, part, n_head)]);
   const sentences = [];
   if (seen.ids.length < 2) {
     sentences.push("The text is too short to have a loss.");
-  } else if (!ablated) {
+  } else if (!ablated || plainLoss === null) {
     sentences.push(`The loss without each part is being computed: ${percent(progress)} done.`);
   } else {
     const without = parts.map(([part, name]) => (
       `${fixed(ablated[at.layer][part], 3)} without ${name}`));
-    sentences.push(`The loss of this text is ${fixed(loss, 3)} nats per ${unit}, `
+    sentences.push(`The loss of this text is ${fixed(plainLoss, 3)} nats per ${unit}, `
       + `${without.join(", and ")}.`);
   }
   say($("ablation-reading"), ...sentences);
@@ -182,7 +183,10 @@ function drawMap(seen, at, vocab, config, isWhole, hover) {
   const side = canvas.clientWidth || 380;
   const ratio = globalThis.devicePixelRatio || 1;
   canvas.width = canvas.height = Math.round(side * ratio);
-  const margin = n <= WINDOW ? 18 : 0;
+  const names = seen.ids.slice(from, to).map((id) => visible(vocab[id]));
+  const isLong = names.some((name) => [...name].length > 1); // tokens of several characters
+  let margin = 0; // of the tokens on the axes
+  if (n <= WINDOW) margin = isLong ? 56 : 18;
   const cell = (side - margin) / n;
   canvas.geometry = {from, to, margin, cell};
   const context = canvas.getContext("2d");
@@ -205,19 +209,27 @@ function drawMap(seen, at, vocab, config, isWhole, hover) {
   if (margin) {
     context.fillStyle = ink.getPropertyValue("--ink");
     context.font = `${Math.min(14, cell)}px monospace`;
-    context.textAlign = "center";
     context.textBaseline = "middle";
-    for (let t = from; t < to; t++) {
-      const place = margin + (t - from + 0.5) * cell;
-      const text = [...visible(vocab[seen.ids[t]])].slice(0, 2).join("");
-      context.fillText(text, margin / 2, place, margin);
-      context.fillText(text, place, margin / 2, cell);
-    }
+    names.forEach((name, i) => drawName(context, name, margin + (i + 0.5) * cell, margin, isLong));
   }
   const label = headLabels(seen, config, vocab)[at.layer]?.[at.head];
   say($("map-title"), `Layer ${at.layer + 1}, head ${at.head + 1}`,
     label?.[0] ? `: ${labelText(label)}` : "");
   drawHover(seen, at, vocab, hover);
+}
+
+/** Write a token on both axes of the map; long ones are turned on the upper axis. */
+function drawName(context, name, place, margin, isLong) {
+  const text = [...name].slice(0, 7).join("");
+  context.textAlign = isLong ? "right" : "center";
+  const end = isLong ? margin - 4 : margin / 2;
+  context.fillText(text, end, place, margin);
+  if (!isLong) return context.fillText(text, place, margin / 2, margin);
+  context.save();
+  context.translate(place, end);
+  context.rotate(Math.PI / 2);
+  context.fillText(text, 0, 0, margin);
+  context.restore();
 }
 
 /** One line about the cell under the pointer, else about the strongest one of the selected row. */

@@ -665,6 +665,7 @@ async function start() {
   if (page.live) ages[data.main].ablated = data.moments[data.main].ablated_loss;
   if (canRun && !page.live) Object.assign(page, {moment: 0, main: 0});
   for (const id of ["editor", "sampling", "filters"]) $(id).hidden = !page.live;
+  document.body.classList.toggle("live", page.live);
   showAges(page.live);
   $("typed").value = decode(data.ids);
   drawTour(data.discoveries.filter(({moment}) => (moment ?? 0) < ages.length), ages);

@@ -10,13 +10,14 @@ function strip(vector) {
   })));
 }
 
-/** A table whose rows are vectors of numbers: [[name, vector], ...]. */
+/** A table: [[name, vector of numbers, or texts], ...]. */
 function table(rows) {
   return element("div", {class: "numbers", tabindex: "0", role: "group",
     "aria-label": "Numbers; scroll sideways"},
   element("table", {}, ...rows.map(([name, vector]) => element("tr", {},
     element("th", {scope: "row"}, name),
-    ...Array.from(vector, (value) => element("td", {}, signed(value, 2)))))));
+    ...Array.from(vector, (value) => element("td", {},
+      typeof value === "number" ? signed(value, 2) : value))))));
 }
 
 function row(...parts) {
@@ -85,8 +86,8 @@ function numbersOf(seen, at, vocab, data, cache, s) {
     "Values": () => [row("What attention adds, all heads together:"), strip(layer.attended)],
     "MLP": () => numbersOfMlp(seen, at, vocab, data.n_vocab),
     "Layers": () => [row("The stream after the last layer:"), strip(entry.x)],
-    "Probabilities": () => [table(entry.top.slice(0, 8).map(([id, p]) => (
-      [visible(vocab[id]), [entry.logits[id], p]])))],
+    "Probabilities": () => [table([["", ["logit", "p"]], ...entry.top.slice(0, 8).map(([id, p]) => (
+      [visible(vocab[id]), [entry.logits[id], percent(p)]]))])],
   };
 }
 
