@@ -5,22 +5,18 @@ Skipped if selenium, chromium or chromedriver is missing."""
 import itertools
 import json
 import shutil
-import sys
 from dataclasses import asdict, replace
 
+import look
 import numpy as np
 import pytest
 import torch
-from helpers import GPT2_TINY, MODERN_TINY, ROOT, model_of, tokens
+from helpers import GPT2_TINY, MODERN_TINY, model_of, tokens
 
-from internals import checkpoint
+from internals import checkpoint, checks
 from model import GPTConfig
 from prepare import tokenizer_from_meta
 from sample import Sampler, draw, make_cache, stream
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import look
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
 Keys = webdriver.Keys
@@ -32,6 +28,7 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "-
          "--disable-background-networking", "--disable-component-update", "--disable-sync")
 # text that would be dangerous as HTML, that changes the reading direction, or that is invisible
 HOSTILE = "</script><img src=x>&\"'\u202e\u05d0e\u0301😀\x00"
+MINUS = "\u2212"
 CHARS = "".join(sorted({*"\nabcdefghilmnoprstuvwy:ROMEJ", *HOSTILE}))
 
 
@@ -48,15 +45,15 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-def write_page(folder, out, n_snapshots=2):
+def write_page(folder, out, n_snapshots=2, config=GPT2_TINY):
     """The page of a model of random weights at step 30, and of snapshots of other weights at steps
     0, 10, ...; returns the model. folder: of the run."""
-    config = replace(GPT2_TINY, vocab_size=len(CHARS))
+    config = replace(config, vocab_size=len(CHARS))
     for number in range(n_snapshots):
         checkpoint.write_snapshot(folder, 10 * number, model_of(config, seed=number, spread=0.1))
     model = model_of(config, seed=9, spread=0.3)
     meta = {"tokenizer": "char", "chars": CHARS, "vocab_size": len(CHARS), "source": folder.name}
-    start = checkpoint.Checkpoint(model.state_dict(), asdict(config), meta, step=30)
+    start = checks.Checkpoint(model.state_dict(), asdict(config), meta, step=30)
     cfg = look.LookConfig(out_dir=str(folder), device="cpu")
     data = look.look(start, tokenizer_from_meta(meta), "ROMEO", cfg)
     out.write_text(look.page(data), encoding="utf-8")
@@ -307,7 +304,8 @@ def test_typing_stops_the_sampling_and_stays_where_it_is_typed(opened):
         $('typed').setSelectionRange(0, 0);""")
     opened.switch_to.active_element.send_keys("abc")
     finish(opened)
-    assert value(opened).startswith("abcROMEO") and not opened.execute_script("return page.sampling")
+    assert value(opened).startswith("abcROMEO")
+    assert not opened.execute_script("return page.sampling")
 
 
 def test_text_is_the_users_unless_the_model_has_sampled_it(opened):
@@ -375,6 +373,172 @@ def test_a_part_that_is_switched_off_changes_the_probabilities_as_in_pytorch(ope
     finish(opened)
     torch.testing.assert_close(computed(opened), logits_of(model, "ROMEO heard"), rtol=0, atol=1e-4)
     assert text(opened, "off-note") == ""
+
+
+def test_undo_and_redo_keep_text_and_prompt(opened):
+    """A word is one step."""
+    box = opened.find_element("id", "typed")
+    first = value(opened)
+    box.send_keys("abc")
+    finish(opened)
+    click(opened, "undo")
+    assert value(opened) == first
+    assert len(opened.find_elements("css selector", "#tokens .prompt")) == 5
+
+
+# ---- guides
+
+
+def test_each_discovery_shows_its_place_and_says_what_is_seen(opened):
+    found = opened.execute_script("return data.discoveries")
+    assert [each["kind"] for each in found] == ["lens", "previous", "time"]
+    set_text(opened, "heard")
+    for number, each in enumerate(found):
+        opened.find_elements("css selector", "#tour-buttons button")[number].click()
+        finish(opened)
+        state = opened.execute_script("return [at.token, at.layer, at.head, page.moment]")
+        assert state == [each["token"], each["layer"], each["head"],
+                         each.get("moment", opened.execute_script("return page.main"))]
+        assert len(opened.execute_script("return page.ids")) == 32
+        assert len(text(opened, "tour-text")) > 40
+        assert len(opened.find_elements("css selector", ".card.found")) == 1
+    probs = opened.execute_script("""
+        const t = arguments[0] - 1;
+        return [1, 0].map((back) => percent(seenAt(page.moment - back).entries[t].chance(
+          data.ids[t + 1]).p));""", found[2]["token"])
+    assert f"had {probs[0]}; at step" in text(opened, "tour-text")
+    assert f"it has {probs[1]}." in text(opened, "tour-text")
+
+
+def test_play_shows_each_step_of_the_training_and_stops_at_the_last(opened):
+    opened.execute_script("""
+        globalThis.shown = [];
+        globalThis.setTimeout = ((set) => (f, ms) => set(f, Math.min(ms ?? 0, 5)))(setTimeout);
+        const show = setMoment;
+        setMoment = (moment) => { shown.push(moment); show(moment); };
+        $('play').click();""")
+    opened.execute_async_script("""
+        const done = arguments[0];
+        const wait = () => (page.playing ? setTimeout(wait, 5) : done());
+        wait();""")
+    assert opened.execute_script("return shown") == [0, 1, 2]
+    assert "Play" in text(opened, "play")
+
+
+def test_the_address_restores_what_was_shown(browser, site):
+    open_page(browser, site[1])
+    set_text(browser, "ROMEO heard & so")
+    browser.execute_script("""
+        select(3); selectHead(1, 1); setMoment(1); toggle("0.1"); $("theme").click();""")
+    browser.execute_async_script("setTimeout(arguments[0], 400)")
+    finish(browser)
+    address = browser.current_url
+    theme = browser.execute_script("return document.documentElement.dataset.theme")
+    browser.get("about:blank")
+    browser.get(address)
+    finish(browser)
+    assert value(browser) == "ROMEO heard & so"
+    state = browser.execute_script("""
+        return [at.token, at.layer, at.head, page.moment, [...page.off],
+                document.documentElement.dataset.theme];""")
+    assert state == [3, 1, 1, 1, ["0.1"], theme]
+    browser.get(site[1].as_uri() + "#text=%E2%82%AC&token=99&head=7.x&step=3&off=9.9+a")
+    browser.refresh()  # what is wrong in an address is ignored
+    finish(browser)
+    assert value(browser) == "" and browser.get_log("browser") == []
+
+
+def test_a_picture_of_the_filmstrip_is_drawn(opened):
+    """It has the colors of the rows: full at step 0, less later."""
+    width, height, colors = opened.execute_script("""
+        const canvas = filmPicture(ages, page.prompt, vocab, nVocab, data.title);
+        const {data: pixels} = canvas.getContext("2d").getImageData(
+          0, 0, canvas.width, canvas.height);
+        return [canvas.width, canvas.height, new Set(new Uint32Array(pixels.buffer)).size];""")
+    assert width > 1200 and height > 300 and colors > 20
+
+
+# ---- attention
+
+
+def test_heads_are_named_by_what_they_look_at(opened):
+    """In a text of 8 tokens, a head that gives 80% of its weight to a target, the rest evenly."""
+    names = opened.execute_script("""
+        const text = [...'ab\\ncabab'].map((char) => idOf.get(char));
+        const rows = (target) => text.map((_, t) => {
+          const even = Array.from({length: t + 1}, () => 0.2 / (t + 1));
+          even[target(t)] += 0.8;
+          return even;
+        });
+        return [(t) => Math.max(0, t - 1), (t) => t, () => 0, (t) => (t > 2 ? 2 : t)]
+          .map((target) => headLabel(text, rows(target), vocab))
+          .concat([headLabel(text, text.map((_, t) => Array(t + 1).fill(1 / (t + 1))), vocab)]);""")
+    assert [name for name, _ in names] == [
+        "previous character", "itself", "first character", "line breaks",
+        "spread over 5 characters"]
+    assert all(0.8 < share < 0.9 for _, share in names[:4])
+
+
+def test_the_pointer_reads_the_map(opened, site):
+    """The cell of token 5 looking at token 3."""
+    opened.execute_script("selectHead(0, 1); select(8)")
+    finish(opened)
+    reading = opened.execute_script("""
+        const {from, margin, cell} = $("map").geometry;
+        const place = (i) => margin + (i - from + 0.5) * cell;
+        const box = $("map").getBoundingClientRect();
+        $("map").dispatchEvent(new PointerEvent("pointermove", {
+          clientX: box.left + $("map").clientLeft + place(3),
+          clientY: box.top + $("map").clientTop + place(5)}));
+        return [page.hover, seenNow().entries[5].attention[0][1][3]];""")
+    assert reading[0] == [5, 3]
+    percent = opened.execute_script("return percent(arguments[0])", reading[1])
+    assert text(opened, "map-reading").endswith(f"2 back: {percent}")
+
+
+@pytest.mark.parametrize("width", [400, 768, 1024, 1400])
+def test_nothing_is_too_narrow_at_any_width(browser, tmp_path, width):
+    """12 layers of 12 heads: cells of at least 24 px, no sideways scrolling, nothing blank."""
+    write_page(tmp_path, tmp_path / "x.html", 0,
+               replace(GPT2_TINY, n_layer=12, n_head=12, n_embd=24))
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    open_page(browser, tmp_path / "x.html")
+    cells, page_width, hidden = browser.execute_script("""
+        const width = (node) => node.getBoundingClientRect().width;
+        return [Math.min(...[...document.querySelectorAll(".heads .cell")].map(width)),
+                document.documentElement.scrollWidth,
+                [...document.querySelectorAll(".card")].filter(
+                  (card) => getComputedStyle(card).contentVisibility === "auto").length];""")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert cells >= 24 and page_width <= width and hidden == 0
+
+
+def test_the_numbers_of_the_walkthrough_are_pytorchs(opened, site):
+    """q, k, their product, the score and the weight, of the strongest key."""
+    set_text(opened, "ROMEO heard")
+    opened.execute_script("selectHead(1, 1); select(6)")
+    opened.execute_script("for (const step of $('walk').querySelectorAll('details')) step.open = 1")
+    finish(opened)
+    attn = site[0].transformer.h[1].attn
+    kept = []
+    hook = attn.attend.register_forward_pre_hook(lambda _, inputs: kept.append(inputs))
+    logits_of(site[0], "ROMEO heard")
+    hook.remove()
+    q, k = kept[0][0][0, 1, 6], kept[0][1][0, 1]
+    s = (k[:7] @ q).argmax().item()
+    rows = opened.find_elements("css selector", "#walk li:nth-child(4) tr")
+    shown = [[float(cell.text.replace(MINUS, "-"))
+              for cell in row.find_elements("css selector", "td")] for row in rows]
+    expected = torch.stack((q, k[s], q * k[s]))
+    torch.testing.assert_close(torch.tensor(shown), expected, rtol=0, atol=0.0051)
+    score = attn.attend.scale * q @ k[s]
+    numbers = text(opened, "walk")
+    assert f"it is the score, {score:+.2f}.".replace("-", MINUS) in numbers
+    weight = attn.attend.weights[0, 1, 6, s].item()
+    assert "makes it " + opened.execute_script("return percent(arguments[0])", weight) in numbers
+    neurons = opened.find_elements("css selector", ".neurons li")
+    assert len(neurons) == 5
 
 
 CHOICES = {"pos": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"),
@@ -506,11 +670,11 @@ def test_a_page_without_the_model_shows_the_recorded_values_and_says_why(browser
     assert "character 9 of 32" in text(browser, "selection")
     assert text(browser, "ablation-reading").startswith("The loss of this text is")
     votes = browser.execute_script("return seenNow().entries[8].votes")
-    assert f"sum to {sum(votes):+.3f}".replace("-", "−") in text(browser, "votes-sum")
-    label = text(browser, "moment-label")
+    assert f"sum to {sum(votes):+.3f}".replace("-", MINUS) in text(browser, "votes-sum")
+    before = text(browser, "moment-label")
     browser.find_element("id", "moment").send_keys(Keys.HOME)
     finish(browser)
-    assert text(browser, "moment-label") != label
+    assert text(browser, "moment-label") != before
     assert len(browser.find_elements("css selector", "#film li")) == 3
     assert browser.get_log("browser") == []
 

@@ -111,7 +111,9 @@ class LiveText {
     while (same < ids.length && ids[same] === this.ids[same]) same++;
     if (same === this.ids.length && ids.length === same + 1) return this.append(ids[same]);
     this.ids = ids;
-    const fits = same > this.start && ids.length - this.start <= block_size;
+    const isShort = ids.length <= block_size; // then nothing is out of the window
+    const fits = same > this.start && ids.length - this.start <= block_size
+      && (this.start === 0 || !isShort);
     this.keep(fits ? same - this.start : 0);
     if (!fits) this.start = Math.max(0, ids.length - block_size);
   }

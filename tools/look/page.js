@@ -27,7 +27,7 @@ const page = {
   hover: null, // the cell of the map under the pointer
   past: [], future: [], // texts, for undo and redo
   sampling: false, playing: false,
-  working: true, changed: 0, typedAt: 0,
+  working: true, changed: 0, isTyping: false,
 };
 
 // ---- what is shown
@@ -215,11 +215,18 @@ function encode(text) {
 
 const decode = (ids) => ids.map((id) => vocab[id]).join("");
 
-function typed() {
+/** Typed or deleted characters of one word are one step of undo. */
+function continuesWord({inputType, data: char}) {
+  if (inputType !== page.inputType || !page.isTyping) return false;
+  return inputType === "deleteContentBackward"
+    || (inputType === "insertText" && !/\s/.test(char ?? ""));
+}
+
+function typed(event) {
   const box = $("typed");
-  const isNew = performance.now() > page.typedAt + 1000;
-  if (isNew) keepForUndo();
-  page.typedAt = performance.now();
+  if (!continuesWord(event)) keepForUndo();
+  page.isTyping = true;
+  page.inputType = event.inputType;
   page.branch = null;
   const [ids, unknown] = encode(box.value);
   const names = unknown.slice(0, 10).map(visible).join(" ");
@@ -272,6 +279,7 @@ const snapshotOfText = () => ({
 });
 
 function keepForUndo() {
+  page.isTyping = false;
   page.past.push(snapshotOfText());
   if (page.past.length > 200) page.past.shift();
   page.future = [];
@@ -282,9 +290,9 @@ function goBack(from, to) {
   const text = from.pop();
   if (!text) return;
   setSampling(false);
+  page.isTyping = false;
   to.push(snapshotOfText());
   page.branch = text.branch;
-  page.typedAt = 0;
   $("typed").value = decode(text.ids);
   say($("unknown"));
   setText(text.ids, text.promptLength, text.token);
