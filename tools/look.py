@@ -34,7 +34,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configurator import build, configure
-from internals import checkpoint, starting
+from internals import checkpoint, checks, starting
 from internals.cpu import replace
 from internals.devices import find_device
 from internals.errors import UserError, one_line_errors
@@ -520,67 +520,111 @@ def discoveries(shown, ids, attention, n_prompt, probs):
 # The page
 
 
-def moments_of(start, tokenizer, cfg, settings, idx, n_prompt, why):
-    """What the page has of each step of the training, and the Recordings of the main one: (moments,
-    main, Recording, discoveries). why: why the model does not run in the page, or None."""
-    device = idx.device
-    n_vocab = tokenizer.n_vocab
-    live = why is None
-    paths = {}
-    if cfg.init_from == "resume":
-        run = Path(cfg.out_dir)
-        paths = checkpoint.snapshot_paths(run.parent if run.is_file() else run)
-    limit = MAX_MOMENTS
-    if live:  # as many as fit: a weight takes about a byte
-        count = sum(weight.numel() for weight in stored_weights(start.model, settings).values())
-        limit = min(limit, MAX_WEIGHTS // count)
-    live_snapshots = live and limit >= 3
-    if not live_snapshots:
-        limit = MAX_MOMENTS
-    steps = chosen_steps(paths, start.step, limit)
-    T = idx.shape[1]
-    size = len(steps) * settings.n_layer * settings.n_head * T * (T + 1)
+@dataclass
+class Page:
+    """What goes into one page."""
+
+    cfg: LookConfig
+    start: checks.Checkpoint
+    settings: GPTConfig
+    tokenizer: object
+    idx: torch.Tensor  # (1, T): the prompt, and what the model has sampled after it
+    n_prompt: int  # tokens of the prompt
+    why_not_live: str | None  # None: the model runs in the page
+
+
+def snapshots_of(cfg):
+    """{step: path} of the snapshots of a run; {} if the model is not one of a run."""
+    if cfg.init_from != "resume":
+        return {}
+    run = Path(cfg.out_dir)
+    if run.is_file():
+        run = run.parent
+    return checkpoint.snapshot_paths(run)
+
+
+def levels_of(this, paths):
+    """{step: levels} of the steps of the training that the page shows: how the weights are rounded,
+    or None if they are not in the page. Snapshots are in it if at least three models fit."""
+    main = this.start.step
+    if this.why_not_live:
+        return dict.fromkeys(chosen_steps(paths, main, MAX_MOMENTS))
+    stored = stored_weights(this.start.model, this.settings)
+    count = sum(weight.numel() for weight in stored.values())
+    n_fit = MAX_WEIGHTS // count  # a weight takes about a byte
+    if n_fit < 3:
+        levels = dict.fromkeys(chosen_steps(paths, main, MAX_MOMENTS))
+    else:
+        steps = chosen_steps(paths, main, min(n_fit, MAX_MOMENTS))
+        levels = dict.fromkeys(steps, SNAPSHOT_LEVELS)
+    levels[main] = LEVELS
+    return levels
+
+
+def check_attention(this, n_moments):
+    """Raises UserError if the attention weights would make the file too large."""
+    T = this.idx.shape[1]
+    size = n_moments * this.settings.n_layer * this.settings.n_head * T * (T + 1)
     if size > MAX_ATTENTION:
         raise UserError(f"the attention weights of {T:,} tokens would take {size / 2**20:,.0f} MB "
                         f"in the file, and at most {MAX_ATTENTION / 2**20:.0f} MB are allowed: use "
                         "a shorter prompt, or a smaller max_new_tokens")
+
+
+def live_part(this, weights, levels, seen):
+    """What the page needs to run a model: its weights, and values to check it with."""
+    part = {"weights": packed_weights(weights, this.settings, levels), "exact_loss": None}
+    part["logits"] = packed(seen.logits[-1], "<f4")
+    if this.idx.shape[1] > 1:
+        exact = GPT.from_weights(this.settings, weights).to(this.idx.device).eval()
+        with torch.no_grad():
+            logits = exact(this.idx, this.idx)[0][0]
+        part["exact_loss"] = numbers(text_loss(logits, this.idx, this.tokenizer.n_vocab))
+    return part
+
+
+def moments_of(this):
+    """What the page has of each step of the training, and its main model's: (moments, the number of
+    the main one, its Recording, what there is to find)."""
+    paths = snapshots_of(this.cfg)
+    levels = levels_of(this, paths)
+    check_attention(this, len(levels))
+    prompt = this.idx[:, :this.n_prompt]
     moments = []
     probs = []
-    for step in steps:
-        is_main = step == start.step
-        weights = start.model
+    for step in levels:
+        is_main = step == this.start.step
+        weights = this.start.model
         if not is_main:  # the checkpoint has the same weights as the snapshot of its step
-            weights = checkpoint.read_snapshot(paths[step], start.model_args)
-        levels = None
-        if live and is_main:
-            levels = LEVELS
-        elif live_snapshots:
-            levels = SNAPSHOT_LEVELS
-        model = build_model(weights, settings, device, levels)
-        shown, seen = moment(model, idx, n_vocab)
+            weights = checkpoint.read_snapshot(paths[step], this.start.model_args)
+        model = build_model(weights, this.settings, this.idx.device, levels[step])
+        shown, seen = moment(model, this.idx, this.tokenizer.n_vocab)
         probs.append(shown["next_prob"])
-        ids, chances = continuation(model, tokenizer, idx[:, :n_prompt], FILM_TOKENS, cfg)
         if is_main:
-            main_shown = shown
+            main = shown
             main_seen = seen
-        elif levels is not None:  # the page computes the rest itself
+        elif levels[step] is not None:  # the page computes the rest itself
             shown = {"loss": shown["loss"]}
-        if levels is not None:
-            shown["weights"] = packed_weights(weights, settings, levels)
-            shown["logits"] = packed(seen.logits[-1], "<f4")  # to check the page's own
-            exact = build_model(weights, settings, device)
-            with torch.no_grad():
-                logits = exact(idx, idx)[0][0]
-            shown["exact_loss"] = None
-            if T > 1:
-                shown["exact_loss"] = numbers(text_loss(logits, idx, n_vocab))
+        if levels[step] is not None:
+            shown |= live_part(this, weights, levels[step], seen)
+        ids, chances = continuation(model, this.tokenizer, prompt, FILM_TOKENS, this.cfg)
         shown["step"] = step
         shown["film_ids"] = ids
         shown["film_probs"] = numbers(torch.tensor(chances))
         moments.append(shown)
-    main = moments.index(main_shown)
-    found = discoveries(main_shown, idx[0].tolist(), main_seen.attention, n_prompt, probs)
-    return moments, main, main_seen, found
+    ids = this.idx[0].tolist()
+    found = discoveries(main, ids, main_seen.attention, this.n_prompt, probs)
+    return moments, moments.index(main), main_seen, found
+
+
+def used_vocabulary(this, moments):
+    """{id: text} of all tokens that a page without the model shows."""
+    used = set(this.idx[0].tolist())
+    for shown in moments:
+        used.update(shown["film_ids"])
+        for row in itertools.chain(shown["top_ids"], shown["lens_ids"]):
+            used.update(row)
+    return {i: text_of(this.tokenizer, i) for i in sorted(used)}
 
 
 def look(start, tokenizer, prompt, cfg):
@@ -588,43 +632,42 @@ def look(start, tokenizer, prompt, cfg):
     settings = build(GPTConfig, start.model_args)
     device = find_device(cfg.device)
     why = why_not_live(tokenizer, start.model, settings)
+    levels = LEVELS
+    if why:
+        levels = None
+    model = build_model(start.model, settings, device, levels)
     ids = torch.from_numpy(tokenizer.encode(prompt, special=True))[None]
     n_prompt = ids.shape[1]
     n_new = new_tokens(n_prompt, settings.block_size, cfg)
-    plain = build_model(start.model, settings, device, None if why else LEVELS)
-    new, _ = continuation(plain, tokenizer, ids, n_new, cfg)
+    new, _ = continuation(model, tokenizer, ids, n_new, cfg)
     idx = torch.cat((ids, torch.tensor([new], dtype=torch.int64)), dim=1).to(device)
-    moments, main, seen, found = moments_of(start, tokenizer, cfg, settings, idx, n_prompt, why)
+    this = Page(cfg, start, settings, tokenizer, idx, n_prompt, why)
+    moments, main, seen, found = moments_of(this)
 
-    parameters = sum(p.numel() for p in plain.parameters())
     name = cfg.init_from
     if cfg.init_from == "resume":
         name = cfg.out_dir
-    val_loss = None
-    if 0 < start.best_loss < math.inf:
-        val_loss = start.best_loss
+    unit = "token"
+    if isinstance(tokenizer, CharTokenizer):
+        unit = "character"
+    parameters = sum(p.numel() for p in model.parameters())
     data = {
-        # only the last part of a path: the page is made to be sent to others
-        "name": printable(re.split(r"[/\\]", str(name).rstrip("/\\"))[-1]),
+        "name": printable(Path(name).resolve().name),  # no path: the page is sent to others
         "title": printable(title(parameters, tokenizer, start.meta)),
-        "unit": "character" if isinstance(tokenizer, CharTokenizer) else "token",
-        "config": asdict(settings), "parameters": parameters, "val_loss": val_loss,
+        "unit": unit, "config": asdict(settings), "parameters": parameters, "val_loss": None,
         "n_vocab": tokenizer.n_vocab, "prompt_length": n_prompt, "ids": idx[0].tolist(),
         "moments": moments, "main": main, "why_not_live": why,
         "sampled": {"temperature": cfg.temperature, "top_k": cfg.top_k},
-        "film_tokens": FILM_TOKENS, "dice": dice(cfg.seed, FILM_TOKENS),
+        "dice": dice(cfg.seed, FILM_TOKENS),
         "open": found["open"], "discoveries": found["list"],
     }
-    if why is None:
+    if 0 < start.best_loss < math.inf:
+        data["val_loss"] = start.best_loss
+    if why:
+        data["vocab"] = used_vocabulary(this, moments)
+    else:
         data["vocab"] = list(tokenizer.chars)
         data["logits"] = packed(seen.logits, "<f4")
-    else:
-        used = set(data["ids"])
-        for shown in moments:
-            used.update(shown["film_ids"])
-            for row in itertools.chain(shown["top_ids"], shown["lens_ids"]):
-                used.update(row)
-        data["vocab"] = {i: text_of(tokenizer, i) for i in sorted(used)}
     return data
 
 
