@@ -3,6 +3,7 @@
 
 const TOLERANCE = 1e-3; // the largest difference from PyTorch's logits with which the model is used
 const WORK_MS = 8; // time per frame for the model, so that typing and drawing never wait for it
+const DRAW_MS = 60; // while more is computed, the page is drawn that often
 const QUIET_MS = 300; // long work begins when the text has not changed for that long
 const PLAY_MS = 700; // how long the training shows each step
 
@@ -27,7 +28,7 @@ const page = {
   hover: null, // the cell of the map under the pointer
   past: [], future: [], // texts, for undo and redo
   sampling: false, playing: false,
-  working: true, changed: 0, isTyping: false,
+  working: true, changed: 0, isTyping: false, isStale: false, drawn: 0,
 };
 
 // ---- what is shown
@@ -162,15 +163,16 @@ function workOnce() {
 
 function work() {
   const end = performance.now() + WORK_MS;
+  const wasSampling = page.sampling;
   let done = QUIETLY;
-  let isShown = false;
   while (done >= QUIETLY && performance.now() < end) {
-    const wasSampling = page.sampling;
     done = workOnce();
-    if (done === SHOWN) isShown = true;
+    if (done === SHOWN) page.isStale = true;
     if (wasSampling) break; // one token per frame, so that you can watch
   }
-  if (isShown) {
+  const isTime = done !== SHOWN || wasSampling || performance.now() > page.drawn + DRAW_MS;
+  if (page.isStale && isTime) {
+    page.isStale = false;
     page.drawn = performance.now();
     redraw();
   }
@@ -631,8 +633,12 @@ function proofOf(difference) {
       + "This page shows recorded values.";
   }
   const {loss, exact_loss: exact} = data.moments[data.main];
-  const cost = loss === null ? ""
-    : ` Rounding changed the loss of the recorded text from ${fixed(exact, 4)} to ${fixed(loss, 4)}.`;
+  const snapshots = data.moments.filter(({weights}, i) => weights && i !== data.main);
+  const most = Math.max(0, ...snapshots.map((m) => Math.abs(m.loss - m.exact_loss)));
+  const others = snapshots.length === 0 ? ""
+    : `; those of the snapshots, to 6 bits, changed it by at most ${fixed(most, 4)}`;
+  const cost = loss === null ? "" : " Rounding changed the loss of the recorded text from "
+    + `${fixed(exact, 4)} to ${fixed(loss, 4)} nats per ${unit}${others}.`;
   return `The model runs in this page, with weights rounded to 8 bits. Its logits differ by at most `
     + `${shown} from those of PyTorch with the same weights.${cost}`;
 }
