@@ -438,12 +438,13 @@ def title(parameters, tokenizer, meta):
 # What there is to find
 
 
-def turning_point(shown, ids, first):
+def turning_point(shown, ids, first, spaces):
     """The position at which a late layer turns a wrong guess into a confident right one.
 
-    shown: a moment. Positions before `first`, and the last one, which no token follows, do not
-    count. Returns (position, row): the row of the lens that is the first with the right answer.
-    Without such a position: the one at which the model is most confident, and the last row."""
+    shown: a moment. spaces: ids of white space, which is less interesting, so it counts a quarter.
+    Positions before `first`, and the last one, which no token follows, do not count.
+    Returns (position, row): the row of the lens that is the first with the right answer. Without
+    such a position: the one at which the model gave most to what came, and None."""
     n_rows = len(shown["lens_ids"])
     best = (0.0, None)
     for t in range(min(first, len(ids) - 2), len(ids) - 1):
@@ -456,13 +457,15 @@ def turning_point(shown, ids, first):
         right = shown["lens_probs"][-1][t]
         wrong = shown["lens_probs"][row - 1][t]
         score = right**2 * wrong * row / (n_rows - 1)
+        if guesses[-1] in spaces:
+            score /= 4
         if score > best[0]:
             best = (score, (t, row))
     if best[1] is not None:
         return best[1]
     confidence = shown["next_prob"]
     t = max(range(min(first, len(ids) - 2), len(ids) - 1), key=confidence.__getitem__)
-    return t, n_rows - 1
+    return t, None
 
 
 def largest_loss(shown, n_head):
@@ -482,38 +485,40 @@ def previous_token_head(attention):
     return layer, number, shares[layer, number].item()
 
 
-def most_learned(probs):
+def most_learned(probs, ids, spaces):
     """(moment, position): the position whose next token gained most probability from one moment to
-    the next. probs: at each moment, the probabilities (T - 1) of the tokens that came."""
+    the next. White space, which is learned first, counts a quarter. probs: at each moment, the
+    probabilities (T - 1) of the tokens that came, ids[1:]."""
     probs = torch.tensor(probs)
     gains = probs[1:] - probs[:-1]
+    is_space = torch.tensor([i in spaces for i in ids[1:]])
+    gains[:, is_space] /= 4
     number, position = divmod(gains.argmax().item(), gains.shape[1])
     return number + 1, position
 
 
-def discoveries(shown, ids, attention, n_prompt, probs):
+def discoveries(shown, ids, attention, n_prompt, probs, spaces):
     """Where the page opens, and three things to find in it, as settings of the page.
 
-    probs: at each moment, the probabilities of the tokens that came."""
+    spaces: the ids of white space. probs: at each moment, the probabilities of the tokens that
+    came."""
     n_head = attention.shape[1]
     if len(ids) < 3:
         return {"open": {"token": 0, "layer": 0, "head": 0}, "list": []}
-    token, row = turning_point(shown, ids, n_prompt - 1)
+    token, row = turning_point(shown, ids, n_prompt - 1, spaces)
     layer, number = largest_loss(shown, n_head)
     opening = {"token": token, "layer": layer, "head": number}
     back_layer, back_head, share = previous_token_head(attention)
-    found = [
-        {"kind": "lens", "token": token, "row": row, "layer": layer, "head": number},
-        {"kind": "previous", "token": token, "layer": back_layer, "head": back_head,
-         "share": share},
-    ]
+    found = []
+    if row is not None:
+        found.append({"kind": "lens", "row": row} | opening)
+    found.append({"kind": "previous", "token": token, "layer": back_layer, "head": back_head,
+                  "share": share})
     if len(probs) > 1:
-        when, where = most_learned(probs)
-        found.append({"kind": "time", "token": where + 1, "moment": when, "layer": layer,
-                      "head": number})
-    else:
-        found.append({"kind": "cause", "token": token, "layer": layer, "head": number})
-    return {"open": opening, "list": found}
+        when, where = most_learned(probs, ids, spaces)
+        found.append({"kind": "time", "moment": when} | opening | {"token": where + 1})
+    found.append({"kind": "cause"} | opening)
+    return {"open": opening, "list": found[:3]}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -613,7 +618,8 @@ def moments_of(this):
         shown["film_probs"] = numbers(torch.tensor(chances))
         moments.append(shown)
     ids = this.idx[0].tolist()
-    found = discoveries(main, ids, main_seen.attention, this.n_prompt, probs)
+    spaces = {i for i in set(ids) if not text_of(this.tokenizer, i).strip()}
+    found = discoveries(main, ids, main_seen.attention, this.n_prompt, probs, spaces)
     return moments, moments.index(main), main_seen, found
 
 

@@ -666,7 +666,7 @@ async function start() {
   }
   const canRun = !data.why_not_live;
   for (const id of ["editor", "sampling", "filters"]) $(id).hidden = !canRun;
-  showAges(canRun);
+  showAges();
   drawTop();
   drawBottom();
   if (canRun) {
@@ -680,7 +680,7 @@ async function start() {
   if (canRun && !page.live) Object.assign(page, {moment: 0, main: 0});
   for (const id of ["editor", "sampling", "filters"]) $(id).hidden = !page.live;
   document.body.classList.toggle("live", page.live);
-  showAges(page.live);
+  showAges();
   $("typed").value = decode(data.ids);
   drawTour(data.discoveries.filter(({moment}) => (moment ?? 0) < ages.length), ages);
   page.working = false;

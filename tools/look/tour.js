@@ -5,23 +5,25 @@
 /** The name of each discovery, the card it is about, and the sentence that explains it. */
 const TOUR = {
   lens: {
-    title: ({row}) => `${row === 0 ? "The embedding" : `Layer ${row}`} changes the answer`,
+    title: ({row}) => `Layer ${row} changes the answer`,
     card: "lens-card",
     explain: ({token, row}, seen, vocab) => {
       const {lens} = seen.entries[token];
       const last = lens.length - 1;
-      return ["After ", context(seen, token, vocab), `, ${rowName(Math.max(0, row - 1))} still `
-        + "guesses ", word(vocab[lens[Math.max(0, row - 1)][0]]),
-        ` (${percent(lens[Math.max(0, row - 1)][1])}). `, `From ${rowName(row)} on it is `,
+      const before = row === 1 ? "the embedding" : rowName(row - 1);
+      const [guess, p] = lens[row - 1];
+      return ["After ", context(seen, token, vocab), `, ${before} still guesses `,
+        word(vocab[guess]), ` (${percent(p)}). From ${rowName(row)} on it is `,
         word(vocab[lens[row][0]]), `, at the end with ${percent(lens[last][1])}.`];
     },
   },
   previous: {
-    title: () => `A head that looks one ${unit} back`,
+    title: () => `The head that looks back one ${unit}`,
     card: "attention-card",
     explain: ({layer, head, share}) => [
       `Head ${head + 1} of layer ${layer + 1} gives ${percent(share)} of its weight to the previous `
-      + `${unit}, more than any other head: its map is dark just below the diagonal.`],
+      + `${unit}, more than any other head${share >= CLEAR ? ": its map is dark just below the "
+        + "diagonal" : ""}.`],
   },
   time: {
     title: ({moment}, ages) => `What step ${grouped(ages[moment].step)} has learned`,
@@ -50,6 +52,8 @@ const TOUR = {
 /** Draw a button per discovery. */
 function drawTour(discoveries, ages) {
   $("tour").hidden = discoveries.length === 0;
+  const isThree = discoveries.length === 3;
+  $("tour-title").textContent = isThree ? "Three things to find" : "Things to find";
   $("tour-buttons").replaceChildren(...discoveries.map((found, i) => element("button", {
     type: "button", "data-found": i,
   }, `${i + 1}. ${TOUR[found.kind].title(found, ages)}`)));

@@ -71,7 +71,8 @@ const bits = (p) => -Math.log2(p);
 function percent(p) {
   if (p > 0 && p < 0.0005) return "<0.1%";
   if (p > 0.9995 && p < 1) return ">99.9%";
-  return `${(100 * p).toFixed(p > 0 && p < 0.0995 ? 1 : 0)}%`;
+  const isNearEnd = (p > 0 && p < 0.0995) || (p > 0.9895 && p < 1);
+  return `${(100 * p).toFixed(isNearEnd ? 1 : 0)}%`;
 }
 
 /** A change with its sign: +0.120, −0.003, 0.000. */
