@@ -346,19 +346,24 @@ class Rule:
         self.plan = plan
         runs = plan.corners()
         losses, _ = plan.results(runs)
+        losses = losses.reshape(-1, len(RATES) * len(SEEDS))  # one row per corner
         rows = []
         values = []
-        per_corner = len(RATES) * len(SEEDS)
-        for i in range(0, len(runs), per_corner):
-            relative = losses[i:i + per_corner] / losses[i:i + per_corner].mean()
-            x = np.log([run.factor for run in runs[i:i + per_corner]])
-            k, s, _ = np.polyfit(x, relative, 2)
-            self.curvature = max(k, 1e-6)  # after the loop, that of the largest run
-            rows.append(self.curvature * self.terms(runs[i].n_embd, runs[i].steps))
+        for corner, of_corner in zip(runs[::losses.shape[1]], losses, strict=True):
+            guess = math.log(plan.guess(corner.n_embd, corner.steps))
+            x = guess + np.log(RATES).repeat(len(SEEDS))
+            k, s, _ = np.polyfit(x, of_corner / of_corner.mean(), 2)
+            rows.append(max(k, 1e-6) * self.terms(corner.n_embd, corner.steps))
             values.append(-s / 2)
         rows = np.array(rows)
+        self.curvature = rows[-1, 0]  # k of the largest run
         self.p, squares, _, _ = np.linalg.lstsq(rows, np.array(values))
-        self.covariance = squares.sum() * np.linalg.inv(rows.T @ rows)
+        # the variance of s / 2: from the misfit or, if it is larger, from the noise between seeds
+        by_seed = losses.reshape(-1, len(SEEDS))
+        noise = by_seed.var(axis=1, ddof=1) / by_seed.mean(axis=1) ** 2
+        variance = noise.mean() / (4 * len(SEEDS) * np.log(RATES).var() * len(RATES))
+        variance = max(variance, squares.sum())
+        self.covariance = variance * np.linalg.inv(rows.T @ rows)
         for run in runs:
             offset = self.factor(run.n_embd, run.steps) / plan.guess(run.n_embd, run.steps)
             if not min(RATES) <= offset <= max(RATES):
