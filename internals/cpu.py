@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from configurator import UserError
+from internals.errors import UserError
 from model import Attend, ReLU2
 
 WIDE = 256  # minimum n_embd for which bfloat16 weights and packed layers make sampling faster

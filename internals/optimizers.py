@@ -81,7 +81,10 @@ class Muon(torch.optim.Optimizer):
         """named: {name: (out, in) matrix}. dtype: of the matrix products in `orthogonal`."""
         groups = {}
         for name, p in named.items():
-            parts = 3 if name.endswith("c_attn.weight") else 1  # c_attn holds q, k and v
+            rows, columns = p.shape
+            parts = 1
+            if name.endswith("c_attn.weight") and rows == 3 * columns:
+                parts = 3  # q, k and v
             groups.setdefault((tuple(p.shape), parts), []).append(p)
         super().__init__([{"params": params, "parts": parts}
                           for (_, parts), params in groups.items()],

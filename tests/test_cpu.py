@@ -9,7 +9,6 @@ import torch
 from helpers import GPT2_TINY, MODELS, MODERN, model_of, tokens
 from torch.nn import functional as F
 
-from configurator import UserError
 from internals.cpu import (
     CPUAttend,
     CPUDropout,
@@ -21,6 +20,7 @@ from internals.cpu import (
     speed_up,
 )
 from internals.devices import for_sampling
+from internals.errors import UserError
 from model import GPT, Attend, GPTConfig, ReLU2
 from sample import KVCache, Sampler, make_cache, next_logits, stream
 
