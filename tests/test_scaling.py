@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import scaling
 from scaling import Fit, Law, fit_law, non_negative
 
-from configurator import UserError
+from internals.errors import UserError
 from model import GPT, GPTConfig
 
 N = np.repeat([7.3e3, 26.8e3, 58.7e3, 86e3], 5)  # a ladder of four sizes and five horizons

@@ -33,8 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from plot import read_run
 
-from configurator import UserError, build, configure, one_line_errors, read_settings
+from configurator import build, configure, read_settings
 from internals.dataset import load
+from internals.errors import UserError, one_line_errors
 from internals.files import DATA, replacing
 from internals.limits import Count, NonNegative, Positive
 from internals.plots import picture
