@@ -379,7 +379,8 @@ class Rule:
         return np.array([1.0, math.log(width), math.log(horizon)])
 
     def factor(self, n_embd, steps):
-        return float(np.exp(self.terms(n_embd, steps) @ self.p))
+        factor = np.exp(self.terms(n_embd, steps) @ self.p)
+        return float(f"{factor:.4g}")  # rounded, because it is part of the hash of a folder
 
     def penalty(self, run):
         """By which share the loss of a run is higher because its factor is uncertain: k var(x)."""
@@ -505,7 +506,7 @@ def refuse_changed(plan, data):
                         "plan again")
 
 
-def plan(cfg):
+def plan_ladder(cfg):
     """Choose the largest ladder that fits into the minutes, time for the learning rates included,
     and whose largest run has at most 1 / LEAST_RATIO of the FLOPs of the large run."""
     alone = read_target(cfg, cfg.out_dir)
@@ -546,7 +547,7 @@ def plan(cfg):
           f"--out_dir={cfg.out_dir}")
 
 
-def run(cfg):
+def train_runs(cfg):
     """Train the search for learning rates, the ladder, and the large runs that are predicted."""
     plan = read_plan(cfg.out_dir)
     refuse_changed(plan, identify(plan.settings))
@@ -565,7 +566,7 @@ def predictions(out_dir):
     return sorted(Path(out_dir).glob("target-*/prediction.json"))
 
 
-def fit(cfg):
+def print_fit(cfg):
     """Print the fit, and how well it predicts the largest run of the ladder without it."""
     plan = read_plan(cfg.out_dir)
     rule, runs, _, found = read_study(plan, cfg.fixed_E)
@@ -598,7 +599,7 @@ def fit(cfg):
     draw(plan, found)
 
 
-def predict(cfg):
+def predict_target(cfg):
     """Write prediction.json for a large run that has not begun."""
     plan = read_plan(cfg.out_dir)
     asked = read_target(cfg, cfg.out_dir)
@@ -627,8 +628,8 @@ def predict(cfg):
                         "use a ladder with a larger range")
     coefficients = fit_seconds(*plan.shapes(runs), run_seconds)
     seconds = float((seconds_terms(N, D) @ coefficients)[0])
-    low, high = loss * (1 - Z80 * deviation), loss * (1 + Z80 * deviation)
-    lowest, highest = loss * (1 - Z95 * deviation), loss * (1 + Z95 * deviation)
+    low, high = interval(loss, deviation, Z80)
+    lowest, highest = interval(loss, deviation, Z95)
     evidence = json.dumps([plan.stored, found.by_seed.tolist()])
     write_json(folder / "prediction.json", {
         "config": cfg.target, "N": N[0], "D": D[0], "flops": flops, "loss": loss,
@@ -651,7 +652,12 @@ def predict(cfg):
     draw(plan, found)
 
 
-def check(cfg):
+def interval(loss, deviation, width):
+    """loss, minus and plus so many relative deviations."""
+    return loss * (1 - width * deviation), loss * (1 + width * deviation)
+
+
+def check_target(cfg):
     """Compare a large run with its prediction, and with two simpler predictions."""
     if cfg.target is None:
         raise UserError("check needs the folder of a large run: python tools/scaling.py check "
@@ -740,7 +746,8 @@ def draw(plan, found):
     print(f"picture  {path}", file=sys.stderr)
 
 
-COMMANDS = {"plan": plan, "run": run, "fit": fit, "predict": predict, "check": check}
+COMMANDS = {"plan": plan_ladder, "run": train_runs, "fit": print_fit,
+            "predict": predict_target, "check": check_target}
 
 
 def main(argv=None):
