@@ -348,9 +348,11 @@ class Rule:
         runs = plan.corners()
         losses, _ = plan.results(runs)
         losses = losses.reshape(-1, len(RATES) * len(SEEDS))  # one row per corner
+        self.corners = runs[::losses.shape[1]]
+        self.searched = losses.reshape(-1, len(RATES), len(SEEDS)).mean(axis=2)
         rows = []
         values = []
-        for corner, of_corner in zip(runs[::losses.shape[1]], losses, strict=True):
+        for corner, of_corner in zip(self.corners, losses, strict=True):
             guess = math.log(plan.guess(corner.n_embd, corner.steps))
             x = guess + np.log(RATES).repeat(len(SEEDS))
             k, s, _ = np.polyfit(x, of_corner / of_corner.mean(), 2)
@@ -365,7 +367,7 @@ class Rule:
         variance = noise.mean() / (4 * len(SEEDS) * np.log(RATES).var() * len(RATES))
         variance = max(variance, squares.sum())
         self.covariance = variance * np.linalg.inv(rows.T @ rows)
-        for run in runs:
+        for run in self.corners:
             offset = self.factor(run.n_embd, run.steps) / plan.guess(run.n_embd, run.steps)
             if not min(RATES) <= offset <= max(RATES):
                 raise UserError(
@@ -572,7 +574,14 @@ def print_fit(cfg):
     rule, runs, _, found = read_study(plan, cfg.fixed_E)
     law = found.law
     errors = law.loss(found.N, found.D) / found.losses - 1
-    print("| run | N | D | learning rates | loss | error of the fit |")
+    print("| search for learning rates | guess x 1/3 | x 1 | x 3 | factor by the rule |")
+    print("| --- | --- | --- | --- | --- |")
+    for corner, losses in zip(rule.corners, rule.searched, strict=True):
+        cells = " | ".join(f"{loss:.4f}" for loss in losses)
+        factor = rule.factor(corner.n_embd, corner.steps)
+        guess = plan.guess(corner.n_embd, corner.steps)
+        print(f"| {corner} | {cells} | {factor:.2f} = guess x {factor / guess:.2f} |")
+    print("\n| run | N | D | learning rates | loss | error of the fit |")
     print("| --- | --- | --- | --- | --- | --- |")
     for i, cell in enumerate(runs[::len(SEEDS)]):
         print(f"| {cell} | {found.N[i]:,.0f} | {found.D[i]:,.0f} | x {cell.factor:.2f} | "
