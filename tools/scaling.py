@@ -44,9 +44,9 @@ from model import GPTConfig
 from train import TrainConfig
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
-SIZES = [(2, 16), (2, 32), (2, 48), (3, 48), (3, 64), (3, 96)]  # (n_layer, n_embd), smallest first
+SIZES = [(2, 16), (2, 32), (3, 48), (3, 64), (3, 96), (4, 128)]  # (n_layer, n_embd), smallest first
 HORIZONS = [100, 200, 400, 800, 1600, 3200, 6400]  # steps
-FEWEST_SIZES = 4  # of a ladder: more than a 10-fold range of N
+FEWEST_SIZES = 3  # of a ladder: a 12-fold range of N
 FEWEST_HORIZONS = 5  # a 16-fold range of D
 SEEDS = (1, 2)  # two runs per cell of the ladder: how far they are apart is the noise
 RATES = (1 / 3, 1, 3)  # the learning rates that are tried in a corner, times a first guess
