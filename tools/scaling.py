@@ -480,6 +480,9 @@ def read_target(cfg, out_dir):
     settings = read_settings(__doc__, TrainConfig, GPTConfig, argv=[cfg.target],
                              expand=expand_names)
     settings.pop("out_dir", None)
+    if cfg.n_embd is not None:  # the head size stays the same
+        model = build(GPTConfig, settings)
+        settings["n_head"] = max(1, cfg.n_embd * model.n_head // model.n_embd)
     for name in ("dataset", "data_dir", "n_layer", "n_embd", "max_iters"):
         if getattr(cfg, name) is not None:
             settings[name] = getattr(cfg, name)
