@@ -225,7 +225,7 @@ def evaluate(model, data, cfg, autocast, world, signals):
         # every process makes the same number of rounds, so that all check for signals together
         rounds = math.ceil(len(starts) / (cfg.batch_size * world.size))
         for i in world.progress(rounds, f"evaluating {split}"):
-            if world.any(signals):
+            if world.any(signals.arrived):
                 break
             part = mine[i * cfg.batch_size:(i + 1) * cfg.batch_size]
             if len(part):
@@ -235,7 +235,7 @@ def evaluate(model, data, cfg, autocast, world, signals):
                 total += loss * len(part)
         losses[split] = world.sum(total).item() / len(starts)
     model.train()
-    if world.any(signals):
+    if world.any(signals.arrived):
         return None
     return losses
 
@@ -266,8 +266,9 @@ def begin(cfg, model_cfg, start, world):
         scaler.load_state_dict(start.scaler)
     compiled = devices.compiled(model, cfg, dtype)
     how = "eager" if compiled is model else "compiled"
-    run = Run.starting_at(start, model=model, wrapped=world.wrap(compiled), optimizer=optimizer,
-                          scaler=scaler, dtype=dtype, how=how)
+    run = Run.starting_at(
+        start, model=model, wrapped=world.wrap(compiled), optimizer=optimizer, scaler=scaler,
+        dtype=dtype, how=how)
     start.model = None
     start.optimizer = None
     return run
@@ -277,12 +278,6 @@ def save(run, cfg, data, log, name):
     """Write a checkpoint of the run into out_dir, if the run writes files."""
     if log.writes:
         checkpoint.write(run.checkpoint(cfg, data.meta), log.out_dir / name)
-
-
-def save_snapshot(run, cfg, log):
-    """Save the weights alone, for tools/look.py. Nothing resumes from them."""
-    if cfg.snapshots and log.writes:
-        checkpoint.write_snapshot(log.out_dir, run.step, run.model)
 
 
 def sample_tokenizer(cfg, data, world):
@@ -346,14 +341,16 @@ def train(run, cfg, data, world, log, signals):
     while True:
         is_last = run.step == cfg.max_iters or cfg.eval_only
         is_due = run.step % cfg.eval_interval == 0 or is_last
-        if is_due and not world.any(signals):
+        if is_due and not world.any(signals.arrived):
             evaluate_and_save(run, cfg, data, tokenizer, world, log, signals)
-        if checkpoint.is_snapshot_step(run.step):
-            save_snapshot(run, cfg, log)
-        stopping = world.any(signals)  # a signal to one process stops all, at one step
+        stopping = world.any(signals.arrived)  # a signal to one process stops all, at one step
         patience = cfg.patience * cfg.eval_interval  # in steps
         out_of_patience = cfg.patience > 0 and run.step - run.best_step >= patience
-        if stopping or out_of_patience or is_last or run.step > cfg.max_iters:
+        ends = stopping or out_of_patience or is_last or run.step > cfg.max_iters
+        is_snapshot = checkpoint.is_snapshot_step(run.step) or (ends and not stopping)
+        if is_snapshot and cfg.snapshots and log.writes:
+            checkpoint.write_snapshot(log.out_dir, run.step, run.model)
+        if ends:
             break
 
         # ------------------------------------------------------------------------------------------
@@ -379,8 +376,7 @@ def train(run, cfg, data, world, log, signals):
         largest = cfg.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), largest)
         finite = torch.isfinite(loss + norm)
-        run.optimizer.step(skip=~finite)  # decided on the device: the CPU does not wait
-        run.scaler.update()  # float16: halves its factor after an overflow, later doubles it
+        run.optimizer.step(skip=~finite, scaler=run.scaler)  # decided on the device
         run.model.zero_grad(set_to_none=True)
         run.step += 1  # even if the update was skipped
         run.sequences += step_sequences
@@ -401,10 +397,8 @@ def train(run, cfg, data, world, log, signals):
     is_new = run.step == 0 and not stopping  # max_iters=0 saves the new model
     if run.saved_step != run.step or is_new:
         save(run, cfg, data, log, "ckpt.pt")
-    if not stopping:
-        save_snapshot(run, cfg, log)
     log.end(stopping, out_of_patience)
-    if stopping or signals:  # a signal may have come while the end was saved
+    if stopping or signals.arrived:  # a signal may have come while the end was saved
         raise Stopped(signals.received)
     return log.metrics
 

@@ -118,9 +118,31 @@ def for_sampling(model, dtype, compile):
     model.to(getattr(torch, find_dtype(dtype, device, n_embd)))
     cpu.speed_up(model, inference=not compile)  # torch.compile cannot handle packed layers
     if compile:
-        torch._dynamo.config.suppress_errors = True  # functions that do not compile run eagerly
-        model.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        # what Module.compile sets: calls of the model are compiled, model.forward stays as it is
+        model._compiled_call_impl = CompiledOrPlain(model.forward, mode)
     return model
+
+
+class CompiledOrPlain:
+    """A function that is compiled at its first call. If that fails, prints a warning, and calls the
+    plain function from then on."""
+
+    def __init__(self, function, mode):
+        self.function = function
+        self.compiled = torch.compile(function, mode=mode)
+
+    def __call__(self, *args, **kwargs):
+        if self.compiled is not None:
+            try:
+                return self.compiled(*args, **kwargs)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # torch.compile raises many kinds
+                warn("torch.compile failed; sampling continues without it "
+                     f"({type(error).__name__}: {reason(error):.100})")
+                self.compiled = None
+        return self.function(*args, **kwargs)
 
 
 def peak_flops(device, dtype):

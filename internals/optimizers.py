@@ -14,13 +14,20 @@ class Optimizers:
         self.optimizers = optimizers
         self.param_groups = [group for each in optimizers for group in each.param_groups]
 
-    def step(self, skip):
+    def step(self, skip, scaler=None):
         """One update. skip: a bool tensor () on the device of the parameters; if it is true, the
-        parameters and the state are not changed at all."""
+        parameters and the state are not changed at all.
+
+        scaler: the GradScaler that has divided the gradients by its factor. After an overflow it
+        halves the factor, and after many updates without one it doubles it. We do not call
+        scaler.step, which waits for the GPU and does not skip for a NaN in the loss alone.
+        """
         for optimizer in self.optimizers:
-            # how GradScaler makes an optimizer skip; read on the device, so the CPU does not wait
+            # how a GradScaler makes fused AdamW skip: the optimizer reads it on the device
             optimizer.found_inf = skip.float()
             optimizer.step()
+        if scaler is not None:
+            scaler.update()  # it knows of overflows from scaler.unscale_
 
     def state_dict(self):
         return [optimizer.state_dict() for optimizer in self.optimizers]

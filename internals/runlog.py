@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from internals import outdir
+from internals import cpu, outdir
 from internals.devices import mfu, num_params, peak_flops, peak_memory
 from internals.errors import UserError, give_up, reason, warn
 from internals.plots import draw_losses
@@ -133,6 +133,9 @@ class RunLog:
             threads = f", {torch.get_num_threads()} threads"
         epochs = cfg.max_iters * self.step_tokens / len(data.train)
         self.say(f"{self.world.size} x {device}{threads}, {run.dtype}, {run.how}")
+        faster = cpu.replaced(run.model)
+        if faster:
+            self.say(f"internals/cpu.py computes {', '.join(faster)} of model.py faster")
         self.say(data.summary())
         self.say(f"{num_params(run.model) / 1e6:.2f}M parameters: {c.n_layer} layers, {c.n_head} "
                  f"heads, {c.n_embd} channels, context of {c.block_size} tokens")
