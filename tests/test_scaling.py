@@ -281,6 +281,9 @@ def test_one_run_is_an_ordinary_run_of_train(tmp_path, data_dir):
     (["plan", "CONFIG"], {"minutes": 0.0001}, "minutes=0.0001 on 2 cores is too short"),
     (["plan", "CONFIG"], {"max_iters": 800}, "less than 8 times"),
     (["plan", "CONFIG"], {"dataset": "missing"}, "does not exist"),
+    (["plan", "CONFIG"], {"sizes": "2x16,2x32,wide"}, "must be like 2x16,2x32,3x48"),
+    (["plan", "CONFIG"], {"sizes": "2x16,2x32,2x40"}, "40 channels are not a multiple of 16"),
+    (["plan", "CONFIG"], {"sizes": "2x16,2x32"}, "at least 3 different sizes"),
     (["guess"], {}, "command"),
 ])
 def test_bad_input_is_one_line(study, mistake, words, settings, message):

@@ -44,9 +44,8 @@ from model import GPTConfig
 from train import TrainConfig
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
-SIZES = [(2, 16), (2, 32), (3, 48), (3, 64), (3, 96), (4, 128)]  # (n_layer, n_embd), smallest first
 HORIZONS = [100, 200, 400, 800, 1600, 3200, 6400]  # steps
-FEWEST_SIZES = 3  # of a ladder: a 12-fold range of N
+FEWEST_SIZES = 3  # of a ladder
 FEWEST_HORIZONS = 5  # a 16-fold range of D
 SEEDS = (1, 2)  # two runs per cell of the ladder: how far they are apart is the noise
 RATES = (1 / 3, 1, 3)  # the learning rates that are tried in a corner, times a first guess
@@ -67,6 +66,8 @@ class ScalingConfig:
     out_dir: str = "out-scaling"  # folder of the study
     minutes: Positive = 15  # plan: time for the ladder on quiet cores
     processes: Count = 2  # runs at a time, each on one thread
+    # plan: the sizes to choose from, as n_layer x n_embd, the smallest first
+    sizes: str = "2x16,2x32,3x48,3x64,3x96,4x128"
     dataset: str | None = None  # a dataset instead of the one in the config file
     data_dir: str | None = None  # folder of the datasets; None: data/ of this repository
     n_layer: Count | None = None  # layers of the large run; None: as in its config file
@@ -511,22 +512,39 @@ def refuse_changed(plan, data):
                         "plan again")
 
 
+def parse_sizes(text, head):
+    """"2x16,2x32" -> [(2, 16), (2, 32)]. head: the channels of a head, which divide each width."""
+    sizes = []
+    for size in text.split(","):
+        n_layer, _, n_embd = size.partition("x")
+        if not (n_layer.isdecimal() and n_embd.isdecimal() and int(n_layer) * int(n_embd) > 0):
+            raise UserError(f"sizes={text} must be like 2x16,2x32,3x48: layers x channels")
+        if int(n_embd) % head:
+            raise UserError(f"sizes={text}: {n_embd} channels are not a multiple of {head}, the "
+                            "head size of the large run")
+        sizes.append((int(n_layer), int(n_embd)))
+    if len(set(sizes)) < max(len(sizes), FEWEST_SIZES):
+        raise UserError(f"sizes={text} must be at least {FEWEST_SIZES} different sizes")
+    return sizes
+
+
 def plan_ladder(cfg):
     """Choose the largest ladder that fits into the minutes, time for the learning rates included,
     and whose largest run has at most 1 / LEAST_RATIO of the FLOPs of the large run."""
     alone = read_target(cfg, cfg.out_dir)
+    sizes = parse_sizes(cfg.sizes, alone.head)
     print("timing four short runs", flush=True)
     probes = [Run(*size, steps, 1.0, SEEDS[0])
-              for size in (SIZES[0], SIZES[FEWEST_SIZES - 1]) for steps in (10, 60)]
+              for size in (sizes[0], sizes[FEWEST_SIZES - 1]) for steps in (10, 60)]
     train_all([(alone.settings_of(run), alone.folder(run)) for run in probes], 1)
     _, seconds = alone.results(probes)
     coefficients = fit_seconds(*alone.shapes(probes), seconds)
     N, D = alone.shapes([alone.target])
     most = 0.0
     chosen = None
-    for n_sizes, n_horizons in product(range(FEWEST_SIZES, len(SIZES) + 1),
+    for n_sizes, n_horizons in product(range(FEWEST_SIZES, len(sizes) + 1),
                                        range(FEWEST_HORIZONS, len(HORIZONS) + 1)):
-        ladder = Plan(cfg.out_dir, alone.settings, alone.data, SIZES[:n_sizes],
+        ladder = Plan(cfg.out_dir, alone.settings, alone.data, sizes[:n_sizes],
                       HORIZONS[:n_horizons])
         shapes = ladder.shapes(ladder.corners() + ladder.ladder(ladder.guess))
         minutes = (seconds_terms(*shapes) @ coefficients).sum() / 60 / cfg.processes
