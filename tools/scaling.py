@@ -619,6 +619,9 @@ def print_fit(cfg):
         predicted = smaller.loss(found.N[-1], found.D[-1])
         print(f"| {name} | {measured:.4f} | {predicted:.4f} | {predicted / measured - 1:+.2%} |")
     verdict = "exclude" if found.excludes_fixed else "do not exclude"
+    if found.noise > 1.5 * found.seed_noise:
+        print("\nThe law misses the losses by more than the noise between seeds explains: it does "
+              "not describe\nthese runs exactly. The intervals are wider because of that.")
     print(f"\nlearning rates: width^{rule.p[1]:.2f} steps^{rule.p[2]:.2f}, "
           f"{math.exp(rule.p[0]):.2f} times those of the config for its run\n"
           f"noise of one run: {found.noise:.2%} (between seeds {found.seed_noise:.2%})\n"
@@ -740,40 +743,55 @@ def check_target(cfg):
 
 
 def draw(plan, found):
-    """The picture: loss against FLOPs, one curve of the law per size, and the large runs."""
+    """The picture. Left: loss against FLOPs, one curve of the law per size. Right: the large runs,
+    predicted and measured."""
     path = plan.out_dir / "scaling.png"
     law = found.law
     flops = 6 * found.N * found.D
-    files = predictions(plan.out_dir)
-    predicted = [read_json(file, ("flops", "interval_80", "interval_95")) for file in files]
-    last = max([each["flops"] for each in predicted], default=flops.max() * LEAST_RATIO)
-    with picture(path, 9, 5.5) as figure:
-        axes = figure.subplots()
+    with picture(path, 11, 5.5) as figure:
+        axes, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+        x = np.geomspace(flops.min(), LEAST_RATIO * flops.max(), 100)
         for i, (n_layer, n_embd) in enumerate(plan.sizes):
             chosen = slice(i * len(plan.horizons), (i + 1) * len(plan.horizons))
             N = found.N[chosen][0]
-            x = np.geomspace(flops[chosen].min(), last, 100)
-            axes.plot(flops[chosen], found.losses[chosen], "o", color=f"C{i}", markersize=5)
-            axes.plot(x, law.loss(N, x / 6 / N), color=f"C{i}", linewidth=1.2,
+            of_size = x[x >= flops[chosen].min()]
+            axes.plot(flops[chosen], found.losses[chosen], "o", color=f"C{i}")
+            axes.plot(of_size, law.loss(N, of_size / 6 / N), color=f"C{i}",
                       label=f"{n_layer} layers, {n_embd} channels: N = {N / 1e3:.0f}k")
-        x = np.geomspace(flops.min(), last, 100)
-        axes.plot(x, [law.loss(*law.optimal(each)) for each in x], "--", color="0.4", linewidth=1,
-                  label="best size for these FLOPs, by the law")
-        for each, file in zip(predicted, files, strict=True):
-            place = each["flops"]
-            axes.plot([place] * 2, each["interval_95"], color="black", linewidth=1)
-            axes.plot([place] * 2, each["interval_80"], color="black", linewidth=4, alpha=0.5)
-            if (file.parent / "result.json").exists():
-                loss = read_json(file.parent / "result.json", ("loss",))["loss"]
-                axes.plot(place, loss, "*", color="red", markersize=11)
-        axes.plot([], [], color="black", linewidth=4, alpha=0.5,
-                  label="predicted: 80% interval (thin line: 95%)")
-        axes.plot([], [], "*", color="red", markersize=11, label="measured afterwards")
+        best = [law.loss(*law.optimal(each)) for each in x]
+        axes.plot(x, best, "--", color="0.4", label="best size for these FLOPs, by the law")
         axes.set(xscale="log", yscale="log", xlabel="FLOPs of training, 6 N D",
-                 ylabel="validation loss (nats per token)")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=8)
+                 ylabel="validation loss (nats per token)", title="the ladder and the law")
+        axes.yaxis.set_major_formatter("{x:.2f}")
+        axes.yaxis.set_minor_formatter("{x:.2f}")
+        axes.legend()
+        draw_targets(right, plan.out_dir)
+        for each in (axes, right):
+            each.grid(alpha=0.3, which="both")
     print(f"picture  {path}", file=sys.stderr)
+
+
+def draw_targets(axes, out_dir):
+    """The large runs, one column each."""
+    labels = []
+    for i, file in enumerate(predictions(out_dir)):
+        prediction = read_json(file, ("loss", "interval_80", "interval_95", "baselines"))
+        labels.append(file.parent.name.removeprefix("target-").replace("-", "\n") + " steps")
+        axes.plot([i, i], prediction["interval_95"], color="black", linewidth=1)
+        axes.plot([i, i], prediction["interval_80"], color="0.6", linewidth=7,
+                  solid_capstyle="butt")
+        axes.plot(i, prediction["loss"], "_", color="black", markersize=14)
+        axes.plot([i, i], list(prediction["baselines"].values()), "x", color="tab:brown")
+        if (file.parent / "result.json").exists():
+            loss = read_json(file.parent / "result.json", ("loss",))["loss"]
+            axes.plot(i, loss, "*", color="red", markersize=12)
+    axes.plot([], [], color="0.6", linewidth=7, label="predicted, 80%")
+    axes.plot([], [], color="black", linewidth=1, label="95%")
+    axes.plot([], [], "*", color="red", markersize=12, label="measured")
+    axes.plot([], [], "x", color="tab:brown", label="baselines")
+    axes.set(xlim=(-0.6, max(len(labels), 1) - 0.4), title="large runs")
+    axes.set_xticks(range(len(labels)), labels)
+    axes.legend()
 
 
 COMMANDS = {"plan": plan_ladder, "run": train_runs, "fit": print_fit,
