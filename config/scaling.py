@@ -1,5 +1,5 @@
 # The run whose loss tools/scaling.py predicts from smaller runs (docs/scaling.md): 5,200 steps on
-# Shakespeare's plays, 0.6 epochs, about three minutes on one CPU core.
+# Shakespeare's plays, 0.6 epochs, a few minutes on one CPU core.
 #   python tools/scaling.py plan config/scaling.py
 
 out_dir = "out-scaling-target"
