@@ -1,7 +1,7 @@
 """What a run or a sample starts from, and the settings that result.
 
     starting_point   what `train.py --init_from=...` starts from, and its settings
-    match            fits the settings to the dataset
+    fit_to_data      the settings of the model that fit to the dataset
     to_sample_from   what sample.py and the tools load
     read_model       the weights of a model, from a folder, a file, or Hugging Face's hub
 """
@@ -175,7 +175,7 @@ def cropped(start, model_cfg):
     return replace(start, model=model, model_args=asdict(model_cfg))
 
 
-def match(model_cfg, data, cfg, start, given):
+def fit_to_data(model_cfg, data, cfg, start, given):
     """Returns model_cfg; for a new model, with the vocabulary size of the dataset.
 
     start: the Checkpoint that training starts from; its model is None for a new model.
@@ -235,7 +235,7 @@ def compare_evaluations(start, data, cfg, block_size):
     start.best_step = start.step
 
 
-def shortened(cfg, first_step):
+def dry_run_settings(cfg, first_step):
     """The settings of a dry run: three steps and two short evaluations without samples."""
     last_step = min(first_step + DRY_STEPS, cfg.max_iters)
     return replace(cfg, max_iters=last_step, eval_interval=10**9, eval_iters=1, log_interval=1,
