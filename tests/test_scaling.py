@@ -233,6 +233,13 @@ def test_a_changed_setting_is_never_mixed_with_old_runs(ladder, mistake):
     assert "24 of 24 runs are not done" in mistake(ladder, "fit")
 
 
+def test_a_folder_with_predictions_keeps_its_plan(ladder, mistake):
+    ladder(["predict", ladder.config])
+    ladder(["plan", ladder.config])  # the same plan
+    ladder.config.write_text(CONFIG + "dropout = 0.1\n", encoding="utf-8")
+    assert "has predictions of another plan" in mistake(ladder, "plan", ladder.config)
+
+
 def test_a_changed_dataset_is_never_mixed_with_old_runs(ladder, mistake, monkeypatch):
     identify = scaling.identify
     monkeypatch.setattr(scaling, "identify", lambda settings: identify(settings) | {"val": "new"})

@@ -197,11 +197,12 @@ class Plan:
 
     def __init__(self, out_dir, settings, data, sizes=(), horizons=()):
         self.out_dir = Path(out_dir)
-        self.stored = {"settings": settings, "data": data, "sizes": sizes, "horizons": horizons}
         self.settings = settings
         self.data = data
         self.sizes = [tuple(size) for size in sizes]
-        self.horizons = horizons
+        self.horizons = list(horizons)
+        self.stored = {"settings": settings, "data": data, "sizes": self.sizes,
+                       "horizons": self.horizons}
         self.train = build(TrainConfig, settings)
         self.model = build(GPTConfig, settings | {"vocab_size": data["vocab_size"]})
         self.head = self.model.n_embd // self.model.n_head  # channels, the same in all sizes
@@ -473,7 +474,7 @@ def fit_seconds(N, D, seconds):
 # The commands
 
 
-def read_target(cfg, out_dir):
+def read_target(cfg):
     """The Plan, without a ladder, of the large run: a config file and the command line."""
     if cfg.target is None:
         raise UserError(f"{cfg.command} needs the config file of the large run: python "
@@ -487,7 +488,7 @@ def read_target(cfg, out_dir):
     for name in ("dataset", "data_dir", "n_layer", "n_embd", "max_iters"):
         if getattr(cfg, name) is not None:
             settings[name] = getattr(cfg, name)
-    plan = Plan(out_dir, settings, identify(settings))
+    plan = Plan(cfg.out_dir, settings, identify(settings))
     _, D = plan.shapes([plan.target])
     epochs = D[0] / plan.data["train_tokens"]
     if epochs > MOST_EPOCHS:
@@ -531,7 +532,7 @@ def parse_sizes(text, head):
 def plan_ladder(cfg):
     """Choose the largest ladder that fits into the minutes, time for the learning rates included,
     and whose largest run has at most 1 / LEAST_RATIO of the FLOPs of the large run."""
-    alone = read_target(cfg, cfg.out_dir)
+    alone = read_target(cfg)
     sizes = parse_sizes(cfg.sizes, alone.head)
     print("timing four short runs", flush=True)
     probes = [Run(*size, steps, 1.0, SEEDS[0])
@@ -557,7 +558,10 @@ def plan_ladder(cfg):
                         f"ladder of {FEWEST_SIZES} sizes and {FEWEST_HORIZONS} horizons, or the "
                         f"large run ({6 * N[0] * D[0]:.1e} FLOPs) has less than {LEAST_RATIO} "
                         "times the FLOPs of its largest run: use more minutes or a larger run")
-    write_json(Path(cfg.out_dir) / "plan.json", chosen.stored)
+    path = Path(cfg.out_dir) / "plan.json"
+    if predictions(cfg.out_dir) and read_plan(cfg.out_dir).stored != chosen.stored:
+        raise UserError(f"{cfg.out_dir} has predictions of another plan: choose another --out_dir")
+    write_json(path, chosen.stored)
     cells = chosen.ladder(chosen.guess)[::len(SEEDS)]
     print("\n| run | N | D | FLOPs | seconds |\n| --- | --- | --- | --- | --- |")
     for run, n, d in zip([*cells, chosen.target], *chosen.shapes([*cells, chosen.target]),
@@ -635,7 +639,7 @@ def print_fit(cfg):
 def predict_target(cfg):
     """Write prediction.json for a large run that has not begun."""
     plan = read_plan(cfg.out_dir)
-    asked = read_target(cfg, cfg.out_dir)
+    asked = read_target(cfg)
     for name in asked.settings.keys() | plan.settings.keys():
         value = asked.settings.get(name)
         if name not in ("n_layer", "n_head", "n_embd", "size", "max_iters"):
