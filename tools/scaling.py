@@ -794,7 +794,7 @@ def draw_targets(axes, out_dir):
     axes.plot([], [], "*", color="red", markersize=12, label="measured")
     axes.plot([], [], "x", color="tab:brown", label="baselines")
     axes.set(xlim=(-0.6, max(len(labels), 1) - 0.4), title="large runs")
-    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xticks(range(len(labels)), labels, fontsize=8)
     axes.legend()
 
 
