@@ -54,7 +54,7 @@ class Attend(nn.Module):
     """softmax(scale q k^T) v: each token's output is a weighted mean of the values.
 
     q (B, nh, T, hs), k and v of n tokens (B, nh, n, hs) -> (B, nh, T, hs). mask (T, n): True if a
-    query may attend to a key; None: causal. On a CPU, CPUAttend (internals/cpu.py) takes over."""
+    query may attend to a key; None: causal. On a CPU, train.py and sample.py use CPUAttend."""
 
     def __init__(self, dropout, scale):
         super().__init__()
@@ -93,7 +93,7 @@ class CausalSelfAttention(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.qk_norm = nn.Identity()
         if config.qk_norm:
-            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)  # twice as fast as RMSNorm
+            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)  # faster than RMSNorm
 
     def forward(self, x, rope=None, cache=None):
         B, T, C = x.shape
@@ -137,7 +137,9 @@ def rotate(x, cos, sin):
     a, b = x.chunk(2, dim=-1)
     cos = cos.to(x.dtype)  # under autocast, x is bfloat16
     sin = sin.to(x.dtype)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    first = a * cos - b * sin
+    second = b * cos + a * sin
+    return torch.cat((first, second), dim=-1)
 
 
 class ReLU2(nn.Module):
@@ -176,7 +178,6 @@ def make_norm(config):
         return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=False)
-    raise ValueError(f"norm={config.norm} is unknown")
 
 
 class Block(nn.Module):
@@ -259,7 +260,7 @@ class GPT(nn.Module):
             if cache is not None:
                 before = cache.before
             previous = self.transformer.wte(before)
-            has_previous = (positions > 0)[:, None]
+            has_previous = (positions > 0)[:, None]  # (T, 1)
             x = x + self.smear * previous * has_previous
         rope = None
         if self.config.pos == "learned":
@@ -300,7 +301,7 @@ class GPT(nn.Module):
             if top_k is not None:
                 most_likely = logits.topk(min(top_k, logits.shape[1])).values
                 least = most_likely[:, -1:]
-                logits = logits.masked_fill(logits < least, -math.inf)
+                logits = logits.masked_fill(logits < least, -math.inf)  # ties are kept
             if temperature < 1e-5:  # 0, or so small that the division could overflow
                 next_ids = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
             else:

@@ -55,7 +55,7 @@ class TrainConfig:
     log_interval: Count = 1  # steps between log lines
     eval_iters: Count = 200  # batches per evaluation and split: always the same sequences
     eval_only: bool = False  # evaluate once and write nothing
-    dry_run: bool = False  # measure three steps, print what a run takes, write nothing
+    dry_run: bool = False  # measure three steps, print what a run takes, write no run
     always_save_checkpoint: bool = True  # False: save an evaluation only if it is best
     snapshots: bool = False  # save the weights at steps 0, 5, 10, 20, 40, ..., for look.py
     patience: Natural = 0  # stop after so many evaluations without improvement; 0: never
@@ -249,8 +249,10 @@ def evaluate(model, data, cfg, autocast, world, signals):
 
 
 def begin(cfg, model_cfg, start, world):
-    """Build the Run from a new model, from given weights, or from a checkpoint. start: the
-    Checkpoint; its model is None for a new model. Its tensors are removed from it, to free memory.
+    """Build the Run from a new model, from given weights, or from a checkpoint.
+
+    start: the Checkpoint; its model is None for a new model. Its tensors are removed from it, to
+    free memory. world: its device becomes the CPU if Apple's GPU computes something else.
     """
     torch.manual_seed(cfg.seed)
     if start.model is None:
@@ -275,7 +277,7 @@ def begin(cfg, model_cfg, start, world):
     run = Run.starting_at(
         start, model=model, wrapped=world.wrap(compiled), optimizer=optimizer, scaler=scaler,
         dtype=dtype, how=how)
-    start.model = None
+    start.model = None  # only now, because Run looks at it
     start.optimizer = None
     return run
 
@@ -312,7 +314,7 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
         run.best_step = run.step
     if is_better and (run.step > 0 or run.was_trained):  # a new model is not worth saving
         save(run, cfg, data, log, "best.pt")
-    # the ckpt.pt from which this process has resumed need not be written again
+    # the checkpoint from which this process has resumed need not be written again
     wants_every = cfg.always_save_checkpoint and run.step > run.first_step
     if run.step > 0 and (is_better or wants_every):
         save(run, cfg, data, log, "ckpt.pt")
@@ -341,10 +343,11 @@ def train(run, cfg, data, world, log, signals):
     step_sequences = micro_batches * cfg.batch_size
     autocast = devices.autocast_to(run.dtype, device)
     tokenizer = sample_tokenizer(cfg, data, world)
+    patience = cfg.patience * cfg.eval_interval  # in steps
     batches = training_batches(data.train, cfg, run.model.block_size, run.sequences, world)
     x, y = next(batches)
     n_skipped = torch.zeros((), device=device)  # updates skipped since the last one applied
-    gives_up = torch.zeros((), device=device)  # 1 after MAX_SKIPPED skipped updates in a row
+    gives_up = torch.zeros((), device=device)  # 1 or more: MAX_SKIPPED in a row were skipped
     signals.catch()
     while True:
         is_last = run.step == cfg.max_iters or cfg.eval_only
@@ -352,8 +355,7 @@ def train(run, cfg, data, world, log, signals):
         if is_due and not world.any(signals.arrived):
             evaluate_and_save(run, cfg, data, tokenizer, world, log, signals)
         stopping = world.any(signals.arrived)  # a signal to one process stops all, at one step
-        patience = cfg.patience * cfg.eval_interval  # in steps
-        out_of_patience = cfg.patience > 0 and run.step - run.best_step >= patience
+        out_of_patience = is_due and 0 < patience <= run.step - run.best_step
         is_past = run.step > cfg.max_iters  # a resumed run that was longer before
         ends = stopping or out_of_patience or is_last or is_past
         is_snapshot = checkpoint.is_snapshot_step(run.step) or (ends and not stopping)
@@ -370,7 +372,7 @@ def train(run, cfg, data, world, log, signals):
             group["lr"] = lr * group["scale"]  # such as muon_lr / learning_rate
         loss = torch.zeros((), device=device)
         for micro in range(accumulation):
-            if world.size > 1:  # average gradients over processes in the last backward only
+            if world.size > 1:  # DDP averages gradients over processes in the last backward only
                 model.require_backward_grad_sync = micro == accumulation - 1
             with autocast:
                 _, micro_loss = model(x, y)
@@ -394,7 +396,7 @@ def train(run, cfg, data, world, log, signals):
         # ------------------------------------------------------------------------------------------
 
         n_skipped = torch.where(finite, 0.0, n_skipped + 1)
-        # once 1 it stays 1, because it is read only now and then: reading waits for the GPU
+        # it never falls again, because it is read only now and then: reading waits for the GPU
         gives_up = torch.maximum(gives_up, n_skipped // MAX_SKIPPED)
         if run.step % cfg.log_interval == 0:
             logged = torch.stack((loss, norm, n_skipped)).tolist()  # waits for the GPU
@@ -420,7 +422,7 @@ def main(argv=None):
     given = read_settings(__doc__, TrainConfig, GPTConfig, argv=argv, expand=expand_names)
     # what init_from names, and the settings that result
     cfg, model_cfg, start = starting_point(given, TrainConfig, learning_rate)
-    # bins without a meta.json have this vocabulary
+    # of bins without a meta.json, see dataset.load
     vocab_size = given.get("vocab_size", start.model_args.get("vocab_size"))
     with World(cfg.device, cfg.backend, cfg.deterministic) as world:
         world.must_agree(start.step, "the processes found different checkpoints: out_dir must be "
@@ -431,7 +433,8 @@ def main(argv=None):
         devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
         with devices.out_of_memory_hint(cfg), StopSignals() as signals:
             run = begin(cfg, model_cfg, start, world)
-            with outdir.locked(cfg, world), open_log(run, cfg, data, world) as log:
+            with (outdir.locked(cfg, world, start.written_at),
+                  open_log(run, cfg, data, world) as log):
                 if cfg.dry_run:
                     cfg = dry_run_settings(cfg, run.step)
                 try:

@@ -27,7 +27,7 @@ class Run:
     first_step: the step at which this process began.
     was_trained: whether the model was trained before this process began.
     restarts_best: whether best_loss starts over, because evaluations use other sequences now.
-    saved_step: the step of the newest ckpt.pt.
+    saved_step: the step of the checkpoint that was read or written last; 0: none.
     """
 
     model: GPT
