@@ -1,0 +1,308 @@
+"""Stage 3, reinforcement learning (RL): answers with a high reward become more likely.
+
+    python stages/rl.py config/sums_rl.py                  the reward is a rule
+    python stages/rl.py config/verse_rl.py                 the reward is a model (stages/reward.py)
+
+Each step samples a group of answers to each of some prompts. An answer with more reward than the
+mean of its group becomes more likely, one with less becomes less likely: the policy gradient
+(Williams 1992) with the mean of the group as baseline (Shao et al. 2024, GRPO). The penalty
+beta * KL keeps the model close to the one that it started from (Ziegler et al. 2019), because a
+learned reward is only right about answers like those that it was trained on.
+
+Each batch is used for one update, so the ratios and the clipping of PPO would have no effect. Like
+Liu et al. (2025, "Dr. GRPO"), we divide neither by the standard deviation of a group nor by the
+length of an answer: both would weigh answers by something other than their reward.
+
+Left out: a value network; several updates per batch; several processes.
+"""
+
+if __name__ == "__main__":  # before torch is imported
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from internals.cores import share_cores
+    share_cores()
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from configurator import UserError, build, one_line_errors, read_settings
+from internals import checkpoint
+from internals.limits import Count, Fraction, NonNegative, Positive
+from internals.parallel import World
+from internals.signals import StopSignals
+from internals.stagelog import StageLog
+from model import GPT, GPTConfig
+from stages.common import (
+    Encoding,
+    StageConfig,
+    answer,
+    check_length,
+    log_probs,
+    step_examples,
+    update,
+)
+from stages.reward import RewardModel
+from stages.tasks import open_task
+from train import begin, learning_rate
+
+PANELS = {"reward": ("reward", "test_reward"),
+          "reward by the rule": ("rule", "test_rule", "right"),
+          "KL to the start (nats per answer)": ("kl", "test_kl"),
+          "entropy (nats per token)": ("entropy",)}
+GATE_PROMPTS = 125  # answered group_size times before the first step
+TARGET_LENGTH = 20  # characters, for reward=length
+
+
+@dataclass
+class RLConfig(StageConfig):
+    """The settings of reinforcement learning."""
+
+    # -- output
+    out_dir: str = "out-rl"  # folder for the checkpoint, metrics and the picture
+    # -- model and task
+    init_from: str = "out-sft"  # a model, or resume, auto (resume if possible)
+    # -- optimizer (AdamW)
+    batch_size: Count = 256  # answers per step
+    max_iters: Count = 100  # steps
+    learning_rate: Positive = 1e-4  # peak; after the warmup it decays linearly to 0
+    # -- policy gradient
+    # rule (that of the task), length (-|20 - characters|), or the folder of a reward model
+    reward: str = "rule"
+    group_size: Count = 8  # answers per prompt
+    # group: the reward minus the mean of its group. reward: the reward itself. If it is 1 for right
+    # and 0 for wrong, this is SFT on the model's own right answers (rejection sampling)
+    advantage: Literal["group", "reward"] = "group"
+    beta: NonNegative = 0.05  # weight of the KL penalty
+    temperature: Positive = 1.0  # of sampling
+    top_k: Count | None = None  # sample from the k most likely tokens; None: from all
+    # RL does not begin if fewer prompts have a right answer among group_size; for tasks with right
+    # answers only
+    gate: Fraction = 0.9
+
+
+# --------------------------------------------------------------------------------------------------
+# The loss
+
+
+def advantages(rewards, cfg):
+    """How much better each answer is than expected: (B,) -> (B,). Groups are neighbors.
+
+    Subtracting the mean of the group lowers the variance of the gradient. Its expectation stays the
+    same up to a factor of (group_size - 1) / group_size, because each answer is part of its mean.
+    """
+    if cfg.advantage == "reward":
+        return rewards
+    groups = rewards.view(-1, cfg.group_size)
+    above_mean = groups - groups.mean(dim=1, keepdim=True)
+    return above_mean.flatten()
+
+
+def token_log_probs(model, ids, n_vocab, temperature, top_k=None):
+    """The log-probabilities (B, T - 1, n_vocab) of all tokens at positions 1 to T - 1 of ids.
+
+    They must be those of the distribution that was sampled from, with its temperature and top_k."""
+    logits, _ = model(ids[:, :-1], ids[:, 1:])
+    return log_probs(logits[:, :, :n_vocab], temperature, top_k)
+
+
+def chosen(log_p, ids):
+    """The log-probabilities (B, T - 1) of the tokens that ids has."""
+    return log_p.gather(2, ids[:, 1:, None])[:, :, 0]
+
+
+def kl_divergence(log_p, log_q):
+    """KL(p || q) in nats, over the vocabulary: (..., V) -> (...). It is exact, not an estimate from
+    the sampled token. Tokens with p = 0, which top_k excludes, add nothing."""
+    difference = torch.where(log_p > -torch.inf, log_p - log_q, 0.0)
+    return (log_p.exp() * difference).sum(dim=-1)
+
+
+def policy_loss(log_p, log_q, ids, is_answer, advantage, cfg):
+    """The loss whose negative gradient raises the reward minus beta * KL; and the KL of an answer
+    in nats.
+
+    log_p, log_q: of the policy and of the model that it started from, (B, T - 1, V). advantage (B,)
+    Each token of an answer is credited with the advantage of the whole answer."""
+    is_answer = is_answer[:, 1:]
+    gain = advantage[:, None] * chosen(log_p, ids).masked_fill(~is_answer, 0.0)
+    kl = kl_divergence(log_p, log_q).masked_fill(~is_answer, 0.0)
+    loss = (cfg.beta * kl - gain).sum() / (len(ids) * cfg.max_new_tokens)
+    return loss, kl.sum().item() / len(ids)
+
+
+# --------------------------------------------------------------------------------------------------
+# Rewards, and what can be wrong with them
+
+
+def rewards_of(found, encoding, cfg, reward_model):
+    """The rewards of Answered answers, a list of numbers."""
+    if cfg.reward == "rule":
+        return found.rule
+    if cfg.reward == "length":
+        return [-abs(TARGET_LENGTH - len(text)) for text in found.texts]
+    return reward_model.rewards(found, encoding)
+
+
+def repeated(examples, group_size):
+    """Each example group_size times, side by side."""
+    return [example for example in examples for _ in range(group_size)]
+
+
+def check_gate(model, task, encoding, cfg, log):
+    """Raises UserError if too few test prompts have a right answer among group_size samples."""
+    examples = repeated(task.tests[:GATE_PROMPTS], cfg.group_size)
+    found = answer(model, task, examples, encoding, cfg, (1,), cfg.temperature, cfg.top_k)
+    solved = torch.tensor(found.rule).view(-1, cfg.group_size).amax(dim=1)
+    share = solved.mean().item()
+    log.say(f"pass@{cfg.group_size}: {share:.1%} of {len(solved)} test prompts have a right answer "
+            f"among {cfg.group_size} samples; {found.mean_rule():.1%} of all samples are right")
+    if share < cfg.gate:
+        raise UserError(
+            f"pass@{cfg.group_size} is {share:.1%}, below gate={cfg.gate}: RL makes right answers "
+            "more likely, but it cannot reinforce an answer that is never sampled; train longer "
+            "with stages/sft.py first, or set --gate=0 to begin anyway")
+
+
+def diagnosis(metrics, has_end):
+    """What keeps the last steps from learning, in words; "" if nothing does."""
+    last = [entry for entry in metrics if "no_variance" in entry][-5:]
+    found = []
+    if last and has_end and max(entry["ended"] for entry in last) == 0:
+        found.append("no answer ends: all are cut at max_new_tokens, so the reward never sees a "
+                     "complete answer; raise --max_new_tokens, or train longer with stages/sft.py")
+    if last and min(entry["no_variance"] for entry in last) > 0.95:
+        found.append("in nearly all groups, the answers have the same reward (mean "
+                     f"{last[-1]['reward']:.3g}): no answer is better than another, so all "
+                     "advantages are 0; the task is solved or too hard, or the reward does not "
+                     "distinguish these answers")
+    return "; ".join(found)
+
+
+# --------------------------------------------------------------------------------------------------
+# Training
+
+
+@torch.no_grad()
+def evaluate(model, reference, reward_model, task, encoding, cfg):
+    """Sample one answer to each test prompt. Returns values for the log, and an Answered. If the
+    task has right answers, "right" is the share of them by greedy decoding."""
+    tests = task.tests[:cfg.eval_prompts]
+    reward = 0.0
+    rule = 0.0
+    kl = 0.0
+    for first in range(0, len(tests), cfg.batch_size):
+        some = tests[first:first + cfg.batch_size]
+        found = answer(model, task, some, encoding, cfg, (2, first), cfg.temperature, cfg.top_k)
+        reward += sum(rewards_of(found, encoding, cfg, reward_model))
+        rule += sum(found.rule)
+        ids, is_answer = encoding.pad(found.prompts, found.answers)
+        log_p = token_log_probs(model, ids, encoding.n_vocab, cfg.temperature, cfg.top_k)
+        log_q = token_log_probs(reference, ids, encoding.n_vocab, cfg.temperature)
+        kl += kl_divergence(log_p, log_q)[is_answer[:, 1:]].sum().item()
+    n = len(tests)
+    values = {"test_reward": reward / n, "test_rule": rule / n, "test_kl": kl / n}
+    if task.is_chat:
+        greedy = answer(model, task, tests, encoding, cfg, (2,), temperature=0.0)
+        values["right"] = greedy.mean_rule()
+    return values, found
+
+
+def train(run, reference, reward_model, task, encoding, cfg, log, signals):
+    """Sample, reward and update until the run is done. Returns the metrics: a list of dicts.
+
+    The model stays in eval mode: with dropout, the update would be that of another model than the
+    one that was sampled from."""
+    model = run.model.eval()
+    signals.catch()
+    while True:
+        is_last = run.step == cfg.max_iters
+        if run.step % cfg.eval_interval == 0 or is_last:
+            values, found = evaluate(model, reference, reward_model, task, encoding, cfg)
+            log.values(run.step, values)
+            log.sample(found.shown())
+            if run.step > run.first_step:
+                log.save(run, encoding.meta)
+        if is_last or signals:
+            break
+
+        # sample group_size answers to each prompt, and reward them
+        n_prompts = cfg.batch_size // cfg.group_size
+        examples = step_examples(task.prompts, run.step, n_prompts, cfg.seed)
+        examples = repeated(examples, cfg.group_size)
+        found = answer(model, task, examples, encoding, cfg, (3, run.step), cfg.temperature,
+                       cfg.top_k)
+        rewards = rewards_of(found, encoding, cfg, reward_model)
+        rewards = torch.tensor(rewards, dtype=torch.float32, device=encoding.device)
+
+        # make the better ones more likely
+        ids, is_answer = encoding.pad(found.prompts, found.answers)
+        log_p = token_log_probs(model, ids, encoding.n_vocab, cfg.temperature, cfg.top_k)
+        with torch.no_grad():
+            log_q = token_log_probs(reference, ids, encoding.n_vocab, cfg.temperature)
+        loss, kl = policy_loss(log_p, log_q, ids, is_answer, advantages(rewards, cfg), cfg)
+        norm = update(run, loss, cfg)
+
+        if run.step % cfg.log_interval == 0:
+            log_p = log_p.detach()
+            surprise = torch.where(log_p > -torch.inf, -log_p, 0.0)
+            entropy = (log_p.exp() * surprise).sum(dim=-1)  # (B, T - 1)
+            groups = rewards.view(-1, cfg.group_size)
+            same = groups.amax(dim=1) == groups.amin(dim=1)
+            log.values(run.step, {
+                "loss": loss.item(), "norm": norm, "reward": rewards.mean().item(),
+                "rule": found.mean_rule(), "kl": kl,
+                "entropy": entropy[is_answer[:, 1:]].mean().item(),
+                "length": is_answer.sum().item() / len(ids), "ended": found.ended(encoding.end),
+                "no_variance": same.float().mean().item()})
+    problem = diagnosis(log.metrics, has_end=encoding.end is not None)
+    if problem:
+        log.say(f"the last steps learned nothing: {problem}")
+    log.finish(run, encoding.meta, signals)
+    return log.metrics
+
+
+def open_copy(cfg, path, name):
+    """The Checkpoint of a model that does not change in the run. A new run copies it from `path`
+    into out_dir, so that it resumes with the same weights, whatever `path` has then."""
+    copy = Path(cfg.out_dir, name)
+    if cfg.init_from != "resume":
+        checkpoint.write(checkpoint.read_model(path), copy)
+    return checkpoint.read(copy)
+
+
+def main(argv=None):
+    """Reinforcement learning with the settings of a command line. Returns the metrics."""
+    given = read_settings(__doc__, RLConfig, argv=argv)
+    cfg, _, start = checkpoint.starting_point(given, RLConfig, learning_rate)
+    if cfg.batch_size % cfg.group_size:
+        raise UserError(f"batch_size={cfg.batch_size} must be a multiple of group_size="
+                        f"{cfg.group_size}")
+    task = open_task(cfg.task, cfg.data_dir)
+    model_cfg = build(GPTConfig, start.model_args)
+    with World(cfg.device) as world, StopSignals() as signals:
+        device = world.device
+        encoding = Encoding(start.meta, task.is_chat, device)
+        longest = max(len(encoding.prompt(each.prompt)) for each in task.prompts + task.tests)
+        check_length(longest + cfg.max_new_tokens, model_cfg.block_size,
+                     "a prompt and max_new_tokens")
+        with StageLog(cfg, world, PANELS) as log:
+            reward_model = None
+            if cfg.reward not in ("rule", "length"):
+                found = open_copy(cfg, cfg.reward, "reward.pt")
+                reward_model = RewardModel(found, cfg.reward, device)
+            found = open_copy(cfg, cfg.init_from, "reference.pt")
+            reference = GPT.from_weights(model_cfg, found.model).to(device).eval()
+            run = begin(cfg, model_cfg, start, device)
+            log.begin_stage(run)
+            if run.step == 0 and task.is_chat and cfg.reward == "rule" and cfg.gate:
+                check_gate(run.model.eval(), task, encoding, cfg, log)
+            return train(run, reference, reward_model, task, encoding, cfg, log, signals)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,136 @@
+"""Stage 1, supervised fine-tuning (SFT): a base model learns to answer from examples.
+
+    python stages/sft.py config/sums_sft.py
+    python stages/sft.py --init_from=out-novel --task=questions.jsonl --out_dir=out-chat
+    python sample.py --out_dir=out-chat --interactive=True
+
+A base model continues a text. Here it sees prompts and answers, with tokens in between that say who
+speaks (internals/chat.py), and learns to predict the answers alone: the loss ignores the tokens of
+the prompt, because the person writes them. The token that ends an answer belongs to it, so the
+model learns to stop, too.
+
+Left out: conversations of several turns; packing several examples into one sequence, which saves
+padding; several processes.
+"""
+
+if __name__ == "__main__":  # before torch is imported
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from internals.cores import share_cores
+    share_cores()
+
+from dataclasses import dataclass
+
+import torch
+
+from configurator import build, one_line_errors, read_settings
+from internals import checkpoint
+from internals.chat import add_chat_tokens
+from internals.parallel import World
+from internals.signals import StopSignals
+from internals.stagelog import StageLog
+from model import GPTConfig
+from stages.common import Encoding, StageConfig, answer, check_length, step_examples, update
+from stages.tasks import open_task
+from train import begin, learning_rate, seed_step
+
+PANELS = {"loss on answers (nats per token)": ("loss", "test_loss"),
+          "share of the test prompts": ("right", "ended")}
+
+
+@dataclass
+class SFTConfig(StageConfig):
+    """The settings of supervised fine-tuning."""
+
+    # -- output
+    out_dir: str = "out-sft"  # folder for the checkpoint, metrics and the picture
+    # -- model and task
+    # characters that a character model gets besides those of the chat format, such as 0123456789
+    new_chars: str = ""
+
+
+def masked(ids, is_answer):
+    """ids (B, T) -> inputs and targets, each (B, T - 1). The target of a token is the token that
+    follows it if that one belongs to an answer, else -1, which the loss of model.py ignores."""
+    targets = ids.masked_fill(~is_answer, -1)
+    return ids[:, :-1], targets[:, 1:]
+
+
+def answer_loss(model, examples, encoding):
+    """The mean cross-entropy of the tokens of the answers, in nats, and their number."""
+    prompts = [encoding.prompt(example.prompt) for example in examples]
+    answers = [encoding.answer(example.answer) for example in examples]
+    ids, is_answer = encoding.pad(prompts, answers)
+    inputs, targets = masked(ids, is_answer)
+    _, loss = model(inputs, targets)
+    return loss, is_answer.sum().item()
+
+
+@torch.no_grad()
+def evaluate(model, task, encoding, cfg):
+    """Answer the test prompts by greedy decoding. Returns values for the log, and an Answered."""
+    model.eval()
+    tests = task.tests[:cfg.eval_prompts]
+    total = 0.0
+    n_tokens = 0
+    for first in range(0, len(tests), cfg.batch_size):
+        loss, count = answer_loss(model, tests[first:first + cfg.batch_size], encoding)
+        total += loss.item() * count
+        n_tokens += count
+    found = answer(model, task, tests, encoding, cfg, purpose=(1,), temperature=0.0)
+    model.train()
+    values = {"test_loss": total / n_tokens, "right": found.mean_rule(),
+              "ended": found.ended(encoding.end)}
+    return values, found
+
+
+def train(run, task, encoding, cfg, log, signals):
+    """Fine-tune until the run is done. Returns the metrics: a list of dicts."""
+    signals.catch()
+    while True:
+        is_last = run.step == cfg.max_iters
+        if run.step % cfg.eval_interval == 0 or is_last:
+            values, found = evaluate(run.model, task, encoding, cfg)
+            log.values(run.step, values)
+            log.sample(found.shown())
+            if run.step > run.first_step:
+                log.save(run, encoding.meta)
+        if is_last or signals:
+            break
+        seed_step(cfg.seed, run.step, rank=0)  # for dropout
+        examples = step_examples(task.examples, run.step, cfg.batch_size, cfg.seed)
+        loss, _ = answer_loss(run.model, examples, encoding)
+        norm = update(run, loss, cfg)
+        if run.step % cfg.log_interval == 0:
+            log.values(run.step, {"loss": loss.item(), "norm": norm})
+    log.finish(run, encoding.meta, signals)
+    return log.metrics
+
+
+def main(argv=None):
+    """Fine-tune with the settings of a command line. Returns the metrics."""
+    given = read_settings(__doc__, SFTConfig, argv=argv)
+    cfg, _, start = checkpoint.starting_point(given, SFTConfig, learning_rate)
+    if cfg.init_from != "resume":
+        start = add_chat_tokens(start, cfg.new_chars, cfg.seed)
+    task = open_task(cfg.task, cfg.data_dir)
+    with World(cfg.device) as world, StopSignals() as signals:
+        encoding = Encoding(start.meta, is_chat=True, device=world.device)
+        longest = 0
+        for example in task.examples + task.tests:
+            ids = encoding.prompt(example.prompt) + encoding.answer(example.answer)
+            longest = max(longest, len(ids))
+        model_cfg = build(GPTConfig, start.model_args)
+        check_length(longest, model_cfg.block_size, "the examples")
+        with StageLog(cfg, world, PANELS) as log:
+            run = begin(cfg, model_cfg, start, world.device)
+            log.begin_stage(run)
+            metrics = train(run, task, encoding, cfg, log, signals)
+            log.say(f"  chat         python sample.py --out_dir={cfg.out_dir} --interactive=True")
+            return metrics
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
