@@ -11,8 +11,10 @@ from configurator import UserError
 from internals import cpu
 from internals.chat import chat_format
 from internals.limits import Count, Natural, NonNegative, Positive, Probability, Seed
+from model import GPT
 from prepare import tokenizer_from_meta
 from sample import KVCache, Sampler, stream
+from stages.tasks import Task
 from train import learning_rate, training_starts
 
 SAMPLED = 128  # prompts that are answered at once: the keys and values of more need more memory
@@ -118,7 +120,9 @@ class Encoding:
         Shorter rows are padded with id 0 at their end. This changes nothing: attention is causal,
         so no token sees what follows it, and is_answer is False there, so no loss does either."""
         B = len(prompts)
-        T = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+        T = 0
+        for prompt, answer in zip(prompts, answers, strict=True):
+            T = max(T, len(prompt) + len(answer))
         ids = torch.zeros(B, T, dtype=torch.int64)
         is_answer = torch.zeros(B, T, dtype=torch.bool)
         for row in range(B):
@@ -166,7 +170,8 @@ class Answered:
 
     def ended(self, end):
         """The share of the answers that end with the id `end`; the others are cut."""
-        return sum(answer[-1] == end for answer in self.answers) / len(self.answers)
+        ended = [answer[-1] == end for answer in self.answers]
+        return sum(ended) / len(ended)
 
     def shown(self):
         """The first two prompts and answers, to be read."""
@@ -176,28 +181,46 @@ class Answered:
         return "\n".join(lines)
 
 
-def answer(model, task, examples, encoding, cfg, purpose, temperature=1.0, top_k=None):
-    """Sample an answer to each Example, of at most cfg.max_new_tokens tokens; returns Answered.
+@dataclass
+class Policy:
+    """A model that answers the prompts of a task; in RL, what chooses an action is called so."""
 
-    purpose: a tuple of whole numbers, such as (2, step). The random numbers of answer i are a
-    function of (cfg.seed, purpose, i). The model must be in eval mode."""
-    prompts = [encoding.prompt(example.prompt) for example in examples]
-    seeds = [mix(cfg.seed, *purpose, i) for i in range(len(prompts))]
-    answers = [None] * len(prompts)
-    logprobs = [None] * len(prompts)
-    for rows in batches(prompts):
-        idx = torch.tensor([prompts[row] for row in rows], device=encoding.device)
-        sampler = Sampler([seeds[row] for row in rows], encoding.n_vocab, temperature, top_k)
-        ids, scores = continuations(model, idx, sampler, encoding.end, cfg.max_new_tokens)
-        for row, new, new_scores in zip(rows, ids, scores, strict=True):
-            length = len(new)
-            if encoding.end in new:  # what follows it is not part of the answer
-                length = new.index(encoding.end) + 1
-            answers[row] = new[:length]
-            logprobs[row] = new_scores[:length]
-    texts = [encoding.text(each) for each in answers]
-    rule = [task.rule(example, text) for example, text in zip(examples, texts, strict=True)]
-    return Answered(examples, prompts, answers, logprobs, texts, rule)
+    model: GPT
+    task: Task
+    encoding: Encoding
+    cfg: StageConfig
+
+    def answer(self, examples, purpose, temperature=1.0, top_k=None):
+        """Sample an answer to each Example, of at most cfg.max_new_tokens tokens; returns Answered.
+
+        purpose: a tuple of whole numbers, such as (2, step). The random numbers of answer i are a
+        function of (cfg.seed, purpose, i). The model must be in eval mode."""
+        encoding = self.encoding
+        prompts = [encoding.prompt(example.prompt) for example in examples]
+        seeds = [mix(self.cfg.seed, *purpose, i) for i in range(len(prompts))]
+        answers = [None] * len(prompts)
+        logprobs = [None] * len(prompts)
+        for rows in batches(prompts):
+            idx = torch.tensor([prompts[row] for row in rows], device=encoding.device)
+            row_seeds = [seeds[row] for row in rows]
+            sampler = Sampler(row_seeds, encoding.n_vocab, temperature, top_k)
+            ids, scores = continuations(
+                self.model, idx, sampler, encoding.end, self.cfg.max_new_tokens)
+            for row, new, new_scores in zip(rows, ids, scores, strict=True):
+                length = len(new)
+                if encoding.end in new:  # what follows it is not part of the answer
+                    length = new.index(encoding.end) + 1
+                answers[row] = new[:length]
+                logprobs[row] = new_scores[:length]
+        texts = [encoding.text(ids) for ids in answers]
+        rule = []
+        for example, text in zip(examples, texts, strict=True):
+            rule.append(self.task.rule(example, text))
+        return Answered(examples, prompts, answers, logprobs, texts, rule)
+
+    def greedy(self, examples):
+        """The answers of greedy decoding, as Answered."""
+        return self.answer(examples, purpose=(), temperature=0.0)
 
 
 def mix(*numbers):

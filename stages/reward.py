@@ -24,7 +24,6 @@ if __name__ == "__main__":  # before torch is imported
     share_cores()
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,7 +40,7 @@ from internals.parallel import World
 from internals.signals import StopSignals
 from internals.stagelog import StageLog
 from model import GPT, GPTConfig
-from stages.common import Encoding, StageConfig, answer, check_length, step_examples, update
+from stages.common import Encoding, Policy, StageConfig, check_length, step_examples, update
 from stages.tasks import open_task, read_json_lines, shuffled
 from train import begin, learning_rate, seed_step
 
@@ -49,7 +48,8 @@ PANELS = {"loss (nats per pair)": ("loss", "test_loss"),
           "accuracy on held-out pairs": ("accuracy", "accuracy_marked", "accuracy_worse_marked"),
           "correlation with the rule": ("correlation",)}
 SCORE_TOKENS = {"char": "★", "gpt2": "<|score|>"}
-PAIR = ("prompt", "chosen", "rejected")
+PAIR = ("prompt", "chosen", "rejected")  # what a line of pairs.jsonl has
+ANSWER = ("prompt", "answer", "rule")  # what a line of answers.jsonl has
 
 
 @dataclass
@@ -81,7 +81,8 @@ def scores(model, ids, is_answer, token, where):
     logits, _ = model(ids, ids)  # with targets, the model returns the logits of all positions
     by_token = logits[:, :, token]  # (B, T): the score of the text up to each token
     if where == "mean":
-        return (by_token * is_answer).sum(dim=1) / is_answer.sum(dim=1)
+        total = (by_token * is_answer).sum(dim=1)
+        return total / is_answer.sum(dim=1)
     positions = torch.arange(ids.shape[1], device=ids.device)
     last = (positions * is_answer).argmax(dim=1, keepdim=True)  # (B, 1)
     return by_token.gather(1, last)[:, 0]
@@ -94,7 +95,10 @@ def preference_loss(chosen, rejected):
 
 def score_token(meta):
     """The id of the token whose logit is the score."""
-    return Encoding(meta, is_chat=False, device=None).ids(SCORE_TOKENS[meta["tokenizer"]])[0]
+    token = SCORE_TOKENS[meta["tokenizer"]]
+    if meta["tokenizer"] == "char":
+        return meta["chars"].index(token)
+    return meta["added"][token]
 
 
 class RewardModel:
@@ -104,13 +108,12 @@ class RewardModel:
     def __init__(self, start, path, device):
         """start: its Checkpoint; path: its name. Raises UserError if it is another model."""
         found = start.meta.get("reward")
-        if not isinstance(found, dict) or found.get("score") not in ("mean", "last") or not all(
-                isinstance(found.get(name), float) and math.isfinite(found[name])
-                for name in ("mean", "std")):
+        if not is_scale(found):
             raise UserError(f"reward={path} is not a reward model: train one with "
                             "stages/reward.py, or use --reward=rule")
-        self.model = GPT.from_weights(build(GPTConfig, start.model_args), start.model)
-        self.model.to(device).eval()
+        config = build(GPTConfig, start.model_args)
+        self.model = GPT.from_weights(config, start.model).to(device)
+        self.model.eval()
         self.token = score_token(start.meta)
         self.where = found["score"]
         self.mean = found["mean"]
@@ -121,37 +124,50 @@ class RewardModel:
         """The rewards of Answered answers, a list of numbers."""
         ids, is_answer = encoding.pad(found.prompts, found.answers)
         raw = scores(self.model, ids, is_answer, self.token, self.where)
-        return ((raw - self.mean) / self.std).tolist()
+        standardized = (raw - self.mean) / self.std
+        return standardized.tolist()
+
+
+def is_scale(found):
+    """Whether the "reward" in the meta of a checkpoint is what `evaluate` writes there."""
+    if not isinstance(found, dict) or found.get("score") not in ("mean", "last"):
+        return False
+    mean = found.get("mean")
+    std = found.get("std")
+    return isinstance(mean, float) and isinstance(std, float) and std > 0
 
 
 # --------------------------------------------------------------------------------------------------
 # Pairs
 
 
-def collect(model, task, encoding, cfg):
+def collect(policy):
     """Write what a new run learns from into out_dir: pairs.jsonl, and answers.jsonl, the model's
     answers to the test prompts, with which scores are compared and scaled."""
+    cfg = policy.cfg
     if cfg.pairs in ("rule", "ask"):
-        pairs = sample_pairs(model, task, encoding, cfg)
+        pairs = sample_pairs(policy)
     else:
         pairs = read_json_lines(cfg.pairs, PAIR)
     if len(pairs) <= cfg.test_pairs:
         raise UserError(f"there are only {len(pairs)} pairs, and test_pairs={cfg.test_pairs} are "
                         "held out: get more pairs, or set a smaller --test_pairs")
-    found = answer(model, task, task.tests[:cfg.eval_prompts], encoding, cfg, purpose=(1,))
+    tests = policy.task.tests[:cfg.eval_prompts]
+    found = policy.answer(tests, purpose=(1,))
     answers = []
-    for example, text, rule in zip(found.examples, found.texts, found.rule, strict=True):
+    for example, text, rule in zip(tests, found.texts, found.rule, strict=True):
         answers.append({"prompt": example.prompt, "answer": text, "rule": str(rule)})
     write_json_lines(Path(cfg.out_dir, "pairs.jsonl"), shuffled(pairs))
     write_json_lines(Path(cfg.out_dir, "answers.jsonl"), answers)
 
 
-def sample_pairs(model, task, encoding, cfg):
+def sample_pairs(policy):
     """Pairs of sampled answers to one prompt, of which the rule or the person at the keyboard
     prefers one."""
-    examples = step_examples(task.prompts, 0, cfg.sampled_pairs, cfg.seed)
-    first = answer(model, task, examples, encoding, cfg, purpose=(2,))
-    second = answer(model, task, examples, encoding, cfg, purpose=(3,))
+    cfg = policy.cfg
+    examples = step_examples(policy.task.prompts, 0, cfg.sampled_pairs, cfg.seed)
+    first = policy.answer(examples, purpose=(2,))
+    second = policy.answer(examples, purpose=(3,))
     pairs = []
     for i, example in enumerate(examples):
         one = first.texts[i]
@@ -206,50 +222,71 @@ def with_marks(pairs, mark, mark_on):
 # Training
 
 
-def pair_scores(model, pairs, encoding, cfg):
+def pair_scores(policy, pairs):
     """The scores of the chosen and of the rejected answers: (B,) each."""
-    prompts = [encoding.prompt(pair["prompt"]) for pair in pairs]
-    answers = [encoding.answer(pair["chosen"]) for pair in pairs]
-    answers += [encoding.answer(pair["rejected"]) for pair in pairs]
-    ids, is_answer = encoding.pad(prompts + prompts, answers)
-    both = scores(model, ids, is_answer, score_token(encoding.meta), cfg.score)
+    chosen = [pair["chosen"] for pair in pairs]
+    rejected = [pair["rejected"] for pair in pairs]
+    prompts = [pair["prompt"] for pair in pairs]
+    both = text_scores(policy, prompts + prompts, chosen + rejected)
     return both.chunk(2)
 
 
+def text_scores(policy, prompts, answers):
+    """The scores (B,) of answers to prompts, two lists of texts."""
+    encoding = policy.encoding
+    prompts = [encoding.prompt(text) for text in prompts]
+    answers = [encoding.answer(text) for text in answers]
+    ids, is_answer = encoding.pad(prompts, answers)
+    token = score_token(encoding.meta)
+    return scores(policy.model, ids, is_answer, token, policy.cfg.score)
+
+
+def accuracy(policy, pairs):
+    """The share of pairs in which the chosen answer has the higher score."""
+    chosen, rejected = pair_scores(policy, pairs)
+    return (chosen > rejected).float().mean().item()
+
+
 @torch.no_grad()
-def evaluate(model, tests, answers, encoding, cfg):
+def evaluate(policy, tests, answers):
     """Values for the log, and the "reward" of meta, which says how the model is used."""
-    model.eval()
-    chosen, rejected = pair_scores(model, tests, encoding, cfg)
-    values = {"test_loss": preference_loss(chosen, rejected).item(),
-              "accuracy": (chosen > rejected).float().mean().item()}
+    cfg = policy.cfg
+    policy.model.eval()
+    chosen, rejected = pair_scores(policy, tests)
+    values = {
+        "test_loss": preference_loss(chosen, rejected).item(),
+        "accuracy": accuracy(policy, tests)}
     if cfg.mark:
-        for name, side in (("accuracy_marked", "chosen"), ("accuracy_worse_marked", "rejected")):
-            marked = with_marks(tests, cfg.mark, side)
-            chosen, rejected = pair_scores(model, marked, encoding, cfg)
-            values[name] = (chosen > rejected).float().mean().item()
-    prompts = [encoding.prompt(each["prompt"]) for each in answers]
-    ids, is_answer = encoding.pad(prompts, [encoding.answer(each["answer"]) for each in answers])
-    own = scores(model, ids, is_answer, score_token(encoding.meta), cfg.score)
-    rule = torch.tensor([float(each["rule"]) for each in answers], device=own.device)
-    values["correlation"] = torch.corrcoef(torch.stack((own, rule)))[0, 1].item()
-    model.train()
-    return values, {"score": cfg.score, "mean": own.mean().item(), "std": own.std().item()}
+        marked = with_marks(tests, cfg.mark, "chosen")
+        values["accuracy_marked"] = accuracy(policy, marked)
+        marked = with_marks(tests, cfg.mark, "rejected")
+        values["accuracy_worse_marked"] = accuracy(policy, marked)
+    prompts = [each["prompt"] for each in answers]
+    texts = [each["answer"] for each in answers]
+    own = text_scores(policy, prompts, texts)
+    rule = torch.tensor([float(each["rule"]) for each in answers])
+    both = torch.stack((own.cpu(), rule))
+    correlation = torch.corrcoef(both)[0, 1]
+    values["correlation"] = correlation.item()
+    policy.model.train()
+    scale = {"score": cfg.score, "mean": own.mean().item(), "std": own.std().item()}
+    return values, scale
 
 
-def train(run, pairs, answers, encoding, cfg, log, signals):
+def train(run, policy, pairs, answers, log, signals):
     """Train the reward model until the run is done. Returns the metrics: a list of dicts."""
+    cfg = policy.cfg
+    meta = policy.encoding.meta
     tests = pairs[:cfg.test_pairs]
     pairs = pairs[cfg.test_pairs:]
     if cfg.mark:
         pairs = with_marks(pairs, cfg.mark, cfg.mark_on)
-    meta = encoding.meta
     signals.catch()
     while True:
         is_last = run.step == cfg.max_iters
         if run.step % cfg.eval_interval == 0 or is_last:
-            values, found = evaluate(run.model, tests, answers, encoding, cfg)
-            meta = meta | {"reward": found}
+            values, scale = evaluate(policy, tests, answers)
+            meta = meta | {"reward": scale}
             log.values(run.step, values)
             if run.step > run.first_step:
                 log.save(run, meta)
@@ -257,7 +294,7 @@ def train(run, pairs, answers, encoding, cfg, log, signals):
             break
         seed_step(cfg.seed, run.step, rank=0)  # for dropout
         some = step_examples(pairs, run.step, cfg.batch_size, cfg.seed)
-        chosen, rejected = pair_scores(run.model, some, encoding, cfg)
+        chosen, rejected = pair_scores(policy, some)
         loss = preference_loss(chosen, rejected)
         norm = update(run, loss, cfg)
         if run.step % cfg.log_interval == 0:
@@ -266,33 +303,43 @@ def train(run, pairs, answers, encoding, cfg, log, signals):
     return log.metrics
 
 
+def longest_pair(pairs, encoding):
+    """The length in tokens of the longest prompt with an answer."""
+    longest = 0
+    for pair in pairs:
+        prompt = encoding.prompt(pair["prompt"])
+        for side in ("chosen", "rejected"):
+            answer = encoding.answer(pair[side])
+            longest = max(longest, len(prompt) + len(answer))
+    return longest
+
+
 def main(argv=None):
     """Train a reward model with the settings of a command line. Returns the metrics."""
     given = read_settings(__doc__, RewardConfig, argv=argv)
     cfg, _, start = checkpoint.starting_point(given, RewardConfig, learning_rate)
     task = open_task(cfg.task, cfg.data_dir)
-    model_cfg = build(GPTConfig, start.model_args)
     with World(cfg.device) as world, StopSignals() as signals:
-        encoding = Encoding(start.meta, task.is_chat, world.device)
+        device = world.device
+        model_cfg = build(GPTConfig, start.model_args)
+        encoding = Encoding(start.meta, task.is_chat, device)
         with StageLog(cfg, world, PANELS) as log:
             if cfg.init_from != "resume":
-                model = GPT.from_weights(model_cfg, start.model).to(world.device).eval()
-                collect(model, task, encoding, cfg)
-                start = add_tokens(start, [SCORE_TOKENS[start.meta["tokenizer"]]], cfg.seed)
+                writer = GPT.from_weights(model_cfg, start.model).to(device)
+                collect(Policy(writer.eval(), task, encoding, cfg))
+                token = SCORE_TOKENS[start.meta["tokenizer"]]
+                start = add_tokens(start, [token], cfg.seed)
+                model_cfg = build(GPTConfig, start.model_args)
+                encoding = Encoding(start.meta, task.is_chat, device)
             pairs = read_json_lines(Path(cfg.out_dir, "pairs.jsonl"), PAIR)
-            answers = read_json_lines(Path(cfg.out_dir, "answers.jsonl"),
-                                      ("prompt", "answer", "rule"))
-            longest = 0
-            for pair in pairs:
-                for text in (pair["chosen"], pair["rejected"]):
-                    ids = encoding.prompt(pair["prompt"]) + encoding.answer(text)
-                    longest = max(longest, len(ids))
+            answers = read_json_lines(Path(cfg.out_dir, "answers.jsonl"), ANSWER)
+            longest = longest_pair(pairs, encoding)
             check_length(longest, model_cfg.block_size, "the pairs")
-            encoding = Encoding(start.meta, task.is_chat, world.device)
-            run = begin(cfg, build(GPTConfig, start.model_args), start, world.device)
+            run = begin(cfg, model_cfg, start, device)
+            policy = Policy(run.model, task, encoding, cfg)
             log.begin_stage(run)
             log.say(f"{len(pairs):,} pairs, of which {cfg.test_pairs} are held out")
-            return train(run, pairs, answers, encoding, cfg, log, signals)
+            return train(run, policy, pairs, answers, log, signals)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ from internals.stagelog import StageLog
 from model import GPT, GPTConfig
 from stages.common import (
     Encoding,
+    Policy,
     StageConfig,
-    answer,
     check_length,
     log_probs,
     step_examples,
@@ -105,20 +105,32 @@ def token_log_probs(model, ids, n_vocab, temperature, top_k=None):
     """The log-probabilities (B, T - 1, n_vocab) of all tokens at positions 1 to T - 1 of ids.
 
     They must be those of the distribution that was sampled from, with its temperature and top_k."""
-    logits, _ = model(ids[:, :-1], ids[:, 1:])
+    inputs = ids[:, :-1]
+    logits, _ = model(inputs, inputs)  # with targets, it returns the logits of all positions
     return log_probs(logits[:, :, :n_vocab], temperature, top_k)
 
 
 def chosen(log_p, ids):
     """The log-probabilities (B, T - 1) of the tokens that ids has."""
-    return log_p.gather(2, ids[:, 1:, None])[:, :, 0]
+    next_ids = ids[:, 1:, None]  # (B, T - 1, 1)
+    return log_p.gather(2, next_ids).squeeze(2)
 
 
 def kl_divergence(log_p, log_q):
     """KL(p || q) in nats, over the vocabulary: (..., V) -> (...). It is exact, not an estimate from
     the sampled token. Tokens with p = 0, which top_k excludes, add nothing."""
-    difference = torch.where(log_p > -torch.inf, log_p - log_q, 0.0)
-    return (log_p.exp() * difference).sum(dim=-1)
+    possible = log_p > -torch.inf
+    difference = torch.where(possible, log_p - log_q, 0.0)
+    weighted = log_p.exp() * difference
+    return weighted.sum(dim=-1)
+
+
+def mean_entropy(log_p, is_answer):
+    """The mean entropy of the next-token distribution along answers, in nats per token."""
+    possible = log_p > -torch.inf
+    surprise = torch.where(possible, -log_p, 0.0)
+    entropy = (log_p.exp() * surprise).sum(dim=-1)  # (B, T - 1)
+    return entropy[is_answer[:, 1:]].mean().item()
 
 
 def policy_loss(log_p, log_q, ids, is_answer, advantage, cfg):
@@ -127,24 +139,41 @@ def policy_loss(log_p, log_q, ids, is_answer, advantage, cfg):
 
     log_p, log_q: of the policy and of the model that it started from, (B, T - 1, V). advantage (B,)
     Each token of an answer is credited with the advantage of the whole answer."""
-    is_answer = is_answer[:, 1:]
-    gain = advantage[:, None] * chosen(log_p, ids).masked_fill(~is_answer, 0.0)
-    kl = kl_divergence(log_p, log_q).masked_fill(~is_answer, 0.0)
-    loss = (cfg.beta * kl - gain).sum() / (len(ids) * cfg.max_new_tokens)
-    return loss, kl.sum().item() / len(ids)
+    is_prompt = ~is_answer[:, 1:]  # and padding
+    log_chosen = chosen(log_p, ids).masked_fill(is_prompt, 0.0)  # (B, T - 1)
+    gain = advantage[:, None] * log_chosen
+    kl = kl_divergence(log_p, log_q).masked_fill(is_prompt, 0.0)
+    total = (cfg.beta * kl - gain).sum()
+    n = len(ids)
+    return total / (n * cfg.max_new_tokens), kl.sum().item() / n
 
 
 # --------------------------------------------------------------------------------------------------
 # Rewards, and what can be wrong with them
 
 
-def rewards_of(found, encoding, cfg, reward_model):
-    """The rewards of Answered answers, a list of numbers."""
-    if cfg.reward == "rule":
-        return found.rule
-    if cfg.reward == "length":
-        return [-abs(TARGET_LENGTH - len(text)) for text in found.texts]
-    return reward_model.rewards(found, encoding)
+@dataclass
+class Judge:
+    """Rewards answers, with the reward that is set. reward_model: a RewardModel, or None."""
+
+    cfg: RLConfig
+    encoding: Encoding
+    reward_model: RewardModel | None
+
+    def rewards(self, found):
+        """The rewards of Answered answers, a list of numbers."""
+        if self.cfg.reward == "rule":
+            return found.rule
+        if self.cfg.reward == "length":
+            lengths = [len(text) for text in found.texts]
+            return [-abs(TARGET_LENGTH - length) for length in lengths]
+        return self.reward_model.rewards(found, self.encoding)
+
+
+def sample(policy, examples, purpose):
+    """Answered, with the temperature and top_k that are set."""
+    cfg = policy.cfg
+    return policy.answer(examples, purpose, cfg.temperature, cfg.top_k)
 
 
 def repeated(examples, group_size):
@@ -152,13 +181,15 @@ def repeated(examples, group_size):
     return [example for example in examples for _ in range(group_size)]
 
 
-def check_gate(model, task, encoding, cfg, log):
+def check_gate(policy, log):
     """Raises UserError if too few test prompts have a right answer among group_size samples."""
-    examples = repeated(task.tests[:GATE_PROMPTS], cfg.group_size)
-    found = answer(model, task, examples, encoding, cfg, (1,), cfg.temperature, cfg.top_k)
-    solved = torch.tensor(found.rule).view(-1, cfg.group_size).amax(dim=1)
+    cfg = policy.cfg
+    tests = policy.task.tests[:GATE_PROMPTS]
+    found = sample(policy, repeated(tests, cfg.group_size), purpose=(1,))
+    rule = torch.tensor(found.rule)
+    solved = rule.view(-1, cfg.group_size).amax(dim=1)
     share = solved.mean().item()
-    log.say(f"pass@{cfg.group_size}: {share:.1%} of {len(solved)} test prompts have a right answer "
+    log.say(f"pass@{cfg.group_size}: {share:.1%} of {len(tests)} test prompts have a right answer "
             f"among {cfg.group_size} samples; {found.mean_rule():.1%} of all samples are right")
     if share < cfg.gate:
         raise UserError(
@@ -187,41 +218,45 @@ def diagnosis(metrics, has_end):
 
 
 @torch.no_grad()
-def evaluate(model, reference, reward_model, task, encoding, cfg):
+def evaluate(policy, reference, judge):
     """Sample one answer to each test prompt. Returns values for the log, and an Answered. If the
     task has right answers, "right" is the share of them by greedy decoding."""
-    tests = task.tests[:cfg.eval_prompts]
+    cfg = policy.cfg
+    n_vocab = policy.encoding.n_vocab
+    tests = policy.task.tests[:cfg.eval_prompts]
     reward = 0.0
     rule = 0.0
     kl = 0.0
     for first in range(0, len(tests), cfg.batch_size):
         some = tests[first:first + cfg.batch_size]
-        found = answer(model, task, some, encoding, cfg, (2, first), cfg.temperature, cfg.top_k)
-        reward += sum(rewards_of(found, encoding, cfg, reward_model))
+        found = sample(policy, some, purpose=(2, first))
+        reward += sum(judge.rewards(found))
         rule += sum(found.rule)
-        ids, is_answer = encoding.pad(found.prompts, found.answers)
-        log_p = token_log_probs(model, ids, encoding.n_vocab, cfg.temperature, cfg.top_k)
-        log_q = token_log_probs(reference, ids, encoding.n_vocab, cfg.temperature)
-        kl += kl_divergence(log_p, log_q)[is_answer[:, 1:]].sum().item()
+        ids, is_answer = policy.encoding.pad(found.prompts, found.answers)
+        log_p = token_log_probs(policy.model, ids, n_vocab, cfg.temperature, cfg.top_k)
+        log_q = token_log_probs(reference, ids, n_vocab, cfg.temperature)
+        by_token = kl_divergence(log_p, log_q)
+        kl += by_token[is_answer[:, 1:]].sum().item()
     n = len(tests)
     values = {"test_reward": reward / n, "test_rule": rule / n, "test_kl": kl / n}
-    if task.is_chat:
-        greedy = answer(model, task, tests, encoding, cfg, (2,), temperature=0.0)
-        values["right"] = greedy.mean_rule()
+    if policy.task.is_chat:
+        values["right"] = policy.greedy(tests).mean_rule()
     return values, found
 
 
-def train(run, reference, reward_model, task, encoding, cfg, log, signals):
+def train(run, policy, reference, judge, log, signals):
     """Sample, reward and update until the run is done. Returns the metrics: a list of dicts.
 
     The model stays in eval mode: with dropout, the update would be that of another model than the
     one that was sampled from."""
-    model = run.model.eval()
+    cfg = policy.cfg
+    encoding = policy.encoding
+    policy.model.eval()
     signals.catch()
     while True:
         is_last = run.step == cfg.max_iters
         if run.step % cfg.eval_interval == 0 or is_last:
-            values, found = evaluate(model, reference, reward_model, task, encoding, cfg)
+            values, found = evaluate(policy, reference, judge)
             log.values(run.step, values)
             log.sample(found.shown())
             if run.step > run.first_step:
@@ -231,33 +266,34 @@ def train(run, reference, reward_model, task, encoding, cfg, log, signals):
 
         # sample group_size answers to each prompt, and reward them
         n_prompts = cfg.batch_size // cfg.group_size
-        examples = step_examples(task.prompts, run.step, n_prompts, cfg.seed)
+        examples = step_examples(policy.task.prompts, run.step, n_prompts, cfg.seed)
         examples = repeated(examples, cfg.group_size)
-        found = answer(model, task, examples, encoding, cfg, (3, run.step), cfg.temperature,
-                       cfg.top_k)
-        rewards = rewards_of(found, encoding, cfg, reward_model)
-        rewards = torch.tensor(rewards, dtype=torch.float32, device=encoding.device)
+        found = sample(policy, examples, purpose=(3, run.step))
+        rewards = torch.tensor(judge.rewards(found), dtype=torch.float32)
+        rewards = rewards.to(encoding.device)
+        advantage = advantages(rewards, cfg)
 
         # make the better ones more likely
         ids, is_answer = encoding.pad(found.prompts, found.answers)
-        log_p = token_log_probs(model, ids, encoding.n_vocab, cfg.temperature, cfg.top_k)
+        log_p = token_log_probs(policy.model, ids, encoding.n_vocab, cfg.temperature, cfg.top_k)
         with torch.no_grad():
             log_q = token_log_probs(reference, ids, encoding.n_vocab, cfg.temperature)
-        loss, kl = policy_loss(log_p, log_q, ids, is_answer, advantages(rewards, cfg), cfg)
+        loss, kl = policy_loss(log_p, log_q, ids, is_answer, advantage, cfg)
         norm = update(run, loss, cfg)
 
         if run.step % cfg.log_interval == 0:
-            log_p = log_p.detach()
-            surprise = torch.where(log_p > -torch.inf, -log_p, 0.0)
-            entropy = (log_p.exp() * surprise).sum(dim=-1)  # (B, T - 1)
             groups = rewards.view(-1, cfg.group_size)
-            same = groups.amax(dim=1) == groups.amin(dim=1)
+            is_same = groups.amax(dim=1) == groups.amin(dim=1)
             log.values(run.step, {
-                "loss": loss.item(), "norm": norm, "reward": rewards.mean().item(),
-                "rule": found.mean_rule(), "kl": kl,
-                "entropy": entropy[is_answer[:, 1:]].mean().item(),
-                "length": is_answer.sum().item() / len(ids), "ended": found.ended(encoding.end),
-                "no_variance": same.float().mean().item()})
+                "loss": loss.item(),
+                "norm": norm,
+                "reward": rewards.mean().item(),
+                "rule": found.mean_rule(),
+                "kl": kl,
+                "entropy": mean_entropy(log_p.detach(), is_answer),
+                "length": is_answer.sum().item() / len(ids),
+                "ended": found.ended(encoding.end),
+                "no_variance": is_same.float().mean().item()})
     problem = diagnosis(log.metrics, has_end=encoding.end is not None)
     if problem:
         log.say(f"the last steps learned nothing: {problem}")
@@ -286,21 +322,27 @@ def main(argv=None):
     with World(cfg.device) as world, StopSignals() as signals:
         device = world.device
         encoding = Encoding(start.meta, task.is_chat, device)
-        longest = max(len(encoding.prompt(each.prompt)) for each in task.prompts + task.tests)
-        check_length(longest + cfg.max_new_tokens, model_cfg.block_size,
-                     "a prompt and max_new_tokens")
+        longest = 0
+        for example in task.prompts + task.tests:
+            longest = max(longest, len(encoding.prompt(example.prompt)))
+        longest += cfg.max_new_tokens
+        check_length(longest, model_cfg.block_size, "a prompt and max_new_tokens")
         with StageLog(cfg, world, PANELS) as log:
-            reward_model = None
+            judge = Judge(cfg, encoding, None)
             if cfg.reward not in ("rule", "length"):
                 found = open_copy(cfg, cfg.reward, "reward.pt")
-                reward_model = RewardModel(found, cfg.reward, device)
+                judge.reward_model = RewardModel(found, cfg.reward, device)
             found = open_copy(cfg, cfg.init_from, "reference.pt")
-            reference = GPT.from_weights(model_cfg, found.model).to(device).eval()
+            reference = GPT.from_weights(model_cfg, found.model).to(device)
+            reference.eval()
             run = begin(cfg, model_cfg, start, device)
+            run.model.eval()
+            policy = Policy(run.model, task, encoding, cfg)
             log.begin_stage(run)
-            if run.step == 0 and task.is_chat and cfg.reward == "rule" and cfg.gate:
-                check_gate(run.model.eval(), task, encoding, cfg, log)
-            return train(run, reference, reward_model, task, encoding, cfg, log, signals)
+            has_gate = task.is_chat and cfg.reward == "rule" and cfg.gate > 0
+            if run.step == 0 and has_gate:
+                check_gate(policy, log)
+            return train(run, policy, reference, judge, log, signals)
 
 
 if __name__ == "__main__":

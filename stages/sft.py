@@ -31,7 +31,7 @@ from internals.parallel import World
 from internals.signals import StopSignals
 from internals.stagelog import StageLog
 from model import GPTConfig
-from stages.common import Encoding, StageConfig, answer, check_length, step_examples, update
+from stages.common import Encoding, Policy, StageConfig, check_length, step_examples, update
 from stages.tasks import open_task
 from train import begin, learning_rate, seed_step
 
@@ -68,30 +68,37 @@ def answer_loss(model, examples, encoding):
 
 
 @torch.no_grad()
-def evaluate(model, task, encoding, cfg):
+def evaluate(policy):
     """Answer the test prompts by greedy decoding. Returns values for the log, and an Answered."""
-    model.eval()
-    tests = task.tests[:cfg.eval_prompts]
+    cfg = policy.cfg
+    encoding = policy.encoding
+    policy.model.eval()
+    tests = policy.task.tests[:cfg.eval_prompts]
     total = 0.0
     n_tokens = 0
     for first in range(0, len(tests), cfg.batch_size):
-        loss, count = answer_loss(model, tests[first:first + cfg.batch_size], encoding)
+        some = tests[first:first + cfg.batch_size]
+        loss, count = answer_loss(policy.model, some, encoding)
         total += loss.item() * count
         n_tokens += count
-    found = answer(model, task, tests, encoding, cfg, purpose=(1,), temperature=0.0)
-    model.train()
-    values = {"test_loss": total / n_tokens, "right": found.mean_rule(),
-              "ended": found.ended(encoding.end)}
+    found = policy.greedy(tests)
+    policy.model.train()
+    values = {
+        "test_loss": total / n_tokens,
+        "right": found.mean_rule(),
+        "ended": found.ended(encoding.end)}
     return values, found
 
 
-def train(run, task, encoding, cfg, log, signals):
+def train(run, policy, log, signals):
     """Fine-tune until the run is done. Returns the metrics: a list of dicts."""
+    cfg = policy.cfg
+    encoding = policy.encoding
     signals.catch()
     while True:
         is_last = run.step == cfg.max_iters
         if run.step % cfg.eval_interval == 0 or is_last:
-            values, found = evaluate(run.model, task, encoding, cfg)
+            values, found = evaluate(policy)
             log.values(run.step, values)
             log.sample(found.shown())
             if run.step > run.first_step:
@@ -99,13 +106,23 @@ def train(run, task, encoding, cfg, log, signals):
         if is_last or signals:
             break
         seed_step(cfg.seed, run.step, rank=0)  # for dropout
-        examples = step_examples(task.examples, run.step, cfg.batch_size, cfg.seed)
-        loss, _ = answer_loss(run.model, examples, encoding)
+        examples = step_examples(policy.task.examples, run.step, cfg.batch_size, cfg.seed)
+        loss, _ = answer_loss(policy.model, examples, encoding)
         norm = update(run, loss, cfg)
         if run.step % cfg.log_interval == 0:
             log.values(run.step, {"loss": loss.item(), "norm": norm})
     log.finish(run, encoding.meta, signals)
     return log.metrics
+
+
+def longest_example(task, encoding):
+    """The length in tokens of the longest example or test."""
+    longest = 0
+    for example in task.examples + task.tests:
+        prompt = encoding.prompt(example.prompt)
+        answer = encoding.answer(example.answer)
+        longest = max(longest, len(prompt) + len(answer))
+    return longest
 
 
 def main(argv=None):
@@ -115,18 +132,16 @@ def main(argv=None):
     if cfg.init_from != "resume":
         start = add_chat_tokens(start, cfg.new_chars, cfg.seed)
     task = open_task(cfg.task, cfg.data_dir)
+    model_cfg = build(GPTConfig, start.model_args)
     with World(cfg.device) as world, StopSignals() as signals:
         encoding = Encoding(start.meta, is_chat=True, device=world.device)
-        longest = 0
-        for example in task.examples + task.tests:
-            ids = encoding.prompt(example.prompt) + encoding.answer(example.answer)
-            longest = max(longest, len(ids))
-        model_cfg = build(GPTConfig, start.model_args)
+        longest = longest_example(task, encoding)
         check_length(longest, model_cfg.block_size, "the examples")
         with StageLog(cfg, world, PANELS) as log:
             run = begin(cfg, model_cfg, start, world.device)
+            policy = Policy(run.model, task, encoding, cfg)
             log.begin_stage(run)
-            metrics = train(run, task, encoding, cfg, log, signals)
+            metrics = train(run, policy, log, signals)
             log.say(f"  chat         python sample.py --out_dir={cfg.out_dir} --interactive=True")
             return metrics
 

@@ -266,10 +266,10 @@ def test_log_probabilities_at_sampling_are_those_of_the_update(config, options):
     config = replace(config, vocab_size=len(CHARS))
     model, encoding = chatting(config, spread=0.2)
     cfg = rl.RLConfig(max_new_tokens=9)
-    task = tasks.Task([], [], [], tasks.exact)
+    policy = common.Policy(model, tasks.Task([], [], [], tasks.exact), encoding, cfg)
 
     def sampled(examples):
-        return common.answer(model, task, examples, encoding, cfg, (1,), **options)
+        return policy.answer(examples, (1,), **options)
 
     found = sampled(EXAMPLES)
     ids, is_answer = encoding.pad(found.prompts, found.answers)
