@@ -1,6 +1,6 @@
 """Stage 2, a reward model: learn from pairs of answers what is preferred.
 
-    python stages/reward.py config/verse_reward.py
+    python stages/reward.py config/stages_verse_reward.py
     python stages/reward.py --init_from=out-chat --task=questions.jsonl --pairs=ask
     python stages/reward.py --init_from=out-chat --task=questions.jsonl --pairs=pairs.jsonl
 

@@ -1,7 +1,7 @@
 """Stage 3, reinforcement learning (RL): answers with a high reward become more likely.
 
-    python stages/rl.py config/sums_rl.py                  the reward is a rule
-    python stages/rl.py config/verse_rl.py                 the reward is a model (stages/reward.py)
+    python stages/rl.py config/stages_sums_rl.py       the reward is a rule
+    python stages/rl.py config/stages_verse_rl.py      the reward is a model (stages/reward.py)
 
 Each step samples a group of answers to each of some prompts. An answer with more reward than the
 mean of its group becomes more likely, one with less becomes less likely: the policy gradient

@@ -1,6 +1,6 @@
 """Stage 1, supervised fine-tuning (SFT): a base model learns to answer from examples.
 
-    python stages/sft.py config/sums_sft.py
+    python stages/sft.py config/stages_sums_sft.py
     python stages/sft.py --init_from=out-novel --task=questions.jsonl --out_dir=out-chat
     python sample.py --out_dir=out-chat --interactive=True
 
