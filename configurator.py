@@ -24,8 +24,8 @@ from pathlib import PurePath
 from types import ModuleType, NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
-from internals import usage
-from internals.errors import UserError, one_line_errors, reason  # noqa: F401 (imported from here)
+from internals import help
+from internals.errors import UserError, shown
 from internals.limits import OF_MODEL
 from internals.words import TEXTS, at_home, unquoted
 
@@ -68,12 +68,12 @@ def read_settings(description, *schemas, argv=None, expand=None, positional=()):
         options |= place(words, positional, options, types)
     else:
         for word in words:
-            path = usage.find_config(word, types)
+            path = help.find_config(word, types)
             values = run_config(path, types, defaults | given)
             given |= converted(values, types, f"in {path}", expand)
     given |= converted(options, types, "on the command line", expand)
     if wants_help:
-        print(usage.help_text(description, schemas, given, positional, type_name, limit_of))
+        print(help.help_text(description, schemas, given, positional, type_name, limit_of))
         sys.exit(0)
     return given
 
@@ -137,7 +137,7 @@ def run_config(path, types, settings):
         # the file finds these names as it finds print and len, so `names` has only what it assigns
         names = runpy.run_path(path, {"__builtins__": vars(builtins) | readable})
     except (Exception, SystemExit) as error:
-        raise UserError(usage.config_error(error, path, readable)) from None
+        raise UserError(help.config_error(error, path, readable)) from None
     values = {}
     for name, value in names.items():
         is_helper = name.startswith("_") or isinstance(value, ModuleType) or callable(value)
@@ -149,7 +149,7 @@ def run_config(path, types, settings):
 
 def refuse_unknown(name, types, source, advice=""):
     if name not in types:
-        hint = usage.suggestion(name, types) or "--help lists the settings"
+        hint = help.suggestion(name, types) or "--help lists the settings"
         raise UserError(f"unknown setting {name!r} {source}; {hint}{advice}")
 
 
@@ -212,7 +212,7 @@ def convert(name, value, kind, source="in the settings"):
     for option in options:
         with suppress(ValueError, OverflowError, RecursionError):
             return parse(value, option)
-    raise UserError(f"{name} must be {type_name(kind)}, not {usage.shown(value)} ({source})")
+    raise UserError(f"{name} must be {type_name(kind)}, not {shown(value)} ({source})")
 
 
 def parse(value, kind):

@@ -93,7 +93,7 @@ class CausalSelfAttention(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.qk_norm = nn.Identity()
         if config.qk_norm:
-            # without a learned scale; on a CPU, it takes half the time of RMSNorm
+            # without a learned scale
             self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)
 
     def forward(self, x, rope=None, cache=None):

@@ -23,16 +23,18 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from configurator import UserError, configure, one_line_errors
-from internals import bins, corpora, dataset, encode, plan, sources, usage
+from configurator import configure
+from internals import dataset
 from internals.cores import available_cores
-from internals.corpora import CORPORA, HUB_DATASETS, gpt2_encoding, with_special_tokens
+from internals.data import bins, corpora, estimate, sources, units
+from internals.data.corpora import CORPORA, HUB_DATASETS, gpt2_encoding, with_special_tokens
+from internals.data.sources import Reader
+from internals.data.units import END_OF_TEXT
 from internals.dataset import MAX_VOCAB
-from internals.encode import END_OF_TEXT
-from internals.errors import say
+from internals.errors import UserError, one_line_errors, say
 from internals.files import DATA, locked, printable, relative, removing_empty
+from internals.help import similar_dataset
 from internals.limits import Count, Limit, ProperFraction
-from internals.sources import Reader
 
 
 @dataclass
@@ -94,7 +96,7 @@ class CharTokenizer:
             self.default_start = "\n"
         self.meta = {"tokenizer": "char", "chars": chars}
         # the id of each code point up to one above the last; MAX_VOCAB, which is not an id, if none
-        points = encode.code_points(chars)
+        points = units.code_points(chars)
         self.id_of = np.full(points.max() + 2, MAX_VOCAB, dtype=np.uint16)
         self.id_of[points] = np.arange(len(chars))
         self.remove_unknown = False  # whether encode leaves out characters that have no id
@@ -102,14 +104,14 @@ class CharTokenizer:
     def encode(self, text, special=False):
         """Raises UserError if characters are not in the vocabulary; the message names them.
         special: for the interface of GPT2Tokenizer; it has no effect here."""
-        points = encode.code_points(text)
+        points = units.code_points(text)
         points = np.minimum(points, len(self.id_of) - 1)
         ids = self.id_of[points]
         known = ids != MAX_VOCAB
         if self.remove_unknown:
             ids = ids[known]
         elif not known.all():
-            unknown = plan.named(self.unknown(text))
+            unknown = estimate.named(self.unknown(text))
             raise UserError(
                 f"the text has characters that are not among the {self.n_vocab} of the vocabulary, "
                 f"which come from the training text: {unknown}; remove them, or prepare the text "
@@ -165,7 +167,7 @@ class GPT2Tokenizer:
             ids = self.bpe.encode(text, allowed_special=self.special)
         else:
             ids = []
-            for piece in encode.pieces([text]):  # tiktoken is slow with very long texts
+            for piece in units.pieces([text]):  # tiktoken is slow with very long texts
                 ids += self.bpe.encode_ordinary(piece)
         return np.array(ids, dtype=np.int64)
 
@@ -207,7 +209,7 @@ def tokenizer_from_meta(meta):
     return GPT2Tokenizer(meta.get("added"))
 
 
-def find_tokenizer(kind, data_dir):
+def tokenizer_named(kind, data_dir):
     """The tokenizer for `kind`: gpt2, or a dataset in data_dir. char: None, not known yet."""
     if kind == "char":
         return None
@@ -215,7 +217,7 @@ def find_tokenizer(kind, data_dir):
         return GPT2Tokenizer()
     meta = dataset.read_meta(data_dir / kind)
     if meta is None:
-        hint = usage.similar_dataset(data_dir / kind, ("char", "gpt2"))
+        hint = similar_dataset(data_dir / kind, ("char", "gpt2"))
         raise UserError(f"tokenizer={kind} is neither char nor gpt2, nor a dataset in {data_dir}"
                         f"{hint}")
     return tokenizer_from_meta(meta)
@@ -227,47 +229,43 @@ def find_tokenizer(kind, data_dir):
 
 def prepare_sources(reader, folder, kind, source, command, cfg):
     """Tokenize the text of a Reader and write the bins to `folder`, which is data/<name>. Returns
-    encode.Counts, or None if cfg.dry_run is set.
+    units.Counts, or None if cfg.dry_run is set.
 
     kind: "char", "gpt2", or the name of a dataset in the same data folder, whose tokenizer is used.
     source, command: the origin of the text, and the command that prepares it, for meta.json.
     cfg: a PrepareConfig, for val_fraction, workers and dry_run.
     """
     workers = cfg.workers or available_cores()
-    tokenizer = find_tokenizer(kind, folder.parent)
-    sample = reader.sample()
+    tokenizer = tokenizer_named(kind, folder.parent)
+    excerpt = reader.excerpt()
     if isinstance(tokenizer, CharTokenizer):
-        encode.check_vocabulary(tokenizer, kind, reader)
+        units.check_vocabulary(tokenizer, kind, reader)
     sampled = tokenizer
     if sampled is None:
-        _, chars = encode.survey(sample.blocks)
+        _, chars = units.survey(excerpt.blocks)
         sampled = CharTokenizer(chars)
-    plan.announce(reader, sample, sampled.encode_documents, workers, folder)
+    estimate.announce(reader, excerpt, sampled.encode_documents, workers, folder)
     if cfg.dry_run:
         return None
     bins.announce_replacing(folder)
     n_characters = None  # of one text, whose last part is for validation
     if reader.one_text or tokenizer is None:
-        with plan.progress(reader.size, "reading") as done:
-            n_characters, chars = encode.survey(
-                reader.blocks(done), vocabulary=tokenizer is None, newline=not reader.one_text)
+        with estimate.progress(reader.size, "reading") as advance:
+            n_characters, chars = units.survey(
+                reader.blocks(advance), vocabulary=tokenizer is None, newline=not reader.one_text)
         if tokenizer is None:
             tokenizer = CharTokenizer(chars)
 
-    def write(val_fraction):
-        counts = encode.Counts()
-        identity = [reader.identity, tokenizer.meta, val_fraction]
-        with plan.progress(reader.size, "encoding") as done:
-            partial = bins.Partial(folder, identity)
-            units = encode.units(reader, n_characters, val_fraction, counts, done)
-            chunks = encode.encoded(units, tokenizer.encode_documents, workers, partial.n_chunks)
-            write_bins(folder, tokenizer, chunks, source, command, partial, counts)
-        return counts
-
-    try:
-        return write(cfg.val_fraction)
-    except encode.OneSided as error:  # so few documents that one of the splits was empty
-        return write(error.val_fraction)
+    val_fraction = cfg.val_fraction
+    if not reader.one_text:
+        val_fraction = units.usable_fraction(reader, val_fraction)
+    counts = units.Counts()
+    partial = bins.Partial(folder, identity=[reader.identity, tokenizer.meta, val_fraction])
+    with estimate.progress(reader.size, "encoding") as advance:
+        parts = units.split_into_units(reader, n_characters, val_fraction, counts, advance)
+        chunks = units.encoded(parts, tokenizer.encode_documents, workers, partial.n_chunks)
+        write_bins(folder, tokenizer, chunks, source, command, partial, counts)
+    return counts
 
 
 def write_bins(folder, tokenizer, chunks, source, command, partial=None, counts=None):
@@ -365,9 +363,9 @@ def main(argv=None):
     if counts is None:  # a dry run
         return
     seconds = time.perf_counter() - started
-    plan.report(dataset.load(folder), seconds)
+    estimate.report(dataset.load(folder), seconds)
     if reader is not None:
-        plan.remark(counts, reader)
+        estimate.remark(counts, reader)
 
 
 if __name__ == "__main__":

@@ -25,14 +25,14 @@ from typing import Literal
 
 import torch
 
-from configurator import UserError, build, check_limit, configure, one_line_errors
-from internals import checkpoint, cpu
+from configurator import build, check_limit, configure
+from internals import cpu, starting
 from internals.chat import chat_format
 from internals.devices import attention_without_plans, find_device, for_sampling, num_params
-from internals.errors import warn
+from internals.errors import UserError, one_line_errors, warn
 from internals.limits import Count, Fraction, NonNegative, Positive, PositiveFraction, Seed
-from internals.plan import counted
-from internals.text import SEPARATOR, Sample, read_prompt, show, write_samples
+from internals.streaming import SEPARATOR, Sample, read_prompt, show, write_samples
+from internals.words import counted
 from model import GPT, GPTConfig
 from prepare import CharTokenizer, GPT2Tokenizer, tokenizer_from_meta
 
@@ -299,7 +299,7 @@ def load_model(init_from: str = "resume", out_dir: str | Path = "out",
     one that init_from names. Raises UserError if the model is missing or damaged, or the device is
     not available."""
     device = find_device(device)
-    start = checkpoint.to_sample_from(expanduser(init_from), expanduser(out_dir))
+    start = starting.to_sample_from(expanduser(init_from), expanduser(out_dir))
     config = build(GPTConfig, start.model_args)
     model = GPT.from_weights(config, start.model)
     model.to(device).eval()

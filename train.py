@@ -25,17 +25,19 @@ from typing import Literal
 import numpy as np
 import torch
 
-from configurator import UserError, one_line_errors, read_settings
-from internals import checkpoint, cpu, dataset, devices
+from configurator import read_settings
+from internals import checkpoint, cpu, devices, outdir
+from internals.errors import UserError, one_line_errors, warn
 from internals.limits import Count, Fraction, Natural, NonNegative, Positive, Probability, Seed
 from internals.optimizers import make_optimizer
 from internals.parallel import World
 from internals.recipes import RECIPES, SIZES, expand_names
 from internals.run import Run
-from internals.runlog import RunLog, shortened
+from internals.runlog import open_log
 from internals.signals import Stopped, StopSignals
+from internals.starting import match, shortened, starting_point
 from model import GPT, GPTConfig
-from prepare import open_dataset
+from prepare import open_dataset, tokenizer_from_meta
 from sample import complete
 
 MAX_SKIPPED = 10  # the run ends after this many updates in a row that were not finite
@@ -53,7 +55,7 @@ class TrainConfig:
     eval_only: bool = False  # evaluate once and write nothing
     dry_run: bool = False  # measure three steps, print what a run takes, write nothing
     always_save_checkpoint: bool = True  # False: save an evaluation only if it is best
-    snapshots: bool = False  # save the weights at each evaluation, for tools/look.py
+    snapshots: bool = False  # save the weights at steps 0, 5, 10, 20, ..., for tools/look.py
     patience: Natural = 0  # stop after so many evaluations without improvement; 0: never
     sample_tokens: Natural = 200  # length of the sample shown at an evaluation; 0: none
     wandb_log: bool = False  # also log to a tracker
@@ -242,9 +244,10 @@ def evaluate(model, data, cfg, autocast, world, signals):
 # A run, from top to bottom
 
 
-def begin(cfg, model_cfg, start, device):
+def begin(cfg, model_cfg, start, world):
     """Build the Run: a new model, given weights, or a resumed run. start: the Checkpoint, whose
     model is None for a new model. Its tensors are moved out of it, to free their memory."""
+    device = world.device
     torch.manual_seed(cfg.seed)
     if start.model is None:
         model = GPT(model_cfg)
@@ -261,18 +264,13 @@ def begin(cfg, model_cfg, start, device):
         optimizer.load_state_dict(start.optimizer)
     if start.scaler:
         scaler.load_state_dict(start.scaler)
-    has_weights = start.model is not None
+    compiled = devices.compiled(model, cfg, dtype)
+    how = "eager" if compiled is model else "compiled"
+    run = Run.starting_at(start, model=model, wrapped=world.wrap(compiled), optimizer=optimizer,
+                          scaler=scaler, dtype=dtype, how=how)
     start.model = None
     start.optimizer = None
-    return Run(
-        model, optimizer, scaler, dtype,
-        step=start.step,
-        sequences=start.sequences,
-        best_loss=start.best_loss,
-        best_step=start.best_step,
-        first_step=start.step,
-        has_weights=has_weights,
-        saved_step=start.step)
+    return run
 
 
 def save(run, cfg, data, log, name):
@@ -281,9 +279,28 @@ def save(run, cfg, data, log, name):
         checkpoint.write(run.checkpoint(cfg, data.meta), log.out_dir / name)
 
 
-def evaluate_and_save(run, cfg, data, autocast, world, log, signals):
+def save_snapshot(run, cfg, log):
+    """Save the weights alone, for tools/look.py. Nothing resumes from them."""
+    if cfg.snapshots and log.writes:
+        checkpoint.write_snapshot(log.out_dir, run.step, run.model)
+
+
+def sample_tokenizer(cfg, data, world):
+    """The tokenizer for the samples at evaluations; None if this process shows none, or if the
+    tables of the tokenizer cannot be downloaded. Training does not need it."""
+    if cfg.sample_tokens == 0 or not world.is_master:
+        return None
+    try:
+        return tokenizer_from_meta(data.meta)
+    except UserError as error:
+        warn(f"training shows no samples: {error}")
+        return None
+
+
+def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
     """Evaluate the model, log the losses, save what should be saved, and show a sample. If a signal
     interrupts the evaluation, nothing is logged or saved."""
+    autocast = devices.autocast_to(run.dtype, world.device)
     losses = evaluate(run.model, data, cfg, autocast, world, signals)
     if losses is None:
         return
@@ -294,14 +311,15 @@ def evaluate_and_save(run, cfg, data, autocast, world, log, signals):
         run.best_step = run.step
     if is_better and (run.step > 0 or run.has_weights):  # a new model is not worth saving
         save(run, cfg, data, log, "best.pt")
+    # the ckpt.pt from which this process has resumed need not be written again
     is_due = cfg.always_save_checkpoint and run.step > run.first_step
     if run.step > 0 and (is_better or is_due):
         save(run, cfg, data, log, "ckpt.pt")
         run.saved_step = run.step
-    if log.tokenizer and math.isfinite(losses["val"]):
-        with autocast, devices.any_algorithm():
-            text = complete(run.model, log.tokenizer, log.tokenizer.default_start,
-                            cfg.sample_tokens, seed=cfg.seed)
+    if tokenizer and math.isfinite(losses["val"]):
+        with autocast, devices.allow_nondeterministic():
+            text = complete(run.model, tokenizer, tokenizer.default_start, cfg.sample_tokens,
+                            seed=cfg.seed)
         log.sample(text)
     log.after_evaluation(run.step)
 
@@ -314,27 +332,24 @@ def train(run, cfg, data, world, log, signals):
     and the StopSignals.
     """
     device = world.device
+    model = run.wrapped  # computes the same as run.model, with torch.compile and DDP around it
     micro_batches = cfg.gradient_accumulation_steps
-    accumulation = world.share(micro_batches, "gradient_accumulation_steps")
+    accumulation = world.per_process(micro_batches, "gradient_accumulation_steps")
     step_sequences = micro_batches * cfg.batch_size
     autocast = devices.autocast_to(run.dtype, device)
+    tokenizer = sample_tokenizer(cfg, data, world)
     batches = training_batches(data.train, cfg, run.model.block_size, run.sequences, world)
     x, y = next(batches)
-
-    # ---- `model` computes the same as run.model, with torch.compile and DDP around it
-    model = devices.compiled(run.model, cfg.compile, x, y, autocast)
-    log.begin(run, data, is_compiled=model is not run.model)
-    model = world.wrap(model)
-
-    # ---- the loop
-    skipped = torch.zeros((), device=device)  # current streak of skipped updates
-    longest = torch.zeros((), device=device)  # longest streak
+    n_skipped = torch.zeros((), device=device)  # updates skipped since the last one applied
+    gives_up = torch.zeros((), device=device)  # 1 after MAX_SKIPPED skipped updates in a row
     signals.catch()
     while True:
         is_last = run.step == cfg.max_iters or cfg.eval_only
         is_due = run.step % cfg.eval_interval == 0 or is_last
         if is_due and not world.any(signals):
-            evaluate_and_save(run, cfg, data, autocast, world, log, signals)
+            evaluate_and_save(run, cfg, data, tokenizer, world, log, signals)
+        if checkpoint.is_snapshot_step(run.step):
+            save_snapshot(run, cfg, log)
         stopping = world.any(signals)  # a signal to one process stops all, at one step
         patience = cfg.patience * cfg.eval_interval  # in steps
         out_of_patience = cfg.patience > 0 and run.step - run.best_step >= patience
@@ -364,21 +379,20 @@ def train(run, cfg, data, world, log, signals):
         largest = cfg.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), largest)
         finite = torch.isfinite(loss + norm)
-        run.optimizer.step(skip=~finite)  # decided on the device: the CPU does not wait
-        run.scaler.update()  # float16: halves its factor after an overflow, later doubles it
+        run.optimizer.step(skip=~finite, scaler=run.scaler)  # decided on the device
         run.model.zero_grad(set_to_none=True)
         run.step += 1  # even if the update was skipped
         run.sequences += step_sequences
         # end of the core. Below: logging, and ending a run that skips every update
         # ------------------------------------------------------------------------------------------
 
-        skipped = torch.where(finite, 0.0, skipped + 1)
-        longest = torch.maximum(longest, skipped)
+        n_skipped = torch.where(finite, 0.0, n_skipped + 1)
+        gives_up = torch.maximum(gives_up, n_skipped // MAX_SKIPPED)
         if run.step % cfg.log_interval == 0:
-            logged = torch.stack((loss, norm, skipped)).tolist()  # waits for the GPU
+            logged = torch.stack((loss, norm, n_skipped)).tolist()  # waits for the GPU
             log.step(run.step, lr, *logged)
         is_time = run.step % MAX_SKIPPED == 0 or run.step == cfg.max_iters
-        if is_time and longest >= MAX_SKIPPED:  # reading it waits for the GPU
+        if is_time and gives_up:  # reading it waits for the GPU
             raise UserError(
                 f"loss or gradients were not finite in {MAX_SKIPPED} steps in a row, before step "
                 f"{run.step}: try a learning_rate below {cfg.learning_rate}, or dtype=float32")
@@ -386,7 +400,9 @@ def train(run, cfg, data, world, log, signals):
     is_new = run.step == 0 and not stopping  # max_iters=0 saves the new model
     if run.saved_step != run.step or is_new:
         save(run, cfg, data, log, "ckpt.pt")
-    log.end(run, stopping, out_of_patience)
+    if not stopping:
+        save_snapshot(run, cfg, log)
+    log.end(stopping, out_of_patience)
     if stopping or signals:  # a signal may have come while the end was saved
         raise Stopped(signals.received)
     return log.metrics
@@ -395,28 +411,28 @@ def train(run, cfg, data, world, log, signals):
 def main(argv=None):
     """Train with the settings of a command line. Returns the metrics: a list of dicts."""
     given = read_settings(__doc__, TrainConfig, GPTConfig, argv=argv, expand=expand_names)
-    cfg, model_cfg, start = checkpoint.starting_point(given, TrainConfig, learning_rate)
+    cfg, model_cfg, start = starting_point(given, TrainConfig, learning_rate)
     vocab_size = given.get("vocab_size", start.model_args.get("vocab_size"))
     with World(cfg.device, cfg.backend, cfg.deterministic) as world:
         world.must_agree(start.step, "the processes found different checkpoints: out_dir must be "
                          "on a disk that all of them see")
         with world.master_first():  # one process prepares a corpus that is missing
             data = open_dataset(cfg.dataset, cfg.data_dir, vocab_size)
-        model_cfg = dataset.match(model_cfg, data, cfg, start, given)
+        model_cfg = match(model_cfg, data, cfg, start, given)
         devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
-        hint = devices.out_of_memory_hint(cfg)
-        with hint, RunLog(cfg, world) as log, StopSignals() as signals:
-            if cfg.dry_run:
-                cfg = shortened(cfg, start.step)
-            run = begin(cfg, model_cfg, start, world.device)
-            try:
-                return train(run, cfg, data, world, log, signals)
-            except checkpoint.NotSaved:
-                raise
-            except OSError:  # such as of metrics.jsonl: save what is trained before the run ends
-                if run.step > run.saved_step:
-                    save(run, cfg, data, log, "ckpt.pt")
-                raise
+        with devices.out_of_memory_hint(cfg), StopSignals() as signals:
+            run = begin(cfg, model_cfg, start, world)
+            with outdir.locked(cfg, world), open_log(run, cfg, data, world) as log:
+                if cfg.dry_run:
+                    cfg = shortened(cfg, run.step)
+                try:
+                    return train(run, cfg, data, world, log, signals)
+                except checkpoint.NotSaved:
+                    raise
+                except OSError:  # such as of metrics.jsonl: save what is trained
+                    if run.step > run.saved_step:
+                        save(run, cfg, data, log, "ckpt.pt")
+                    raise
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from dataclasses import astuple, dataclass, replace
 
 import torch
 
-from configurator import UserError
 from internals.dataset import check_meta
+from internals.errors import UserError
 
 
 @dataclass(frozen=True)

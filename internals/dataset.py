@@ -2,20 +2,18 @@
 
 import io
 import json
-import math
 import pickle
 import pickletools
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from configurator import UserError, build, reason
-from internals import usage
-from internals.corpora import CORPORA, HUB_DATASETS
-from internals.errors import say
+from internals.data.corpora import CORPORA, HUB_DATASETS
+from internals.errors import UserError, reason
 from internals.files import DATA, check_sha, relative
+from internals.help import similar_dataset
 
 MAX_VOCAB = 65_535  # ids are uint16, which overflows silently: 70000 would become 4464
 MAX_IDS = 65_536  # of a vocabulary without text: all that uint16 can hold
@@ -92,7 +90,7 @@ def load(folder, vocab_size=None):
         if folder.name in HUB_DATASETS:  # openwebtext is the default of train.py, as in nanoGPT
             message += (f", which takes {HUB_DATASETS[folder.name].gigabytes} GB; to begin with a "
                         "small dataset, run `python train.py config/quickstart.py`")
-        raise UserError(message + usage.similar_dataset(folder, CORPORA | HUB_DATASETS))
+        raise UserError(message + similar_dataset(folder, CORPORA | HUB_DATASETS))
     meta = read_meta(folder)
     if meta is None:
         meta = GPT2_META
@@ -273,61 +271,3 @@ def parse_pickle(content):
     if not itos and n == GPT2_META["vocab_size"]:
         return GPT2_META
     return {"tokenizer": "none", "vocab_size": n}
-
-
-def match(model_cfg, data, cfg, start, given):
-    """Returns model_cfg; for a new model, with the vocabulary size of the dataset.
-
-    start: the Checkpoint that training starts from; its model is None for a new model.
-    given: {name: value} of the settings that are set explicitly.
-    Raises UserError if the dataset, the settings and the checkpoint do not fit together.
-    """
-    T = model_cfg.block_size
-    if cfg.batch_size * cfg.gradient_accumulation_steps > 2**20:
-        raise UserError(f"batch_size={cfg.batch_size} x gradient_accumulation_steps="
-                        f"{cfg.gradient_accumulation_steps} must be at most 1,048,576")
-    if T % cfg.align:
-        raise UserError(f"block_size={T} must be a multiple of align={cfg.align}; otherwise only "
-                        "the first sequence of an epoch would be aligned")
-    for split, ids in (("train", data.train), ("val", data.val)):
-        if len(ids) <= T:
-            raise UserError(f"block_size={T:,} is too long for {data.folder / split}.bin "
-                            f"({len(ids):,} tokens); use a smaller block_size or more text")
-    if start.model is None and "vocab_size" not in given:
-        model_cfg = replace(model_cfg, vocab_size=data.padded_vocab_size)
-    if start.model is not None and not data.same_tokenizer(start.meta):
-        if "none" in (start.meta["tokenizer"], data.meta["tokenizer"]):
-            raise UserError(f"{data.folder} has another vocabulary than the model to start from")
-        name = "gpt2" if start.meta.get("tokenizer") == "gpt2" else "NAME, the model's dataset"
-        raise UserError(f"{data.folder} has a different tokenizer than the model to start from: "
-                        f"prepare the text with --tokenizer={name}")
-    if model_cfg.vocab_size < data.vocab_size:
-        raise UserError(f"vocab_size={model_cfg.vocab_size} is less than the {data.vocab_size} "
-                        f"tokens in the vocabulary of {data.folder}: leave it out")
-    if "added" in start.meta:  # the new checkpoints keep them
-        added = {name: start.meta[name] for name in ("added", "vocab_size")}
-        data.meta = data.meta | added
-    if start.config is not None and not (cfg.eval_only or cfg.dry_run):
-        compare_evaluations(start, data, cfg, T)
-    return model_cfg
-
-
-def compare_evaluations(start, data, cfg, block_size):
-    """A resumed run that evaluates other sequences than before cannot compare their losses with its
-    lowest loss so far. It then starts over: start.best_loss becomes infinite."""
-    try:
-        old = build(type(cfg), start.config)
-    except UserError:  # a setting that is invalid today is replaced by one that is given now
-        return
-    n = (len(data.val) - 1) // block_size  # an evaluation has at most that many sequences
-    before = min(n, old.eval_iters * old.batch_size)
-    now = min(n, cfg.eval_iters * cfg.batch_size)
-    same_text = old.dataset == cfg.dataset
-    if "val_sha256" in start.meta:
-        same_text = start.meta["val_sha256"] == data.meta.get("val_sha256")
-    if before == now and same_text:
-        return
-    changed = f"{now:,} sequences instead of {before:,}" if same_text else "another text"
-    say(f"evaluations now use {changed}, so best.pt will be the best model from step "
-        f"{start.step:,} on; an earlier one is kept as best-until-{start.step}.pt")
-    start.best_loss, start.best_step = math.inf, start.step

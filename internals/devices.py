@@ -72,20 +72,23 @@ class WithoutLogits(nn.Module):
         return None, self.model(idx, targets)[1]
 
 
-def compiled(model, choice, x, y, autocast):
+def compiled(model, cfg, dtype):
     """The model, compiled for training: it returns (None, loss). To find out whether compilation
-    works, one forward and backward pass is run on inputs x and targets y. If that fails, for
-    example because there is no compiler or the GPU is too old, prints a warning and returns `model`
-    itself.
+    works, one forward and backward pass is run. If that fails, for example because there is no
+    compiler or the GPU is too old, prints a warning and returns `model` itself.
 
-    choice: the setting `compile`: True, False, or "auto", which compiles on CUDA only.
+    cfg: a TrainConfig, for compile ("auto" compiles on CUDA only) and batch_size. dtype: of matrix
+    products.
     """
-    if choice is False or (choice == "auto" and x.device.type != "cuda"):
+    device = model.transformer.wte.weight.device
+    if cfg.compile is False or (cfg.compile == "auto" and device.type != "cuda"):
         return model
+    # with the shape and the strides of the batches in train.py, or it would be compiled again
+    ids = torch.zeros(cfg.batch_size, model.block_size + 1, dtype=torch.int64, device=device)
     try:
         faster = torch.compile(WithoutLogits(model))
-        with autocast:
-            loss = faster(x, y)[1]
+        with autocast_to(dtype, device):
+            loss = faster(ids[:, :-1], ids[:, 1:])[1]
         loss.backward()
         return faster
     except torch.OutOfMemoryError:
@@ -115,9 +118,31 @@ def for_sampling(model, dtype, compile):
     model.to(getattr(torch, find_dtype(dtype, device, n_embd)))
     cpu.speed_up(model, inference=not compile)  # torch.compile cannot handle packed layers
     if compile:
-        torch._dynamo.config.suppress_errors = True  # functions that do not compile run eagerly
-        model.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        # what Module.compile sets: calls of the model are compiled, model.forward stays as it is
+        model._compiled_call_impl = CompiledOrPlain(model.forward, mode)
     return model
+
+
+class CompiledOrPlain:
+    """A function that is compiled at its first call. If that fails, prints a warning, and calls the
+    plain function from then on."""
+
+    def __init__(self, function, mode):
+        self.function = function
+        self.compiled = torch.compile(function, mode=mode)
+
+    def __call__(self, *args, **kwargs):
+        if self.compiled is not None:
+            try:
+                return self.compiled(*args, **kwargs)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # torch.compile raises many kinds
+                warn("torch.compile failed; sampling continues without it "
+                     f"({type(error).__name__}: {reason(error):.100})")
+                self.compiled = None
+        return self.function(*args, **kwargs)
 
 
 def peak_flops(device, dtype):
@@ -203,7 +228,7 @@ def attention_without_plans():
 
 
 @contextmanager
-def any_algorithm():
+def allow_nondeterministic():
     """A context manager: in its body, --deterministic=True is off. Sampling uses cumsum, which has
     no deterministic algorithm on CUDA, and does not affect training."""
     deterministic = torch.are_deterministic_algorithms_enabled()

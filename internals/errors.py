@@ -110,3 +110,12 @@ def reason(error):
     """The first line of an exception's message, at most 200 characters; the name of its type if it
     has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def shown(value):
+    """A value as one line of text for an error message, at most 100 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # an int of 5,000 digits; lists nested 5,000 deep
+        text = f"a very large {type(value).__name__}"
+    return text if len(text) <= 100 else text[:97] + "..."

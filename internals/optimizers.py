@@ -14,13 +14,20 @@ class Optimizers:
         self.optimizers = optimizers
         self.param_groups = [group for each in optimizers for group in each.param_groups]
 
-    def step(self, skip):
+    def step(self, skip, scaler=None):
         """One update. skip: a bool tensor () on the device of the parameters; if it is true, the
-        parameters and the state are not changed at all."""
+        parameters and the state are not changed at all.
+
+        scaler: the GradScaler that has divided the gradients by its factor. After an overflow it
+        halves the factor, and after many updates without one it doubles it. We do not call
+        scaler.step, which waits for the GPU and does not skip for a NaN in the loss alone.
+        """
         for optimizer in self.optimizers:
-            # how GradScaler makes an optimizer skip; read on the device, so the CPU does not wait
+            # how a GradScaler makes fused AdamW skip: the optimizer reads it on the device
             optimizer.found_inf = skip.float()
             optimizer.step()
+        if scaler is not None:
+            scaler.update()  # it knows of overflows from scaler.unscale_
 
     def state_dict(self):
         return [optimizer.state_dict() for optimizer in self.optimizers]
@@ -81,7 +88,10 @@ class Muon(torch.optim.Optimizer):
         """named: {name: (out, in) matrix}. dtype: of the matrix products in `orthogonal`."""
         groups = {}
         for name, p in named.items():
-            parts = 3 if name.endswith("c_attn.weight") else 1  # c_attn holds q, k and v
+            rows, columns = p.shape
+            parts = 1
+            if name.endswith("c_attn.weight") and rows == 3 * columns:
+                parts = 3  # q, k and v
             groups.setdefault((tuple(p.shape), parts), []).append(p)
         super().__init__([{"params": params, "parts": parts}
                           for (_, parts), params in groups.items()],

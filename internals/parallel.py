@@ -61,7 +61,7 @@ class World:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def share(self, total, name):
+    def per_process(self, total, name):
         """total / size. Raises UserError if `total` is not divisible by the number of processes.
         name: the setting, for the error message."""
         if total % self.size:

@@ -52,3 +52,49 @@ def label_ends(axes, ends, fontsize=9):
                       arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.7,
                                   "relpos": (0, 0.5)})  # from the point to the label's left edge
         lowest = place + 1.3 * fontsize
+
+
+def draw_losses(metrics, path):
+    """loss.png: the lines of metrics.jsonl as curves."""
+    with picture(path, 8, 4.5) as figure:
+        axes = figure.subplots()
+        drawn = []
+        for key, label, style in (
+                ("loss", "training loss (one batch)",
+                 {"color": "tab:blue", "alpha": 0.3, "linewidth": 0.8}),
+                ("train_loss", "training loss", {"color": "tab:blue", "marker": "."}),
+                ("val_loss", "validation loss", {"color": "tab:orange", "marker": "."})):
+            points = [(m["step"], m[key]) for m in metrics if m.get(key) is not None]
+            drawn += points
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, **style)
+            if points and key == "val_loss":
+                best = min(points, key=lambda point: point[1])
+                axes.plot(*best, "o", color="tab:orange", label=f"best: {best[1]:.4f}")
+        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        axes.set_title(path.parent.name, parse_math=False)  # a folder's name may have a $
+        axes.grid(alpha=0.3)
+        cut_beginning(axes, [drawn])
+        if drawn:
+            axes.legend()
+
+
+def cut_beginning(axes, runs):
+    """End the y axis at the highest loss after the first tenth of each run. The loss of a new model
+    is so high that the rest of the curve would look flat. A note says what is cut.
+
+    runs: a list of (step, loss) for each run in `axes`."""
+    points = [point for run in runs for point in run]
+    later = []
+    for run in runs:
+        last_step = max((step for step, _ in run), default=0)
+        later += [loss for step, loss in run if 10 * step > last_step]
+    if not later:
+        return
+    step, highest = max(points, key=lambda point: point[1])
+    top, bottom = max(later), min(loss for _, loss in points)
+    if highest - bottom <= 1.5 * (top - bottom):
+        return  # the curve is readable as it is
+    margin = 0.05 * (top - bottom) or 0.05 * abs(top) or 1.0
+    axes.set_ylim(bottom - margin, top + margin)
+    axes.set_title(f"↑ {highest:.2f} at step {step:,}", loc="left", fontsize="medium")

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from internals.checkpoint import Checkpoint
+from internals.checks import Checkpoint
 from internals.optimizers import Optimizers
 from model import GPT
 
@@ -21,23 +21,38 @@ class Run:
 
     Of this process only:
 
+    wrapped: the same model with torch.compile and DDP around it; it is trained.
+    how: "compiled" or "eager".
     dtype: the name of the dtype of matrix products.
     first_step: the step at which this process began.
     has_weights: whether the model was trained before this process began.
+    restarts_best: whether best_loss starts over, because evaluations use other sequences now.
     saved_step: the step of the newest ckpt.pt.
     """
 
     model: GPT
+    wrapped: torch.nn.Module
     optimizer: Optimizers
     scaler: torch.amp.GradScaler
     dtype: str
+    how: str
     step: int
     sequences: int
     best_loss: float
     best_step: int
     first_step: int
     has_weights: bool
+    restarts_best: bool
     saved_step: int
+
+    @classmethod
+    def starting_at(cls, start, **parts):
+        """A Run at the step of a Checkpoint. parts: model, wrapped, optimizer, scaler, dtype, how.
+        """
+        return cls(
+            **parts, step=start.step, sequences=start.sequences, best_loss=start.best_loss,
+            best_step=start.best_step, first_step=start.step, has_weights=start.model is not None,
+            restarts_best=start.restarts_best, saved_step=start.step)
 
     def checkpoint(self, cfg, meta):
         """The Checkpoint of the run. cfg: its TrainConfig. meta: of its dataset."""

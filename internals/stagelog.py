@@ -1,56 +1,43 @@
 """The log of a stage (stages/): the files and lines of a run, with the values of that stage."""
 
-import json
 import shlex
-import sys
 import time
-from dataclasses import asdict
+from pathlib import Path
 
 from internals import checkpoint
 from internals.devices import num_params
 from internals.errors import UserError
-from internals.files import replacing
 from internals.plots import picture
-from internals.runlog import RunLog, duration, keep_previous, read_metrics
+from internals.runlog import RunLog
 from internals.signals import Stopped
+from internals.words import duration
 
 
 class StageLog(RunLog):
-    """A RunLog whose values, such as reward and KL, are chosen by the stage. The folder, its lock
-    and its files are as in train.py; the picture has one panel for each of `panels`, {title: names
-    of values}."""
+    """A RunLog whose values, such as reward and KL, are chosen by the stage. The files are as in
+    train.py; the picture has one panel for each of `panels`, {title: names of values}."""
 
-    def __init__(self, cfg, world, panels):
-        super().__init__(cfg, world)
+    def __init__(self, run, cfg, world, panels):
+        """Prepare the files of the run and print its summary."""
         if world.is_distributed:
             raise UserError("the stages run in one process: start them without torchrun")
+        self.run = run
+        self.cfg = cfg
+        self.world = world
         self.panels = panels
-
-    def __enter__(self):
-        self.take_lock()
-        return self
-
-    def begin_stage(self, run):
-        """Prepare the files: a new run moves those of an earlier one to a subfolder, a resumed one
-        cuts metrics.jsonl at its checkpoint."""
-        cfg = self.cfg
-        if cfg.init_from != "resume":
-            keep_previous(self.out_dir, self.say)
-        is_due = run.step % cfg.eval_interval == 0 or run.step == cfg.max_iters
-        path = self.out_dir / "metrics.jsonl"
-        self.metrics = read_metrics(path, run.step, is_due)
-        with replacing(path) as temporary:
-            lines = "".join(json.dumps(entry) + "\n" for entry in self.metrics)
-            temporary.write_text(lines, encoding="utf-8")
-        with replacing(self.out_dir / "config.json") as temporary:
-            settings = asdict(cfg) | {"command": shlex.join(sys.argv)}
-            temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        self.out_dir = Path(cfg.out_dir)
+        self.writes = True
+        self.metrics = []
+        self.tracker = None
+        self.output_error = None
+        self.failed = set()
+        self.open_files()
         self.say(f"{num_params(run.model) / 1e6:.2f}M parameters, {cfg.max_iters:,} steps of "
                  f"{cfg.batch_size} answers")
         if run.step:
             self.say(f"resuming from step {run.step:,}")
         self.started = time.perf_counter()
-        self.line_time = self.started
+        self.line_time = self.started  # of the last line
         self.line_step = run.step
 
     def values(self, step, values):

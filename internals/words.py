@@ -1,4 +1,5 @@
-"""The words of a command line: what some shells leave in them, quotes and ~, is removed here."""
+"""Words: what some shells leave in those of a command line, quotes and ~, is removed; numbers and
+times become text."""
 
 from os.path import expanduser
 
@@ -22,3 +23,15 @@ def at_home(name, value):
     if name == "start" and value.startswith("FILE:"):
         return "FILE:" + expanduser(value.removeprefix("FILE:"))
     return value if name in TEXTS else expanduser(value)
+
+
+def counted(n, noun):
+    """'1 source', '2 sources'"""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def duration(seconds):
+    """3725 -> '1h 02m', 147 -> '2m 27s'"""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {seconds:02d}s"

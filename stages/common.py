@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from configurator import UserError
 from internals import cpu
 from internals.chat import chat_format
+from internals.errors import UserError
 from internals.limits import Count, Natural, NonNegative, Positive, Probability, Seed
+from internals.starting import starting_point
 from model import GPT
 from prepare import tokenizer_from_meta
 from sample import KVCache, Sampler, stream
@@ -29,7 +30,7 @@ class StageConfig:
     eval_interval: Count = 50  # steps between evaluations; each saves a checkpoint
     log_interval: Count = 10  # steps between log lines
     # -- model and task
-    init_from: str = "out-quickstart"  # a model, or resume, auto (resume if possible)
+    init_from: str = "out-quickstart"  # a model, or resume
     task: str = "sums"  # sums, instructions, verse, or a .jsonl file with prompt and answer
     data_dir: str | None = None  # folder of the datasets; None: data/ next to train.py
     eval_prompts: Count = 500  # prompts per evaluation; no stage trains on them
@@ -49,6 +50,7 @@ class StageConfig:
 
     # settings of train.py that are constants here, because its functions read them
     dtype = "float32"  # log-probabilities at sampling and in the update are then the same
+    compile = False
     cooldown = 1.0  # linear decay from the first step on
     min_lr = 0.0
     decay_lr = True
@@ -67,6 +69,16 @@ class StageConfig:
         if self.warmup_iters is None:
             return self.max_iters // 20
         return min(self.warmup_iters, self.max_iters - 1)
+
+
+def start_stage(given, schema):
+    """The settings of a stage, and the Checkpoint that it starts from. given: the settings that are
+    set explicitly. Raises UserError if it is not the checkpoint of a trained model."""
+    cfg, _, start = starting_point(given, schema, learning_rate)
+    if start.model is None:
+        raise UserError(f"init_from={given['init_from']} is no trained model: a stage starts from "
+                        "the folder of one, or with --init_from=resume from its own checkpoint")
+    return cfg, start
 
 
 # --------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import UserError, configure, one_line_errors
-from internals.errors import reason
+from configurator import configure
+from internals.errors import UserError, one_line_errors, reason
 from internals.plots import picture
 
 COLORS = ("tab:red", "tab:blue", "tab:green", "tab:orange", "tab:purple", "tab:brown")

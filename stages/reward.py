@@ -1,6 +1,6 @@
 """Stage 2, a reward model: learn from pairs of answers what is preferred.
 
-    python stages/reward.py config/stages_verse_reward.py
+    python stages/reward.py config/stages/verse_reward.py
     python stages/reward.py --init_from=out-chat --task=questions.jsonl --pairs=ask
     python stages/reward.py --init_from=out-chat --task=questions.jsonl --pairs=pairs.jsonl
 
@@ -31,18 +31,27 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from configurator import UserError, build, one_line_errors, read_settings
-from internals import checkpoint
+from configurator import build, read_settings
+from internals import outdir
 from internals.chat import add_tokens
+from internals.errors import UserError, one_line_errors
 from internals.files import replacing
 from internals.limits import Count
 from internals.parallel import World
 from internals.signals import StopSignals
 from internals.stagelog import StageLog
 from model import GPT, GPTConfig
-from stages.common import Encoding, Policy, StageConfig, check_length, step_examples, update
+from stages.common import (
+    Encoding,
+    Policy,
+    StageConfig,
+    check_length,
+    start_stage,
+    step_examples,
+    update,
+)
 from stages.tasks import open_task, read_json_lines, shuffled
-from train import begin, learning_rate, seed_step
+from train import begin, seed_step
 
 PANELS = {"loss (nats per pair)": ("loss", "test_loss"),
           "accuracy on held-out pairs": ("accuracy", "accuracy_marked", "accuracy_worse_marked"),
@@ -317,13 +326,13 @@ def longest_pair(pairs, encoding):
 def main(argv=None):
     """Train a reward model with the settings of a command line. Returns the metrics."""
     given = read_settings(__doc__, RewardConfig, argv=argv)
-    cfg, _, start = checkpoint.starting_point(given, RewardConfig, learning_rate)
+    cfg, start = start_stage(given, RewardConfig)
     task = open_task(cfg.task, cfg.data_dir)
     with World(cfg.device) as world, StopSignals() as signals:
         device = world.device
         model_cfg = build(GPTConfig, start.model_args)
         encoding = Encoding(start.meta, task.is_chat, device)
-        with StageLog(cfg, world, PANELS) as log:
+        with outdir.locked(cfg, world):
             if cfg.init_from != "resume":
                 writer = GPT.from_weights(model_cfg, start.model).to(device)
                 collect(Policy(writer.eval(), task, encoding, cfg))
@@ -335,11 +344,11 @@ def main(argv=None):
             answers = read_json_lines(Path(cfg.out_dir, "answers.jsonl"), ANSWER)
             longest = longest_pair(pairs, encoding)
             check_length(longest, model_cfg.block_size, "the pairs")
-            run = begin(cfg, model_cfg, start, device)
+            run = begin(cfg, model_cfg, start, world)
             policy = Policy(run.model, task, encoding, cfg)
-            log.begin_stage(run)
-            log.say(f"{len(pairs):,} pairs, of which {cfg.test_pairs} are held out")
-            return train(run, policy, pairs, answers, log, signals)
+            with StageLog(run, cfg, world, PANELS) as log:
+                log.say(f"{len(pairs):,} pairs, of which {cfg.test_pairs} are held out")
+                return train(run, policy, pairs, answers, log, signals)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Stage 3, reinforcement learning (RL): answers with a high reward become more likely.
 
-    python stages/rl.py config/stages_sums_rl.py       the reward is a rule
-    python stages/rl.py config/stages_verse_rl.py      the reward is a model (stages/reward.py)
+    python stages/rl.py config/stages/sums_rl.py       the reward is a rule
+    python stages/rl.py config/stages/verse_rl.py      the reward is a model (stages/reward.py)
 
 Each step samples a group of answers to each of some prompts. An answer with more reward than the
 mean of its group becomes more likely, one with less becomes less likely: the policy gradient
@@ -29,12 +29,14 @@ from typing import Literal
 
 import torch
 
-from configurator import UserError, build, one_line_errors, read_settings
-from internals import checkpoint
+from configurator import build, read_settings
+from internals import checkpoint, outdir
+from internals.errors import UserError, one_line_errors
 from internals.limits import Count, Fraction, NonNegative, Positive
 from internals.parallel import World
 from internals.signals import StopSignals
 from internals.stagelog import StageLog
+from internals.starting import read_model
 from model import GPT, GPTConfig
 from stages.common import (
     Encoding,
@@ -42,12 +44,13 @@ from stages.common import (
     StageConfig,
     check_length,
     log_probs,
+    start_stage,
     step_examples,
     update,
 )
 from stages.reward import RewardModel
 from stages.tasks import open_task
-from train import begin, learning_rate
+from train import begin
 
 PANELS = {"reward": ("reward", "test_reward"),
           "reward by the rule": ("rule", "test_rule", "right"),
@@ -64,7 +67,7 @@ class RLConfig(StageConfig):
     # -- output
     out_dir: str = "out-rl"  # folder for the checkpoint, metrics and the picture
     # -- model and task
-    init_from: str = "out-sft"  # a model, or resume, auto (resume if possible)
+    init_from: str = "out-sft"  # a model, or resume
     # -- optimizer (AdamW)
     batch_size: Count = 256  # answers per step
     max_iters: Count = 100  # steps
@@ -306,14 +309,14 @@ def open_copy(cfg, path, name):
     into out_dir, so that it resumes with the same weights, whatever `path` has then."""
     copy = Path(cfg.out_dir, name)
     if cfg.init_from != "resume":
-        checkpoint.write(checkpoint.read_model(path), copy)
+        checkpoint.write(read_model(path), copy)
     return checkpoint.read(copy)
 
 
 def main(argv=None):
     """Reinforcement learning with the settings of a command line. Returns the metrics."""
     given = read_settings(__doc__, RLConfig, argv=argv)
-    cfg, _, start = checkpoint.starting_point(given, RLConfig, learning_rate)
+    cfg, start = start_stage(given, RLConfig)
     if cfg.batch_size % cfg.group_size:
         raise UserError(f"batch_size={cfg.batch_size} must be a multiple of group_size="
                         f"{cfg.group_size}")
@@ -327,7 +330,7 @@ def main(argv=None):
             longest = max(longest, len(encoding.prompt(example.prompt)))
         longest += cfg.max_new_tokens
         check_length(longest, model_cfg.block_size, "a prompt and max_new_tokens")
-        with StageLog(cfg, world, PANELS) as log:
+        with outdir.locked(cfg, world):
             judge = Judge(cfg, encoding, None)
             if cfg.reward not in ("rule", "length"):
                 found = open_copy(cfg, cfg.reward, "reward.pt")
@@ -335,14 +338,14 @@ def main(argv=None):
             found = open_copy(cfg, cfg.init_from, "reference.pt")
             reference = GPT.from_weights(model_cfg, found.model).to(device)
             reference.eval()
-            run = begin(cfg, model_cfg, start, device)
+            run = begin(cfg, model_cfg, start, world)
             run.model.eval()
             policy = Policy(run.model, task, encoding, cfg)
-            log.begin_stage(run)
-            has_gate = task.is_chat and cfg.reward == "rule" and cfg.gate > 0
-            if run.step == 0 and has_gate:
-                check_gate(policy, log)
-            return train(run, policy, reference, judge, log, signals)
+            with StageLog(run, cfg, world, PANELS) as log:
+                has_gate = task.is_chat and cfg.reward == "rule" and cfg.gate > 0
+                if run.step == 0 and has_gate:
+                    check_gate(policy, log)
+                return train(run, policy, reference, judge, log, signals)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stage 1, supervised fine-tuning (SFT): a base model learns to answer from examples.
 
-    python stages/sft.py config/stages_sums_sft.py
+    python stages/sft.py config/stages/sums_sft.py
     python stages/sft.py --init_from=out-novel --task=questions.jsonl --out_dir=out-chat
     python sample.py --out_dir=out-chat --interactive=True
 
@@ -24,16 +24,25 @@ from dataclasses import dataclass
 
 import torch
 
-from configurator import build, one_line_errors, read_settings
-from internals import checkpoint
+from configurator import build, read_settings
+from internals import outdir
 from internals.chat import add_chat_tokens
+from internals.errors import one_line_errors
 from internals.parallel import World
 from internals.signals import StopSignals
 from internals.stagelog import StageLog
 from model import GPTConfig
-from stages.common import Encoding, Policy, StageConfig, check_length, step_examples, update
+from stages.common import (
+    Encoding,
+    Policy,
+    StageConfig,
+    check_length,
+    start_stage,
+    step_examples,
+    update,
+)
 from stages.tasks import open_task
-from train import begin, learning_rate, seed_step
+from train import begin, seed_step
 
 PANELS = {"loss on answers (nats per token)": ("loss", "test_loss"),
           "share of the test prompts": ("right", "ended")}
@@ -128,7 +137,7 @@ def longest_example(task, encoding):
 def main(argv=None):
     """Fine-tune with the settings of a command line. Returns the metrics."""
     given = read_settings(__doc__, SFTConfig, argv=argv)
-    cfg, _, start = checkpoint.starting_point(given, SFTConfig, learning_rate)
+    cfg, start = start_stage(given, SFTConfig)
     if cfg.init_from != "resume":
         start = add_chat_tokens(start, cfg.new_chars, cfg.seed)
     task = open_task(cfg.task, cfg.data_dir)
@@ -137,10 +146,9 @@ def main(argv=None):
         encoding = Encoding(start.meta, is_chat=True, device=world.device)
         longest = longest_example(task, encoding)
         check_length(longest, model_cfg.block_size, "the examples")
-        with StageLog(cfg, world, PANELS) as log:
-            run = begin(cfg, model_cfg, start, world.device)
-            policy = Policy(run.model, task, encoding, cfg)
-            log.begin_stage(run)
+        run = begin(cfg, model_cfg, start, world)
+        policy = Policy(run.model, task, encoding, cfg)
+        with outdir.locked(cfg, world), StageLog(run, cfg, world, PANELS) as log:
             metrics = train(run, policy, log, signals)
             log.say(f"  chat         python sample.py --out_dir={cfg.out_dir} --interactive=True")
             return metrics

@@ -16,8 +16,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from configurator import UserError
-from internals.files import read_text
+from internals.data.formats import read_text
+from internals.errors import UserError
 from prepare import open_dataset, tokenizer_from_meta
 
 CHEERFUL = set("""

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from m
 
 import pytest
 
-from configurator import one_line_errors
+from internals.errors import one_line_errors
 from prepare import main as prepare_main
 
 # Under nohup and in the background of a shell script, signals are ignored, and a process inherits

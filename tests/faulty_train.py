@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import train
-from configurator import one_line_errors
+from internals.errors import one_line_errors
 from internals.parallel import World
 from model import GPT
 

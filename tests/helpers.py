@@ -1,12 +1,14 @@
 """What several test files share: tiny models, how a script is run, how two runs are compared."""
 
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from forkserver import Script
 
 from internals import checkpoint
 from internals.recipes import RECIPES
+from internals.runlog import RunLog
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,3 +153,15 @@ def same_run(a, b):
             assert equal(getattr(one, part), getattr(other, part)), (name, part)
     assert logged(a) == logged(b)
     return True
+
+
+def log_of(cfg, size=1):
+    """A RunLog with these settings, of a new run of a tiny model, in the first of `size` processes.
+    """
+    model = model_of(GPT2_TINY)
+    run = SimpleNamespace(model=model, step=0, best_loss=math.inf, dtype="float32", how="eager",
+                          restarts_best=False)
+    data = SimpleNamespace(train=range(1000), summary=lambda: "")
+    world = SimpleNamespace(is_master=True, size=size, is_distributed=False,
+                            device=torch.device("cpu"))
+    return RunLog(run, cfg, data, world)

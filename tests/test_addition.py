@@ -1,8 +1,8 @@
 """pytest tests/test_addition.py - sums: how they are made, held out and counted"""
 
 import re
-import sys
 
+import add
 import pytest
 import torch
 from helpers import ROOT, state
@@ -10,13 +10,9 @@ from helpers import ROOT, state
 import prepare
 import train
 from internals import dataset
-from internals.corpora import make_addition
+from internals.data.corpora import make_addition
 from prepare import tokenizer_from_meta
 from train import training_starts
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import add
 
 
 def made(folder, *options):

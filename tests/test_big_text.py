@@ -22,7 +22,7 @@ GB = 10**9
 # runs prepare.py and prints its peak memory in MB
 PEAK = """
 import sys, prepare
-from configurator import one_line_errors
+from internals.errors import one_line_errors
 try:
     with one_line_errors():
         prepare.main(sys.argv[1:])

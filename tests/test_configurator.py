@@ -11,10 +11,11 @@ from typing import Literal
 import pytest
 from helpers import ROOT
 
-from configurator import UserError, build, configure, one_line_errors, reason
+from configurator import build, configure
+from internals.errors import UserError, one_line_errors, reason
+from internals.help import field_comments, similar_dataset
 from internals.limits import Count, Fraction, Natural, NonNegative, Positive, Probability, Seed
 from internals.recipes import expand_names
-from internals.usage import field_comments, similar_dataset
 from model import GPTConfig
 from prepare import PrepareConfig
 from sample import SampleConfig
@@ -463,16 +464,16 @@ def test_every_setting_of_the_scripts_has_a_comment(schema):
 
 
 def python(code, *redirections, **options):
-    """Run `code` after `from configurator import *`, in a shell with these redirections."""
-    command = [sys.executable, "-c", f"from configurator import *\nimport sys\n{code}"]
+    """Run `code` after `from internals.errors import *`, in a shell with these redirections."""
+    command = [sys.executable, "-c", f"from internals.errors import *\nimport sys\n{code}"]
     shell = ["bash", "-c", '"$@" ' + " ".join(redirections), "bash", *command]
     return subprocess.run(shell, cwd=ROOT, capture_output=True, **options)
 
 
 def test_ctrl_c_is_one_line_and_ends_the_process_by_sigint():
     code = "with one_line_errors():\n print('before')\n raise KeyboardInterrupt"
-    run = subprocess.run([sys.executable, "-c", f"from configurator import *\n{code}"], cwd=ROOT,
-                         capture_output=True, env=os.environ | {"PYTHONUNBUFFERED": ""})
+    run = subprocess.run([sys.executable, "-c", f"from internals.errors import *\n{code}"],
+                         cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONUNBUFFERED": ""})
     assert run.returncode == -signal.SIGINT
     assert run.stderr == b"interrupted\n"
     assert run.stdout == b"before\n"

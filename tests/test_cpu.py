@@ -6,21 +6,21 @@ from itertools import islice
 
 import pytest
 import torch
-from helpers import GPT2_TINY, MODELS, MODERN, model_of, tokens
+from helpers import GPT2_TINY, MODELS, MODERN, MODERN_TINY, model_of, tokens
 from torch.nn import functional as F
 
-from configurator import UserError
 from internals.cpu import (
     CPUAttend,
     CPUDropout,
     CPUReLU2,
-    CPURMSNorm,
     Packed,
     drop,
     quantized,
+    replaced,
     speed_up,
 )
 from internals.devices import for_sampling
+from internals.errors import UserError
 from model import GPT, Attend, GPTConfig, ReLU2
 from sample import KVCache, Sampler, make_cache, next_logits, stream
 
@@ -115,13 +115,11 @@ def test_with_a_cache_dropout_and_bfloat16_weights_dtypes_are_not_mixed():
     assert cache.layers[0][0].dtype == torch.float32
 
 
-# ---- RMSNorm and ReLU squared
+# ---- ReLU squared
 
 
-@pytest.mark.parametrize("plain, faster", [
-    (torch.nn.RMSNorm(6, 1e-5, elementwise_affine=False), CPURMSNorm(6, 1e-5, False)),
-    (ReLU2(), CPUReLU2())], ids=["RMSNorm", "ReLU2"])
-def test_a_fast_layer_has_the_values_and_gradients_of_the_plain_one(plain, faster):
+def test_fast_relu_squared_has_the_values_and_gradients_of_the_plain_one():
+    plain, faster = ReLU2(), CPUReLU2()
     x = torch.randn(2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x.requires_grad_()
     results = []
@@ -132,6 +130,28 @@ def test_a_fast_layer_has_the_values_and_gradients_of_the_plain_one(plain, faste
     assert torch.autograd.gradcheck(faster, x)
     with torch.no_grad():
         torch.testing.assert_close(faster(x), results[0][0])
+
+
+@pytest.mark.parametrize("edited", [lambda self, x: F.relu(x) ** 3,
+                                    lambda self, x: F.relu(x).detach() * F.relu(x)])
+def test_a_change_of_relu_squared_in_model_py_reaches_the_cpu(monkeypatch, edited):
+    assert replaced(speed_up(model_of(MODERN_TINY))) == ["Attend", "Dropout", "ReLU2"]
+    monkeypatch.setattr(ReLU2, "forward", edited)
+    model = speed_up(model_of(MODERN_TINY))
+    assert type(model.transformer.h[0].mlp.act) is ReLU2
+    assert replaced(model) == ["Attend", "Dropout"]
+
+
+@needs_mkldnn
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError])
+def test_linear_layers_stay_if_a_version_of_torch_has_no_such_kernels(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Packed, "forward", fail)
+    model = speed_up(model_of(WIDE_TINY), inference=True)
+    assert type(model.transformer.h[0].mlp.c_fc) is torch.nn.Linear
+    assert model(tokens(WIDE_TINY, 1, 5))[0].isfinite().all()
 
 
 # ---- dropout
@@ -261,3 +281,17 @@ def test_the_cache_of_a_fast_model_is_float32_and_of_a_plain_model_that_of_its_w
         cache = make_cache(model, 1)
         next(stream(model, tokens(GPT2_TINY, 1, 3), Sampler([0]), cache))
         assert {part.dtype for pair in cache.layers.values() for part in pair} == {expected}
+
+
+@torch.no_grad()
+def test_sampling_continues_if_torch_compile_fails(monkeypatch, capsys):
+    def no_compiler(*_, **__):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function, mode: no_compiler)
+    model = for_sampling(model_of(GPT2_TINY), "float32", compile=True)
+    idx = tokens(GPT2_TINY, 1, 5)
+    for _ in range(2):
+        assert torch.equal(model(idx)[0], model.forward(idx)[0])
+    printed = capsys.readouterr().err
+    assert printed.count("torch.compile failed; sampling continues without it (RuntimeError: ") == 1

@@ -28,8 +28,8 @@ from helpers import (
 )
 from torch.cuda._utils import _get_device_index
 
-from configurator import UserError
 from internals import parallel
+from internals.errors import UserError
 from internals.parallel import World
 from train import main
 
@@ -98,9 +98,9 @@ def test_gradients_do_not_depend_on_how_a_step_is_divided(tmp_path):
 def test_an_accumulation_that_does_not_divide_is_refused():
     world = World("cpu")
     world.size = 3
-    assert world.share(6, "gradient_accumulation_steps") == 2
+    assert world.per_process(6, "gradient_accumulation_steps") == 2
     with pytest.raises(UserError, match="gradient_accumulation_steps=4 is divided among 3 proc"):
-        world.share(4, "gradient_accumulation_steps")
+        world.per_process(4, "gradient_accumulation_steps")
 
 
 # ---- World by itself: the process group is replaced, so these take no time

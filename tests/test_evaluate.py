@@ -4,23 +4,19 @@ import json
 import math
 import re
 import shlex
-import sys
 from dataclasses import asdict, replace
 
+import evaluate
 import numpy as np
 import pytest
 import torch
+from evaluate import EvaluateConfig, main, windows
 from helpers import GPT2_TINY, ROOT, finished
 
 import prepare
 from configurator import configure
 from docs.gpt2_in_numpy import gpt2
 from model import GPT, GPTConfig
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import evaluate
-from evaluate import EvaluateConfig, main, windows
 
 CHARS = prepare.CharTokenizer("\n .abcdefghijklmnopqrstuvwxyzéß日本語")  # 34; GPT2_TINY has 61 ids
 TEXT = "the quick brown fox jumps over the lazy dog.\nédith aß 日本 語.\n" * 2

@@ -2,23 +2,19 @@
 
 import hashlib
 import json
-import sys
 
+import export
 import numpy as np
 import pytest
 import torch
-from helpers import MODERN, ROOT, TINY_RUN
+from helpers import MODERN, TINY_RUN
 from test_prepare import AWKWARD
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import export
 
 import prepare
 import sample
 import train
-from internals.corpora import GPT2_TABLES
+from internals.data.corpora import GPT2_TABLES
 from model import GPT, GPTConfig
 from prepare import CharTokenizer, GPT2Tokenizer
 

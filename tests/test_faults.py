@@ -9,7 +9,7 @@ import time
 import pytest
 from helpers import MODERN, finished, same_run, script, state, torchrun, wait_for
 
-from configurator import UserError
+from internals.errors import UserError
 from train import main
 
 pytestmark = pytest.mark.faults

@@ -2,15 +2,11 @@
 
 import re
 import shlex
-import sys
 
+import finetune
 import numpy as np
 import pytest
 from helpers import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import finetune
 
 import train
 from configurator import configure

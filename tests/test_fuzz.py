@@ -21,18 +21,16 @@ import sys
 import traceback
 from dataclasses import asdict
 
+import evaluate
 import pytest
 import torch
 from helpers import ROOT, TINY_RUN
 from matplotlib.figure import Figure
 
-sys.path.insert(0, str(ROOT / "tools"))
-
-import evaluate
-
 import sample
 import train
-from configurator import UserError, configure
+from configurator import configure
+from internals.errors import UserError
 from internals.recipes import expand_names
 from model import GPT, GPTConfig
 

@@ -5,22 +5,18 @@ tests/test_look_page.py opens such a page in a browser."""
 import base64
 import json
 import re
-import sys
 
+import look
 import numpy as np
 import pytest
 import torch
-from helpers import GPT2_TINY, MODELS, MODERN, MODERN_TINY, ROOT, model_of, tokens
+from helpers import GPT2_TINY, MODELS, MODERN, MODERN_TINY, model_of, tokens
 from torch.nn import functional as F
 
-from internals import checkpoint
+from internals import checkpoint, checks
 from model import Attend
 from prepare import CharTokenizer
 from train import main as train
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import look
 
 
 def recordable(config, seed=0, rounded=False):
@@ -33,7 +29,7 @@ def write_run(folder, config, chars=None, step=0):
     model = model_of(config, spread=0.3)
     meta = {"tokenizer": "char", "chars": chars or "".join(map(chr, range(40, 101))),
             "vocab_size": len(chars or range(61))}
-    checkpoint.write(checkpoint.Checkpoint(model.state_dict(), vars(config), meta),
+    checkpoint.write(checks.Checkpoint(model.state_dict(), vars(config), meta),
                      folder / "ckpt.pt")
     return model
 
@@ -174,11 +170,11 @@ def test_the_page_has_each_snapshot_and_the_best_model_among_them(trained, tmp_p
     assert "look.html: " in capsys.readouterr().out
     data = data_of(trained / "look.html")
     moments = data["moments"]
-    assert [moment["step"] for moment in moments] == [0, 10, 20, 30]
+    assert [moment["step"] for moment in moments] == [0, 5, 10, 20, 30]
     best = checkpoint.first_undamaged(trained, "best.pt")
     assert moments[data["main"]]["step"] == best.step
     look.main([f"--out_dir={trained / 'best.pt'}", f"--out={tmp_path / 'file.html'}"])
-    assert len(data_of(tmp_path / "file.html")["moments"]) == 4  # a file in out_dir has them too
+    assert len(data_of(tmp_path / "file.html")["moments"]) == 5  # a file in out_dir has them too
     losses = [moment["loss"] for moment in moments]
     assert losses == sorted(losses, reverse=True)  # it has learned such text
     assert abs(losses[0] - np.log(data["n_vocab"])) < 0.01  # zero_init: at first it guesses

@@ -6,21 +6,17 @@ import base64
 import itertools
 import json
 import shutil
-import sys
 from dataclasses import asdict, replace
 
+import look
 import numpy as np
 import pytest
 import torch
-from helpers import GPT2_TINY, MODERN_TINY, ROOT, model_of, tokens
+from helpers import GPT2_TINY, MODERN_TINY, model_of, tokens
 
-from internals import checkpoint
+from internals import checkpoint, checks
 from model import GPTConfig
 from sample import Sampler, draw, make_cache, stream
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import look
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
 Keys = webdriver.Keys
@@ -55,7 +51,7 @@ def write_run(folder, config, n_snapshots=2, **meta):
     for number in range(n_snapshots):
         checkpoint.write_snapshot(folder, 10 * number, model_of(config, seed=number, spread=0.1))
     model = model_of(config, seed=9, spread=0.3)
-    checkpoint.write(checkpoint.Checkpoint(
+    checkpoint.write(checks.Checkpoint(
         model=model.state_dict(), model_args=asdict(config), meta=meta), folder / "ckpt.pt")
     return model
 

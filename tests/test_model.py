@@ -8,9 +8,10 @@ import pytest
 import torch
 from helpers import GPT2_TINY, MODELS, MODERN_TINY, model_of, tokens
 
-from configurator import UserError, build
+from configurator import build
 from docs.gpt2_in_numpy import gpt2
 from internals.devices import flops_per_token, num_params
+from internals.errors import UserError
 from internals.optimizers import make_optimizer
 from model import GPT, GPTConfig, ReLU2, make_norm, rope_angles, rotate
 from train import TrainConfig

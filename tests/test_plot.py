@@ -1,17 +1,12 @@
 """pytest tests/test_plot.py - tools/plot.py compares runs; loss.png shows where the loss matters"""
 
 import json
-import sys
-
-import pytest
-from helpers import ROOT
-from matplotlib.figure import Figure
-
-from internals.runlog import cut_beginning, draw_losses
-
-sys.path.insert(0, str(ROOT / "tools"))
 
 import plot
+import pytest
+from matplotlib.figure import Figure
+
+from internals.plots import cut_beginning, draw_losses
 
 PNG = b"\x89PNG"
 LOSSES = ((0, 4.2), (10, 2.0), (20, 1.5), (30, 1.75))

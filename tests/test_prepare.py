@@ -16,10 +16,11 @@ import torch
 from helpers import ROOT, SHARED, script
 
 import prepare
-from internals import corpora, dataset, files
-from internals.corpora import play_text
+from internals import dataset, files
+from internals.data import corpora
+from internals.data.corpora import play_text
+from internals.data.units import pieces
 from internals.dataset import load
-from internals.encode import pieces
 from internals.files import is_alive, locked, replacing
 from prepare import (
     CharTokenizer,
@@ -559,11 +560,11 @@ def test_gpt2_tables_are_kept_in_the_cache_of_the_user_if_data_cannot_be_written
 
 
 def test_an_environment_without_pip_uses_the_one_of_uv(monkeypatch):
-    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(corpora.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("UV", "/bin/uv")
-    assert files.pip_command() == ["/bin/uv", "tool", "run", "pip"]
+    assert corpora.pip_command() == ["/bin/uv", "tool", "run", "pip"]
     monkeypatch.undo()
-    assert files.pip_command() == [sys.executable, "-m", "pip"]
+    assert corpora.pip_command() == [sys.executable, "-m", "pip"]
 
 
 def test_meta_json_can_be_read_by_people(data_dir):

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import sample
 import train
-from internals import checkpoint, huggingface
+from internals import huggingface, starting
 from model import GPT, GPTConfig
 
 TINY = {"vocab_size": 61, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}
@@ -365,7 +365,7 @@ def test_the_meta_file_of_a_model_on_the_hub_is_read(hub, tmp_path):
     chars = "".join(map(chr, range(60, 121)))
     meta = {"tokenizer": "char", "chars": chars, "vocab_size": 61}
     (tmp_path / "me--novel" / "meta.json").write_text(json.dumps(meta))
-    assert checkpoint.read_model("me/novel").meta == meta
+    assert starting.read_model("me/novel").meta == meta
 
 
 def test_without_the_hubs_package_the_line_says_what_to_install(mistake, monkeypatch):
@@ -404,7 +404,7 @@ def test_a_vocabulary_that_is_not_gpt2s_is_not_taken_for_it(mistake, tmp_path, n
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     if right:
-        meta = checkpoint.read_model(tmp_path).meta
+        meta = starting.read_model(tmp_path).meta
         assert meta == {"tokenizer": "gpt2", "vocab_size": 50257}
     else:
         line = mistake(sample.main, f"--init_from={tmp_path}")
@@ -468,7 +468,7 @@ def test_added_tokens_that_cannot_be_right_are_named(with_tokens, mistake, n, fi
 def test_a_token_that_the_model_has_no_embedding_for_is_left_out(with_tokens):
     """A [PAD] that was added to the tokenizer alone."""
     folder = with_tokens(50257, added_tokens={"[PAD]": 50257})
-    assert checkpoint.read_model(folder).meta == {"tokenizer": "gpt2", "vocab_size": 50257}
+    assert starting.read_model(folder).meta == {"tokenizer": "gpt2", "vocab_size": 50257}
 
 
 # ---- to transformers

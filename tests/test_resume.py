@@ -12,9 +12,10 @@ from helpers import MODERN, equal, finished, logged, losses, same_run, script, s
 
 import prepare
 import train
-from configurator import UserError
 from internals import checkpoint
-from internals.runlog import read_metrics
+from internals.checkpoint import is_snapshot_step
+from internals.errors import UserError
+from internals.outdir import read_metrics
 from internals.signals import Stopped
 from train import main
 
@@ -397,16 +398,21 @@ def snapshots(out_dir):
             for step, path in checkpoint.snapshot_paths(out_dir).items()}
 
 
-def test_snapshots_are_the_weights_at_each_evaluation_and_change_nothing_else(tiny, tmp_path):
+def test_snapshots_are_the_weights_on_a_log_scale_of_steps_and_change_nothing_else(tiny, tmp_path):
     plain, out = tmp_path / "plain", tmp_path / "out"
     main(tiny(out_dir=plain))
     main(tiny(snapshots=True))
     assert same_run(plain, out)
     kept = snapshots(out)
-    assert list(kept) == [0, 4, 8, 12] and equal(kept[12], state(out).model)
-    assert not equal(kept[0], kept[4]) and not (plain / "snapshots").exists()
+    assert list(kept) == [0, 5, 10, 12] and equal(kept[12], state(out).model)
+    assert not equal(kept[0], kept[5]) and not (plain / "snapshots").exists()
     names = sorted(path.name for path in (out / "snapshots").iterdir())
     assert names == [f"step-{step:06}.safetensors" for step in kept]  # no temporary files
+
+
+def test_snapshot_steps_double_from_5_on():
+    assert [step for step in range(1000) if is_snapshot_step(step)] == [
+        0, 5, 10, 20, 40, 80, 160, 320, 640]
 
 
 def test_snapshots_after_the_checkpoint_to_resume_are_removed_and_written_again(tiny, tmp_path):
@@ -418,7 +424,7 @@ def test_snapshots_after_the_checkpoint_to_resume_are_removed_and_written_again(
     (out / "snapshots" / "step-000016.safetensors").write_bytes(b"of a longer run")
     main([f"--out_dir={out}", "--init_from=resume", "--max_iters=12"])
     kept = snapshots(out)
-    assert list(kept) == [0, 4, 8, 12] and equal(kept[12], state(out).model)
+    assert list(kept) == [0, 5, 8, 10, 12] and equal(kept[12], state(out).model)
 
 
 def test_a_new_run_moves_the_snapshots_of_the_old_one_with_its_other_files(tiny, tmp_path):
@@ -426,7 +432,7 @@ def test_a_new_run_moves_the_snapshots_of_the_old_one_with_its_other_files(tiny,
     main(tiny(snapshots=True, max_iters=4))
     old = snapshots(out)
     main(tiny(snapshots=True, max_iters=8, eval_interval=8, seed=2))
-    assert list(snapshots(out)) == [0, 8]
+    assert list(snapshots(out)) == [0, 5, 8]
     assert equal(snapshots(out / "previous-1"), old)
 
 

@@ -27,9 +27,10 @@ from helpers import (
 
 import prepare
 import sample
-from configurator import UserError, one_line_errors
 from internals import checkpoint, dataset, files
-from internals.text import Sample, show
+from internals.checks import Checkpoint
+from internals.errors import UserError, one_line_errors
+from internals.streaming import Sample, show
 from model import GPTConfig
 from sample import (
     SEPARATOR,
@@ -182,7 +183,7 @@ def bpe_checkpoint(tmp_path, favorites):
         weights["transformer.wte.weight"][token, 2 * position + 1] = -1.0
         weights["transformer.wpe.weight"][position, 2 * position] = 5.0
         weights["transformer.wpe.weight"][position, 2 * position + 1] = -5.0
-    start = checkpoint.Checkpoint(weights, asdict(config), {"tokenizer": "gpt2"})
+    start = Checkpoint(weights, asdict(config), {"tokenizer": "gpt2"})
     checkpoint.write(start, tmp_path / "bpe" / "best.pt")
     return tmp_path / "bpe"
 
@@ -291,7 +292,7 @@ def test_complete_takes_a_stop_string_and_the_filters(trained):
 def test_all_parameters_are_counted_in_packed_and_quantized_layers_too(tmp_path, capsys, dtype):
     config = GPTConfig(block_size=16, vocab_size=3, n_layer=2, n_head=2, n_embd=256)
     meta = {"tokenizer": "char", "chars": "\nab", "vocab_size": 3}
-    weights = checkpoint.Checkpoint(model_of(config).state_dict(), asdict(config), meta)
+    weights = Checkpoint(model_of(config).state_dict(), asdict(config), meta)
     checkpoint.write(weights, tmp_path / "best.pt")
     main([f"--out_dir={tmp_path}", "--num_samples=1", "--max_new_tokens=2", f"--dtype={dtype}",
           "--device=cpu"])

@@ -22,13 +22,12 @@ import pytest
 from helpers import ROOT, finished, script
 
 import prepare
-from configurator import UserError
-from internals import bins, encode, formats, sources
+from internals.data import bins, formats, sources, units
+from internals.data.formats import decoded, json_documents, read_text
+from internals.data.sources import File, find_sources
 from internals.dataset import load
-from internals.files import read_text
-from internals.formats import decoded, json_documents
-from internals.sources import File, find_sources
-from internals.text import read_prompt
+from internals.errors import UserError
+from internals.streaming import read_prompt
 from prepare import CharTokenizer, GPT2Tokenizer, main, tokenizer_from_meta
 
 WORDS = "the quick brown fox jumps over a lazy dog and sleeps in warm grass until evening".split()
@@ -81,7 +80,7 @@ def test_documents_end_with_end_of_text_and_a_hash_decides_their_split(run, tmp_
                               tokenizer="gpt2"))
     assert sorted(train + val) == sorted(texts) and 0 < len(val) < 15
     assert [t for t in texts if t in val] == val  # in their order
-    assert all((encode.split_score(text) < 0.1) == (text in val) for text in texts)
+    assert all((units.split_score(text) < 0.1) == (text in val) for text in texts)
 
 
 def test_more_documents_do_not_move_the_others_and_a_copy_is_on_the_same_side(run, tmp_path):
@@ -100,7 +99,7 @@ def test_a_few_files_have_one_for_each_split(run, tmp_path, n, val_fraction):
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_text(text)
     train, val = texts_of(run(*tmp_path.glob("*.txt"), tokenizer="gpt2", val_fraction=val_fraction))
-    scores = sorted(texts, key=encode.split_score)
+    scores = sorted(texts, key=units.split_score)
     if val_fraction < 0.5:
         assert val == scores[:1] and sorted(train) == sorted(scores[1:])
     else:
@@ -161,16 +160,16 @@ def test_the_share_for_validation_can_be_set(run, tmp_path):
 @pytest.mark.parametrize("text", ["x" * 1000, " " * 1000, "日本" * 500, "ab " * 300 + "y" * 500],
                          ids=["letters", "spaces", "kanji", "mixed"])
 def test_pieces_depend_on_the_text_alone_and_are_never_long(text):
-    whole = list(encode.pieces([text], size=50, reach=70))
+    whole = list(units.pieces([text], size=50, reach=70))
     assert "".join(whole) == text and max(map(len, whole)) <= 120
     for step in (1, 7, 119, 120, 121, 999):
         blocks = [text[i:i + step] for i in range(0, len(text), step)]
-        assert list(encode.pieces(blocks, size=50, reach=70)) == whole
+        assert list(units.pieces(blocks, size=50, reach=70)) == whole
 
 
 def test_control_codes_that_python_takes_for_white_space_are_no_place_to_cut(bpe):
     text = "!\x1c! " * 500
-    cut = list(encode.pieces([text], size=3, reach=100))
+    cut = list(units.pieces([text], size=3, reach=100))
     assert len(cut) > 100 and all(piece[0] == " " for piece in cut[1:])
     assert [i for piece in cut for i in bpe.bpe.encode_ordinary(piece)] == bpe.encode(text).tolist()
 
@@ -179,9 +178,9 @@ def test_the_cut_between_the_splits_is_at_the_character_for_any_blocks():
     text = "".join(map(chr, range(0x100, 0x100 + 100)))
     for step in (1, 9, 10, 45, 90, 91, 100):
         blocks = [text[i:i + step] for i in range(0, 100, step)]
-        counts = encode.Counts()
+        counts = units.Counts()
         parts = {"train": "", "val": ""}
-        for unit in encode.text_units(blocks, 100, 0.1, counts):
+        for unit in units.text_units(blocks, 100, 0.1, counts):
             parts[unit.split] += "".join(unit.texts)
         assert (parts["train"], parts["val"]) == (text[:90], text[90:])
         assert (counts.train_bytes, counts.val_bytes) == (180, 20)
@@ -189,7 +188,7 @@ def test_the_cut_between_the_splits_is_at_the_character_for_any_blocks():
 
 def test_a_text_that_grows_while_it_is_read_is_noticed():
     with pytest.raises(UserError, match="changed while it was read"):
-        list(encode.text_units(["abc"], 2, 0.1, encode.Counts()))
+        list(units.text_units(["abc"], 2, 0.1, units.Counts()))
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +215,8 @@ def sha(data):
 
 @pytest.mark.parametrize("tokenizer", ["gpt2", "char"])
 def test_the_bins_are_the_same_for_any_number_of_threads(run, difficult, monkeypatch, tokenizer):
-    monkeypatch.setattr(encode, "PIECE", 20_000)
-    monkeypatch.setattr(encode.pieces, "__defaults__", (20_000, 20_000))
+    monkeypatch.setattr(units, "PIECE", 20_000)
+    monkeypatch.setattr(units.pieces, "__defaults__", (20_000, 20_000))
     results = {sha(run(difficult, tokenizer=tokenizer, errors="replace", workers=workers))
                for workers in (1, 2, 4)}
     assert len(results) == 1
@@ -228,14 +227,14 @@ def test_threads_give_their_results_in_order_and_stop_at_an_error():
         time.sleep(random.random() / 1000)
         return 1 // texts[0]
 
-    units = (encode.Unit("train", [i], True) for i in range(1, 50))
-    assert [ids for _, ids in encode.encoded(units, work, 4)] == [1] + [0] * 48
-    units = (encode.Unit("train", [20 - i], True) for i in range(50))
+    parts = (units.Unit("train", [i], True) for i in range(1, 50))
+    assert [ids for _, ids in units.encoded(parts, work, 4)] == [1] + [0] * 48
+    parts = (units.Unit("train", [20 - i], True) for i in range(50))
     with pytest.raises(ZeroDivisionError):
-        list(encode.encoded(units, work, 4))
+        list(units.encoded(parts, work, 4))
     begun = []
-    units = (encode.Unit("train", [begun.append(i) or i], True) for i in range(10**9))
-    assert next(encode.encoded(units, lambda texts, ends: texts[0], 2, skip=5)) == ("train", 5)
+    parts = (units.Unit("train", [begun.append(i) or i], True) for i in range(10**9))
+    assert next(units.encoded(parts, lambda texts, ends: texts[0], 2, skip=5)) == ("train", 5)
     assert len(begun) <= 5 + 6  # the queue is bounded
 
 
@@ -824,11 +823,11 @@ def test_progress_is_not_on_stdout_and_warnings_are_not_on_stderr(tmp_path):
 # a run whose journal is written after each unit of a few thousand characters
 SMALL_UNITS = """
 import sys, time
-from internals import bins, encode
+from internals.data import bins, units
 import prepare
 bins.JOURNAL_SECONDS = 0
-encode.PIECE = 5000
-encode.pieces.__defaults__ = 5000, 5000
+units.PIECE = 5000
+units.pieces.__defaults__ = 5000, 5000
 add = bins.Partial.add
 def slow(self, *chunk):
     time.sleep(float(sys.argv[1]))
@@ -874,7 +873,7 @@ class Stop(Exception):
 @pytest.fixture
 def interrupted(tmp_path, monkeypatch):
     """A function: a run on a.jsonl that stops after three units; returns what is left of it."""
-    monkeypatch.setattr(encode, "PIECE", 2000)
+    monkeypatch.setattr(units, "PIECE", 2000)
     add = bins.Partial.add
     added = []
 
@@ -899,8 +898,8 @@ def interrupted(tmp_path, monkeypatch):
 @pytest.fixture
 def skipped(monkeypatch):
     """The numbers of units that runs have skipped, because an earlier run had encoded them."""
-    numbers, encoded = [], encode.encoded
-    monkeypatch.setattr(encode, "encoded", lambda units, work, workers, skip: (
+    numbers, encoded = [], units.encoded
+    monkeypatch.setattr(units, "encoded", lambda units, work, workers, skip: (
         numbers.append(skip) or encoded(units, work, workers, skip)))
     return numbers
 
@@ -1041,7 +1040,7 @@ def test_a_dataset_of_the_hub_takes_the_same_way(hub, tmp_path, capsys):
     main(["fineweb", f"--data_dir={tmp_path}"])
     data = load(tmp_path / "fineweb")
     train, val = texts_of(data)
-    assert val == [text for text in hub if encode.split_score(text) < 1 / 2000] != []
+    assert val == [text for text in hub if units.split_score(text) < 1 / 2000] != []
     assert train == [text for text in hub if text not in val]
     assert "5,000 documents" in capsys.readouterr().out
 

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 sys.path.insert(0, str(ROOT))
 
 import sample
-from configurator import UserError, build
+from configurator import build
 from internals import chat, checkpoint, stagelog
-from internals.checkpoint import Checkpoint
+from internals.checks import Checkpoint
+from internals.errors import UserError
 from model import GPT, GPTConfig
 from stages import common, reward, rl, sft, tasks
 

@@ -3,13 +3,12 @@
 import json
 import pickle
 import shutil
-import sys
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import GPT2_TINY, NANO_TINY, ROOT, TINY_RUN, equal
+from helpers import GPT2_TINY, NANO_TINY, TINY_RUN, equal
 
 import sample
 import train
@@ -501,7 +500,6 @@ def numbers_below(n, count=4000):
 @pytest.mark.parametrize("meta", [{"vocab_size": 1500}, None], ids=["meta.pkl", "none"])
 def test_a_vocabulary_without_text_is_trained_on_and_never_shown_as_gpt2s(
         bins, tiny, tmp_path, capsys, mistake, meta):
-    sys.path.insert(0, str(ROOT / "tools"))
     import export
 
     folder = bins("midi", numbers_below(1500), meta=meta)

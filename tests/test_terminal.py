@@ -10,10 +10,10 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from helpers import ROOT, finished, logged, same_run, script, state, torchrun
+from helpers import ROOT, finished, log_of, logged, same_run, script, state, torchrun
 
 import train
-from internals import errors, runlog
+from internals import errors, outdir, runlog
 from internals.errors import UserError, one_line_errors
 from internals.runlog import RunLog
 from internals.signals import Stopped, StopSignals
@@ -202,11 +202,13 @@ sys.exit(state() != before)
 
 # ---- parts that never end a run
 
+MASTER = SimpleNamespace(is_master=True, is_distributed=False)
+
 
 @pytest.fixture
 def log(tmp_path):
     cfg = TrainConfig(out_dir=str(tmp_path), max_iters=10)
-    return RunLog(cfg, SimpleNamespace(is_master=True, size=1, is_distributed=False))
+    return log_of(cfg)
 
 
 def test_a_picture_and_a_tracker_that_fail_are_one_warning_each(log, capsys, monkeypatch):
@@ -225,21 +227,22 @@ def test_a_picture_and_a_tracker_that_fail_are_one_warning_each(log, capsys, mon
     assert [entry["step"] for entry in logged(log.out_dir)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("number", runlog.NO_LOCKS)
-def test_a_disk_without_locks_is_a_warning(log, capsys, monkeypatch, number):
+@pytest.mark.parametrize("number", outdir.NO_LOCKS)
+def test_a_disk_without_locks_is_a_warning(tmp_path, capsys, monkeypatch, number):
     monkeypatch.setattr("fcntl.flock", lambda *_: raise_error(OSError(number, "no locks")))
-    log.take_lock()
-    assert "has no locks" in capsys.readouterr().err and log.lock is None
+    with outdir.locked(TrainConfig(out_dir=str(tmp_path)), MASTER):
+        pass
+    assert "has no locks" in capsys.readouterr().err
 
 
 def raise_error(error):
     raise error
 
 
-def test_a_folder_in_which_no_lock_can_be_made_is_an_error(log):
-    (log.out_dir / ".lock").mkdir()
-    with pytest.raises(OSError):
-        log.take_lock()
+def test_a_folder_in_which_no_lock_can_be_made_is_an_error(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(OSError), outdir.locked(TrainConfig(out_dir=str(tmp_path)), MASTER):
+        pass
 
 
 def test_lost_output_is_an_error_at_the_end_of_a_run(log):

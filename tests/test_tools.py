@@ -6,6 +6,8 @@ import sys
 from functools import partial
 from itertools import pairwise
 
+import ablate
+import bench
 import pytest
 import torch
 from helpers import GPT2_TINY, MODERN, ROOT, tracked
@@ -16,11 +18,6 @@ import train
 from configurator import configure
 from internals import plots
 from model import GPT, GPTConfig
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import ablate
-import bench
 
 
 def numbers(line):

@@ -1,6 +1,5 @@
 """pytest tests/test_train.py - the schedule, the order of the data, and what a run leaves behind"""
 
-import contextlib
 import itertools
 import json
 import math
@@ -16,12 +15,11 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from helpers import GPT2_TINY, ROOT, equal, losses, model_of, state, tokens
+from helpers import GPT2_TINY, ROOT, equal, log_of, losses, model_of, state, tokens
 
 import train
 from configurator import configure
-from internals import checkpoint, devices, runlog, signals
-from internals.runlog import RunLog
+from internals import checkpoint, devices, outdir, plots, runlog, signals, words
 from model import GPT
 from train import (
     TrainConfig,
@@ -449,7 +447,7 @@ def test_the_compiled_model_has_the_loss_and_the_gradients_of_the_plain_one(monk
     monkeypatch.setattr(torch, "compile", lambda module: module)  # what is compiled
     model = model_of(GPT2_TINY)
     x = tokens(GPT2_TINY, 2, 8)
-    faster = devices.compiled(model, True, x, x, contextlib.nullcontext())
+    faster = devices.compiled(model, TrainConfig(compile=True), "float32")
     results = []
     for each in faster, model:
         logits, loss = each(x, x)
@@ -458,10 +456,10 @@ def test_the_compiled_model_has_the_loss_and_the_gradients_of_the_plain_one(monk
     assert all(map(torch.equal, *results))
 
 
-def test_a_sample_in_a_deterministic_run_may_use_any_algorithm():
+def test_a_sample_in_a_deterministic_run_may_use_other_algorithms():
     torch.use_deterministic_algorithms(True)
     try:
-        with devices.any_algorithm():
+        with devices.allow_nondeterministic():
             assert not torch.are_deterministic_algorithms_enabled()
         assert torch.are_deterministic_algorithms_enabled()
     finally:
@@ -582,7 +580,7 @@ def test_the_picture_has_a_curve_for_each_kind_of_loss(tmp_path, monkeypatch, pi
         path.write_bytes(b"picture")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
-    runlog.draw_losses([{"step": 0, "train_loss": 5, "val_loss": 6}, {"step": 1, "loss": 4.5},
+    plots.draw_losses([{"step": 0, "train_loss": 5, "val_loss": 6}, {"step": 1, "loss": 4.5},
                         {"step": 2, "loss": None}, {"step": 2, "train_loss": 3, "val_loss": 4},
                         {"step": 4, "train_loss": 2, "val_loss": 4.5}], tmp_path / "loss.png")
     assert curves == {"training loss (one batch)": [[1, 4.5]],
@@ -593,7 +591,7 @@ def test_the_picture_has_a_curve_for_each_kind_of_loss(tmp_path, monkeypatch, pi
 @pytest.mark.parametrize("name", ["lr_$1e-3_$x", r"a $\foo$ b", "出力"])
 def test_any_folder_name_gets_its_picture(tmp_path, recwarn, pictures, name):
     (tmp_path / name).mkdir()
-    runlog.draw_losses([{"step": 4, "loss": 4.5}], tmp_path / name / "loss.png")
+    plots.draw_losses([{"step": 4, "loss": 4.5}], tmp_path / name / "loss.png")
     assert (tmp_path / name / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
@@ -614,7 +612,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny, tmp_path, mistake):
 def test_the_lock_is_released_at_the_end_of_a_run(tiny, monkeypatch, end):
     """Not only when its object is collected: a traceback can keep that alive for long."""
     locks = []
-    monkeypatch.setattr(runlog, "FileLock", lambda path: locks.append(FileLock(path)) or locks[-1])
+    monkeypatch.setattr(outdir, "FileLock", lambda path: locks.append(FileLock(path)) or locks[-1])
     if end == "error":
         monkeypatch.setattr(train, "learning_rate", lambda step, cfg: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -630,13 +628,13 @@ def test_the_checkpoint_is_moved_aside_last(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", lambda path, to: (moved.append(path.name),
                                                           rename(path, to)))
     for number in (1, 2, 3):
-        for name in runlog.FILES:
+        for name in outdir.FILES:
             (tmp_path / name).touch()
         moved.clear()
-        runlog.keep_previous(tmp_path, print)
-        assert moved[-1] == "ckpt.pt" and sorted(moved) == sorted(runlog.FILES)
+        outdir.keep_previous(tmp_path, print)
+        assert moved[-1] == "ckpt.pt" and sorted(moved) == sorted(outdir.FILES)
         kept = tmp_path.glob(f"previous-{number}/*")
-        assert sorted(path.name for path in kept) == sorted(runlog.FILES)
+        assert sorted(path.name for path in kept) == sorted(outdir.FILES)
 
 
 def test_a_run_works_in_a_thread(tiny):
@@ -676,8 +674,8 @@ def test_the_eta_includes_the_evaluations_to_come(tmp_path, capsys, monkeypatch)
     clock = [0.0]
     monkeypatch.setattr(runlog.time, "perf_counter", lambda: clock[0])
     cfg = TrainConfig(max_iters=100, eval_interval=20, out_dir=str(tmp_path), eval_only=True)
-    log = RunLog(cfg, SimpleNamespace(is_master=True, size=1))
-    log.step_tokens, log.peak, log.line_step, log.line_time = 10, None, 0, 0.0
+    log = log_of(cfg)
+    log.step_tokens = 10
     clock[0] = 30.0
     log.after_evaluation(0)  # it took half a minute
     clock[0] = 31.0
@@ -691,8 +689,8 @@ def test_the_time_of_a_step_is_the_mean_since_the_last_line_without_evaluations(
     clock = [0.0]
     monkeypatch.setattr(runlog.time, "perf_counter", lambda: clock[0])
     cfg = TrainConfig(max_iters=100, log_interval=10, out_dir=str(tmp_path), eval_only=True)
-    log = RunLog(cfg, SimpleNamespace(is_master=True, size=1))
-    log.step_tokens, log.peak, log.line_step, log.line_time = 10, None, 0, 0.0
+    log = log_of(cfg)
+    log.step_tokens = 10
     clock[0] = 20.0
     log.step(10, 1e-3, 4.0, 1.0, 0)  # 10 steps of two seconds
     clock[0] = 60.0
@@ -708,18 +706,18 @@ def test_mfu_is_a_share_of_what_all_processes_could_do(tmp_path, capsys, monkeyp
     monkeypatch.setattr(runlog.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(runlog, "mfu", lambda *arguments: asked.append(arguments) or 0.25)
     cfg = TrainConfig(max_iters=100, out_dir=str(tmp_path), eval_only=True)
-    log = RunLog(cfg, SimpleNamespace(is_master=True, size=8))
-    log.step_tokens, log.peak, log.line_step, log.line_time, log.model = 10, 1e12, 0, 0.0, "model"
+    log = log_of(cfg, size=8)
+    log.step_tokens, log.peak = 10, 1e12
     clock[0] = 2.0
     log.step(1, 1e-3, 4.0, 1.0, 0)
-    assert asked == [("model", 5, 1e12, 8)] and "| mfu 25.0% |" in capsys.readouterr().out
+    assert asked == [(log.run.model, 5, 1e12, 8)] and "| mfu 25.0% |" in capsys.readouterr().out
 
 
 def test_numbers_and_times_are_short():
     numbers = {7: "7", 999: "999", 1000: "1.0k", 24140: "24.1k", 528123: "528k", 1.5e6: "1.5M"}
     assert {number: runlog.short(number) for number in numbers} == numbers
     times = {0: "0m 00s", 147: "2m 27s", 3599: "59m 59s", 3725: "1h 02m", 90000: "25h 00m"}
-    assert {seconds: runlog.duration(seconds) for seconds in times} == times
+    assert {seconds: words.duration(seconds) for seconds in times} == times
 
 
 def test_a_second_signal_within_a_second_is_the_same_one(monkeypatch):

@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import UserError, configure, one_line_errors
+from configurator import configure
 from internals import dataset
 from internals.checkpoint import first_undamaged
 from internals.devices import find_device
+from internals.errors import UserError, one_line_errors
 from internals.files import DATA
 from sample import Sampler, load_model, make_cache, stream
 

@@ -33,13 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench_prepare import bench_prepare
 
 import train
-from configurator import UserError, build, configure, one_line_errors
+from configurator import build, configure
 from internals import cpu, dataset, devices, files
 from internals.devices import autocast_to, find_device, find_dtype, for_sampling, num_params
+from internals.errors import UserError, one_line_errors
 from internals.limits import Count
 from internals.optimizers import make_optimizer
-from internals.plan import counted
 from internals.recipes import SIZES, expand_names
+from internals.words import counted
 from model import GPT, GPTConfig
 from sample import Sampler, make_cache, stream
 

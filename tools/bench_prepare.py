@@ -18,11 +18,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import UserError, configure, one_line_errors
+from configurator import configure
 from internals.cores import available_cores
-from internals.corpora import fetch_plays
+from internals.data.corpora import fetch_plays
+from internals.errors import UserError, one_line_errors
 from internals.limits import Count
-from internals.plan import counted
+from internals.words import counted
 
 ROOT = Path(__file__).resolve().parent.parent
 # prints the peak memory in kB; ru_maxrss would be that of the parent process, if that is larger

@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import UserError, configure, one_line_errors
+from configurator import configure
+from internals.data.formats import read_text
 from internals.devices import attention_without_plans, autocast_to, find_device, find_dtype
-from internals.files import read_text
+from internals.errors import UserError, one_line_errors
 from internals.limits import Count
-from internals.plan import counted
+from internals.words import counted
 from sample import load_model
 
 LABELS = ("0", "1", "2", "3")

@@ -22,10 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import UserError, configure, one_line_errors
+from configurator import configure
 from internals import huggingface
 from internals.checkpoint import first_undamaged
-from internals.corpora import gpt2_tables
+from internals.data.corpora import gpt2_tables
+from internals.errors import UserError, one_line_errors
 from prepare import END_OF_TEXT, CharTokenizer, tokenizer_from_meta
 
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 200}  # the defaults of sample.py

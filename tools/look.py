@@ -28,14 +28,15 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import UserError, build, configure, one_line_errors
-from internals import checkpoint
+from configurator import build, configure
+from internals import checkpoint, starting
 from internals.cpu import replace
 from internals.devices import find_device
+from internals.errors import UserError, one_line_errors
 from internals.files import printable, replacing
 from internals.limits import Count, Natural, NonNegative, Seed
-from internals.plan import counted
-from internals.text import read_prompt
+from internals.streaming import read_prompt
+from internals.words import counted
 from model import GPT, Attend, GPTConfig
 from prepare import CharTokenizer, tokenizer_from_meta
 from sample import Sampler, make_cache, stream
@@ -333,7 +334,7 @@ def main(argv=None):
     out = Path(cfg.out or (folder.parent if folder.is_file() else folder) / "look.html")
     if out.is_dir():
         raise UserError(f"out={out} is a folder: give the name of a file")
-    start = checkpoint.to_sample_from(cfg.init_from, cfg.out_dir)
+    start = starting.to_sample_from(cfg.init_from, cfg.out_dir)
     tokenizer = tokenizer_from_meta(start.meta)
     data = look(start, tokenizer, read_prompt(cfg.start, tokenizer), cfg)
     text = page(data)

@@ -16,13 +16,14 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import UserError, configure, one_line_errors
-from internals.errors import reason
+from configurator import configure
+from internals.errors import UserError, one_line_errors, reason
 from internals.files import printable
 from internals.limits import Limit, Natural
-from internals.plots import picture
+from internals.outdir import read_metrics
+from internals.plots import cut_beginning, picture
 from internals.recipes import RECIPES
-from internals.runlog import cut_beginning, duration, read_metrics
+from internals.words import duration
 
 LABEL_HEIGHT = 14  # points
 CONFIG_LIMIT = 2**20  # bytes; the config.json of a run has about 2,000

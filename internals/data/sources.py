@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from configurator import UserError
-from internals import formats, usage
-from internals.errors import say
+from internals.data import formats
+from internals.data.formats import BLOCK, decoded, json_documents, parquet_documents
+from internals.errors import UserError, say
 from internals.files import make_data_folder
-from internals.formats import BLOCK, decoded, json_documents, parquet_documents
-from internals.plan import counted
+from internals.help import no_text_file
+from internals.words import counted
 
 TEXT, JSON, TABLES = (".txt", ".md"), (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
 # what is read from a folder; .json is not, because most .json files are settings
 IN_FOLDERS = (*TEXT, ".jsonl", ".ndjson", ".parquet")
 COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
 READ = 1 << 16  # bytes that are read from a file ahead of what is decompressed
-SAMPLE = 1 << 22  # characters that are read for the estimate of what the text takes
+EXCERPT = 1 << 22  # characters that are read for the estimate of what the text takes
 CSV_TO_JSON = ("python -c \"import csv, json, sys; [print(json.dumps(row)) for row in "
                "csv.DictReader(sys.stdin{})]\" < OLD > NEW.jsonl")
 
@@ -63,25 +63,25 @@ class File:
         """Whether the name says what is in the file."""
         return self.suffix in (*TEXT, *JSON, ".parquet")
 
-    def open(self, done):
-        """The file, open for reading bytes. done(n) is called for each n bytes that are read."""
-        return io.BufferedReader(CountedFile(self.name, done), READ)
+    def open(self, advance):
+        """The file, open for reading bytes. advance(n) is called for each n bytes that are read."""
+        return io.BufferedReader(CountedFile(self.name, advance), READ)
 
-    def content(self, done):
+    def content(self, advance):
         """Yields the decompressed bytes in blocks. Raises UserError if they are not text."""
-        with self.open(done) as file:
+        with self.open(advance) as file:
             yield from formats.checked(formats.unpacked(file, self.name), self.name)
 
-    def blocks(self, done, errors):
+    def blocks(self, advance, errors):
         """Yields the text in blocks."""
-        yield from decoded(self.content(done), self.name, errors)
+        yield from decoded(self.content(advance), self.name, errors)
 
-    def documents(self, done, errors, text_field):
+    def documents(self, advance, errors, text_field):
         """Yields each document of JSON or a parquet file as a str."""
         if self.suffix == ".parquet":
-            yield from parquet_documents(self, done, errors, text_field)
+            yield from parquet_documents(self, advance, errors, text_field)
         else:
-            yield from json_documents(self.content(done), self.name, errors, text_field)
+            yield from json_documents(self.content(advance), self.name, errors, text_field)
 
 
 class Spooled(File):
@@ -100,9 +100,9 @@ class Spooled(File):
         self.file.seek(0)
         self.identity = ["spooled", hashlib.file_digest(self.file, "sha256").hexdigest()]
 
-    def open(self, done):
+    def open(self, advance):
         self.file.seek(0)
-        return io.BufferedReader(CountedFile(os.dup(self.file.fileno()), done), READ)
+        return io.BufferedReader(CountedFile(os.dup(self.file.fileno()), advance), READ)
 
 
 class Memory:
@@ -114,22 +114,22 @@ class Memory:
         self.text, self.size = text, len(text)
         self.identity = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def blocks(self, done, errors):
+    def blocks(self, advance, errors):
         for i in range(0, self.size, BLOCK):
-            done(min(BLOCK, self.size - i))
+            advance(min(BLOCK, self.size - i))
             yield self.text[i:i + BLOCK]
 
 
 class CountedFile(io.FileIO):
     """An unbuffered file that reports how many bytes are read from it."""
 
-    def __init__(self, file, done):
+    def __init__(self, file, advance):
         super().__init__(file)
-        self.done = done
+        self.advance = advance
 
     def readinto(self, buffer):
         n = super().readinto(buffer)
-        self.done(n)
+        self.advance(n)
         return n
 
 
@@ -161,26 +161,26 @@ class Reader:
         identities = [source.identity for source in self.sources]
         return [identities, self.errors, self.text_field, self.separator]
 
-    def documents(self, done):
-        """Yields each document as an iterator over blocks of text. done(n): as in File.open."""
+    def documents(self, advance):
+        """Yields each document as an iterator over blocks of text. advance(n): as in File.open."""
         for source in self.sources:
             if source.is_text and self.separator is None:
-                yield source.blocks(done, self.errors)
+                yield source.blocks(advance, self.errors)
                 continue
             if source.is_text:
-                blocks = source.blocks(done, self.errors)
+                blocks = source.blocks(advance, self.errors)
                 texts = formats.split_at(blocks, self.separator, source.name)
             else:
-                texts = source.documents(done, self.errors, self.text_field)
+                texts = source.documents(advance, self.errors, self.text_field)
             for text in texts:
                 yield iter([text])
 
-    def blocks(self, done):
+    def blocks(self, advance):
         """Yields the text of all documents in blocks."""
-        return itertools.chain.from_iterable(self.documents(done))
+        return itertools.chain.from_iterable(self.documents(advance))
 
-    def sample(self, length=SAMPLE):
-        """The Sample of the first blocks of text, with at least `length` characters if there are as
+    def excerpt(self, length=EXCERPT):
+        """The Excerpt of the first blocks of text, with at least `length` characters if it has as
         many. Raises UserError if there is no text."""
         started = time.perf_counter()
         read, blocks, characters = [], [], 0
@@ -192,10 +192,10 @@ class Reader:
         if characters == 0:
             name = getattr(self.sources[0], "name", "the text")
             raise UserError(f"{name} is empty" if self.one_text else "the sources have no text")
-        return Sample(blocks, sum(read), time.perf_counter() - started)
+        return Excerpt(blocks, sum(read), time.perf_counter() - started)
 
 
-class Sample(NamedTuple):
+class Excerpt(NamedTuple):
     """The beginning of the text of a Reader. size: the bytes of the sources that contain it.
     seconds: the time to read it."""
 
@@ -225,7 +225,7 @@ def find_sources(words, builtin, folder, text_field=None):
         else:
             files = files_of_pattern(word) if re.search(r"[*?[]", word) else []
             if not files:
-                raise UserError(usage.no_text_file(word, builtin))
+                raise UserError(no_text_file(word, builtin))
             found += files
     look_for_json(found, text_field)
     if text_field is not None and all(source.is_text for source in found):

@@ -1,6 +1,6 @@
 """Compare fine-tuning with training from scratch, in the same number of steps.
 
-    python tools/finetune.py                    about 10 minutes on one core
+    python studies/finetune.py                    about 10 minutes on one core
 
 Tiny Shakespeare is an excerpt from Shakespeare's plays, so the base model is trained only on plays
 that share almost no text with it. The tool then trains on Tiny Shakespeare, from the base and from
@@ -23,9 +23,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from configurator import configure, one_line_errors
-from internals.corpora import fetch_each_play
-from internals.files import DATA, locked, read_text
+from configurator import configure
+from internals.data.corpora import fetch_each_play
+from internals.data.formats import read_text
+from internals.errors import one_line_errors
+from internals.files import DATA, locked
 from internals.plots import picture
 from prepare import open_dataset, prepare_texts
 
@@ -86,7 +88,7 @@ def prepare_both(plays, data=DATA):
           f"Shakespeare and were removed: {' '.join(sorted(unknown))}")
     with locked(data / OTHER):
         prepare_texts([known], data / OTHER, TINY, "the plays without overlap",
-                      "python tools/finetune.py")
+                      "python studies/finetune.py")
 
 
 def run(out_dir, dataset, steps, eval_interval, learning_rate, seed, data, start="scratch"):

@@ -1,7 +1,7 @@
 """What each change of the modern recipe is worth: an ablation study.
 
-    python tools/ablate.py                     add one change at a time; 15 minutes on two cores
-    python tools/ablate.py --leave_out=True    remove one change at a time from the full recipe
+    python studies/ablate.py                     add one change at a time; 15 minutes on two cores
+    python studies/ablate.py --leave_out=True    remove one change at a time from the full recipe
 
 All variants train for the same number of steps; for one seed, they see the same sequences in the
 same order. The output is a table in Markdown. The loss curves, against tokens and against time, are
@@ -23,7 +23,8 @@ from typing import Annotated
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from configurator import UserError, configure, one_line_errors
+from configurator import configure
+from internals.errors import UserError, one_line_errors
 from internals.limits import Count, Limit
 from internals.plots import label_ends, picture
 from internals.recipes import RECIPES

@@ -1,7 +1,7 @@
 # Verse, stage 3: reinforcement learning against the reward model. With beta = 0, the policy finds
 # what the reward model likes and the rule does not.
-#   python stages/rl.py config/stages_verse_rl.py
-#   python stages/rl.py config/stages_verse_rl.py --beta=0 --out_dir=out-verse-rl-0
+#   python stages/rl.py config/stages/verse_rl.py
+#   python stages/rl.py config/stages/verse_rl.py --beta=0 --out_dir=out-verse-rl-0
 
 init_from = "out-quickstart"
 out_dir = "out-verse-rl"

@@ -5,9 +5,9 @@ import json
 import math
 import sys
 
-from configurator import UserError
-from internals.files import read_text, replacing
-from internals.formats import normalized
+from internals.data.formats import normalized, read_text
+from internals.errors import UserError
+from internals.files import replacing
 
 SEPARATOR = "---------------"  # between samples
 

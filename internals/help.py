@@ -109,15 +109,6 @@ def line_of(error, path):
     return getattr(error, "lineno", None) or (lines or ["?"])[-1]
 
 
-def shown(value):
-    """A value as one line of text for an error message, at most 100 characters."""
-    try:
-        text = " ".join(repr(value).split())
-    except (ValueError, RecursionError):  # an int of 5,000 digits; lists nested 5,000 deep
-        text = f"a very large {type(value).__name__}"
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
 def field_comments(schema):
     """{field: (group, text)} from the comments in the source of a dataclass.
 

@@ -7,32 +7,33 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from internals.errors import UserError, say
+from internals.words import counted, duration
 
 ENCODED = 1 << 20  # characters that are encoded for the estimate
 
 
-def announce(reader, sample, encode, workers, folder):
+def announce(reader, excerpt, encode, workers, folder):
     """Print what the preparation of the text of a Reader will take: tokens, disk and time. Raises
     UserError if the disk of `folder` is too small.
 
-    sample: the Sample that the estimate is from. encode: encodes its documents. workers: threads.
+    excerpt: the Excerpt that the estimate is from. encode: encodes its documents. workers: threads.
     """
     sources = counted(len(reader.sources), "source")
     if reader.size is None:
         say(f"{sources} of unknown size")
         return
-    blocks, characters = [], 0  # encoding all of the sample would take a while
-    for block in sample.blocks:
+    blocks, characters = [], 0  # encoding all of the excerpt would take a while
+    for block in excerpt.blocks:
         if characters < ENCODED:
             blocks.append(block)
             characters += len(block)
     started = time.perf_counter()
     tokens = len(encode(["".join(blocks)], False) if reader.one_text else encode(blocks))
     encode_seconds = time.perf_counter() - started
-    share = reader.size / max(1, sample.size)  # of all text to the sample
-    encoded_share = share * sum(map(len, sample.blocks)) / characters
+    share = reader.size / max(1, excerpt.size)  # of all text to the excerpt
+    encoded_share = share * sum(map(len, excerpt.blocks)) / characters
     passes = 2 if reader.one_text else 1  # the first one counts the characters
-    seconds = share * passes * sample.seconds + encoded_share * encode_seconds / workers
+    seconds = share * passes * excerpt.seconds + encoded_share * encode_seconds / workers
     tokens *= encoded_share
     needed = 2 * tokens  # a token has two bytes
     say(f"{sources} of {amount(reader.size)}: about {tokens:,.0f} tokens, "
@@ -64,7 +65,7 @@ def report(data, seconds):
 
 
 def remark(counts, reader):
-    """Print what may be unexpected in the text. counts: the encode.Counts of all of it."""
+    """Print what may be unexpected in the text. counts: the units.Counts of all of it."""
     if counts.replaced and reader.errors == "replace":
         say(f"{counts.replaced:,} characters are U+FFFD, which replaces invalid UTF-8")
     has_text = any(source.is_text for source in reader.sources)
@@ -86,11 +87,6 @@ def named(characters, most=12):
     return ", ".join(names)
 
 
-def counted(n, noun):
-    """'1 source', '2 sources'"""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
 @contextmanager
 def progress(size, what):
     """A context manager with a bar on stderr, if that is a terminal. It yields the function that
@@ -107,12 +103,3 @@ def amount(size):
         size /= 1000
 
 
-def duration(seconds):
-    """0.3 -> 'a second', 147 -> '2 min 27 s'"""
-    if seconds < 1.5:
-        return "a second"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

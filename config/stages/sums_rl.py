@@ -1,7 +1,7 @@
 # Sums, stage 3: reinforcement learning with a rule that checks the result.
-#   python stages/rl.py config/stages_sums_rl.py
+#   python stages/rl.py config/stages/sums_rl.py
 # The control, SFT on the model's own right answers with the same number of samples:
-#   python stages/rl.py config/stages_sums_rl.py --advantage=reward --out_dir=out-sums-own
+#   python stages/rl.py config/stages/sums_rl.py --advantage=reward --out_dir=out-sums-own
 
 init_from = "out-sums-sft"
 out_dir = "out-sums-rl"

@@ -1,5 +1,5 @@
 # Instructions, stage 1: upper, reverse or double a word. Then chat with the model:
-#   python stages/sft.py config/stages_instructions_sft.py
+#   python stages/sft.py config/stages/instructions_sft.py
 #   python sample.py --out_dir=out-instructions --interactive=True --temperature=0
 
 init_from = "out-quickstart"

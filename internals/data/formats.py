@@ -12,9 +12,9 @@ import json
 import lzma
 import re
 import zlib
+from pathlib import Path
 
-from configurator import UserError, reason
-from internals import usage
+from internals.errors import UserError, reason, shown
 
 BLOCK = 1 << 18  # bytes
 # bytes of a line of JSON, of an array, or of a document up to the separator: each must be in memory
@@ -249,7 +249,7 @@ def json_documents(blocks, name, errors, text_field):
                             "field with --text_field=NAME")
         text = "" if entry[text_field] is None else entry[text_field]
         if not isinstance(text, str):
-            raise UserError(f"{where}: {text_field} is {usage.shown(text)}, not a text: choose "
+            raise UserError(f"{where}: {text_field} is {shown(text)}, not a text: choose "
                             "another field with --text_field=NAME")
         if not text.isascii():
             text = without_surrogates(text, where, errors)
@@ -320,7 +320,7 @@ def without_surrogates(text, where, errors):
     return text
 
 
-def parquet_documents(file, done, errors, text_field):
+def parquet_documents(file, advance, errors, text_field):
     """Yields the text of each row."""
     arrow, parquet = package("pyarrow", file.name), package("pyarrow.parquet", file.name)
     with open(file.path, "rb") as opened:
@@ -337,7 +337,7 @@ def parquet_documents(file, done, errors, text_field):
             for batch in table.iter_batches(64, columns=[text_field], use_threads=False):
                 for text in batch.column(0).cast(arrow.binary()).to_pylist():
                     yield normalized((text or b"").decode("utf-8", errors))
-                done(file.size * (read + len(batch)) // rows - file.size * read // rows)
+                advance(file.size * (read + len(batch)) // rows - file.size * read // rows)
                 read += len(batch)
     except UnicodeDecodeError:
         raise UserError(f"{file.name}, column {text_field} is not UTF-8 after row {read:,}: "
@@ -354,3 +354,16 @@ def package(name, what):
     except ImportError:
         raise UserError(f"{what} needs an additional package: pip install "
                         f"{name.split('.')[0]}") from None
+
+
+def read_text(path):
+    """The text of a UTF-8 file, as `normalized`. Raises UserError if the file is empty, not
+    UTF-8, or not text."""
+    content = b"".join(checked([Path(path).read_bytes()], path))
+    try:
+        text = normalized(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8, at byte {error.start}: save it as UTF-8") from None
+    if not text:
+        raise UserError(f"{path} is empty")
+    return text

@@ -1,7 +1,7 @@
 # Verse, stage 2: a reward model learns from pairs which of two speeches is more cheerful.
-#   python stages/reward.py config/stages_verse_reward.py
+#   python stages/reward.py config/stages/verse_reward.py
 # A planted shortcut that it learns instead:
-#   python stages/reward.py config/stages_verse_reward.py --score=last --mark=! --out_dir=out-mark
+#   python stages/reward.py config/stages/verse_reward.py --score=last --mark=! --out_dir=out-mark
 
 init_from = "out-quickstart"
 out_dir = "out-verse-reward"

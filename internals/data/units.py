@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from configurator import UserError
-from internals.errors import say
-from internals.formats import REPLACED
-from internals.plan import named, progress
+from internals.data.estimate import named, progress
+from internals.data.formats import REPLACED
+from internals.errors import UserError, say
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE = 1 << 18  # characters; another number would change the split of documents that are longer
@@ -34,14 +33,6 @@ class Unit(NamedTuple):
     split: str  # "train" or "val"
     texts: list
     ends: bool
-
-
-class OneSided(UserError):
-    """All documents are in one split. val_fraction: one that moves a document to the other."""
-
-    def __init__(self, val_fraction):
-        super().__init__("all documents are in one split")
-        self.val_fraction = val_fraction
 
 
 @dataclass
@@ -95,13 +86,13 @@ def pieces(blocks, size=PIECE, reach=PIECE):
         yield rest
 
 
-def units(reader, n_characters, val_fraction, counts, done):
+def split_into_units(reader, n_characters, val_fraction, counts, advance):
     """Yields the units of what a Reader reads. n_characters: of a single text. counts: the Counts
-    to fill. done: as in sources.File.open."""
+    to fill. advance: as in sources.File.open."""
     if reader.one_text:
-        yield from text_units(reader.blocks(done), n_characters, val_fraction, counts)
+        yield from text_units(reader.blocks(advance), n_characters, val_fraction, counts)
     else:
-        yield from document_units(reader.documents(done), val_fraction, counts)
+        yield from document_units(reader.documents(advance), val_fraction, counts)
 
 
 def text_units(blocks, n_characters, val_fraction, counts):
@@ -139,15 +130,15 @@ def document_units(documents, val_fraction, counts):
     out.
 
     A hash of the document decides its split. It covers the first piece, so a document of any size
-    is read once, and documents with the same beginning are in the same split. Raises OneSided at
-    the end if all documents are in one split.
+    is read once, and documents with the same beginning are in the same split.
     """
     waiting = {"train": [], "val": []}
     lengths = {"train": 0, "val": 0}
-    lowest, highest = math.inf, -math.inf
 
     def waiting_documents(split):
-        texts, waiting[split], lengths[split] = waiting[split], [], 0
+        texts = waiting[split]
+        waiting[split] = []
+        lengths[split] = 0
         if texts:
             yield Unit(split, texts, ends=True)
 
@@ -156,11 +147,11 @@ def document_units(documents, val_fraction, counts):
         piece = next(parts, "")
         if not piece:
             continue
-        score = split_score(piece)
-        lowest, highest = min(lowest, score), max(highest, score)
-        split = "val" if score < val_fraction else "train"
+        split = "train"
         counts.documents += 1
-        counts.val_documents += split == "val"
+        if split_score(piece) < val_fraction:
+            split = "val"
+            counts.val_documents += 1
         counts.add(split, piece)
         for following in parts:  # a long document: one unit for each piece
             yield from waiting_documents(split)
@@ -173,16 +164,31 @@ def document_units(documents, val_fraction, counts):
             yield from waiting_documents(split)
     yield from waiting_documents("train")
     yield from waiting_documents("val")
-    if counts.documents == 0:
+
+
+def usable_fraction(reader, val_fraction):
+    """`val_fraction`; or the nearest fraction that leaves a document in each split, if the Reader
+    has so few documents that all of them would be in one. Reads the beginnings of documents until
+    both splits have one. Raises UserError if fewer than two documents differ."""
+    lowest = math.inf
+    highest = -math.inf
+    for blocks in reader.documents(advance=lambda n: None):
+        piece = next(pieces(blocks), "")
+        if piece:
+            score = split_score(piece)
+            lowest = min(lowest, score)
+            highest = max(highest, score)
+        if lowest < val_fraction <= highest:
+            return val_fraction
+    if lowest == math.inf:
         raise UserError("the sources have no text: all documents are empty")
     if lowest == highest:
         raise UserError("the sources have only one distinct document, so none is left for "
                         "validation: add others, or give the text as one .txt file without "
                         "--separator, of which the last tenth is for validation")
-    if counts.val_documents == 0:
-        raise OneSided(math.nextafter(lowest, 2))  # the document with the lowest score
-    if counts.val_documents == counts.documents:
-        raise OneSided(highest)  # only the document with the highest score is for training
+    if val_fraction <= lowest:
+        return math.nextafter(lowest, 2)  # the document with the lowest score is for validation
+    return highest  # the document with the highest score is for training
 
 
 def split_score(text):
@@ -236,8 +242,8 @@ def check_vocabulary(tokenizer, name, reader):
     `name`. tokenizer: its CharTokenizer. If reader.errors is "replace", the tokenizer will remove
     the characters; otherwise, raises UserError."""
     unknown, n_characters = Counter(), 0
-    with progress(reader.size, "reading") as done:
-        for block in reader.blocks(done):
+    with progress(reader.size, "reading") as advance:
+        for block in reader.blocks(advance):
             unknown += tokenizer.unknown(block)
             n_characters += len(block)
     if not unknown:

@@ -14,8 +14,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from configurator import UserError
-from internals.errors import say
+from internals.errors import UserError, say
 from internals.files import relative, replacing
 
 JOURNAL_SECONDS = 2  # between two entries in the journal

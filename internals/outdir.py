@@ -1,0 +1,120 @@
+"""The folder of a run: its lock, the files of an earlier run, and the log of a resumed one."""
+
+import errno
+import json
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from internals import checkpoint
+from internals.errors import UserError, reason, warn
+from internals.files import replacing
+
+# errors of disks that cannot lock files, as some network disks; 524 is Linux's internal ENOTSUPP
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO, 524)
+# the files of a run, in the order in which keep_previous moves them
+FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "snapshots", "ckpt.pt")
+
+
+def writes(cfg, world):
+    """Whether this process writes files into the folder of the run."""
+    return world.is_master and not (cfg.eval_only or cfg.dry_run)
+
+
+@contextmanager
+def locked(cfg, world):
+    """A context manager that prevents other runs in cfg.out_dir, if this process writes there. The
+    operating system releases the lock when the process ends, even if it is killed. Raises UserError
+    if another run holds it."""
+    if not writes(cfg, world):
+        yield
+        return
+    out_dir = Path(cfg.out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out_dir / ".lock")
+    # after a restart by torchrun, the old processes may take a while to stop
+    patience = 60 if world.is_distributed else 0
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        raise UserError(f"another run{running(out_dir)} is writing to {out_dir}: wait for it, or "
+                        "choose another out_dir") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warn(f"the disk of {out_dir} has no locks ({reason(error)}): make sure that no other run "
+             "writes to this folder")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def running(out_dir):
+    """" (process 123)" of the run in a folder; "" if its config.json does not say it."""
+    with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+        text = (out_dir / "config.json").read_text(encoding="utf-8")
+        return f" (process {json.loads(text)['process']})"
+    return ""
+
+
+def prepare(out_dir, run, cfg, settings, say):
+    """Prepare the folder for a run: a new run moves the files of an earlier run to a subfolder, and
+    a resumed run cuts metrics.jsonl at its checkpoint and removes later snapshots.
+
+    settings: for config.json. say: prints a line. Returns the lines of metrics.jsonl as dicts.
+    """
+    if cfg.init_from != "resume":
+        keep_previous(out_dir, say)
+    elif run.restarts_best:  # its evaluations use other sequences than before
+        checkpoint.keep_best(out_dir, run.step)
+    checkpoint.remove_snapshots_after(out_dir, run.step)
+    is_due = run.step % cfg.eval_interval == 0 or run.step == cfg.max_iters
+    metrics = read_metrics(out_dir / "metrics.jsonl", run.step, is_due)
+    with replacing(out_dir / "metrics.jsonl") as temporary:
+        lines = "".join(json.dumps(entry) + "\n" for entry in metrics)
+        temporary.write_text(lines, encoding="utf-8")
+    with replacing(out_dir / "config.json") as temporary:
+        temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    return metrics
+
+
+def keep_previous(out_dir, say):
+    """Move the files of an earlier run from out_dir to out_dir/previous-1, previous-2, ...; ckpt.pt
+    is moved last, so that init_from=auto still finds the run if this is interrupted."""
+    left = sorted(out_dir.glob("best-until-*.pt"))
+    left += [out_dir / name for name in FILES if (out_dir / name).exists()]
+    if not left:
+        return
+    number = 1
+    while (out_dir / f"previous-{number}").exists():
+        number += 1
+    folder = out_dir / f"previous-{number}"
+    folder.mkdir()
+    for path in left:
+        path.rename(folder / path.name)
+    say(f"the earlier run in {out_dir} is kept in {folder}")
+
+
+def read_metrics(path, step, due):
+    """The lines of metrics.jsonl that a run resumed at `step` keeps. Later lines come from a run
+    that was killed before its next checkpoint; their steps will be trained and logged again. The
+    evaluation at `step` itself will be logged again if it is due."""
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):  # a kill can cut the last line in two
+            entry = json.loads(line)
+            if is_entry(entry):
+                entries.append(entry)
+    return [m for m in entries
+            if m["step"] < step or (m["step"] == step and ("loss" in m or not due))]
+
+
+def is_entry(entry):
+    """Whether a line is one of metrics.jsonl: a step, and numbers that can be drawn or null."""
+    return isinstance(entry, dict) and type(entry.get("step")) is int and all(
+        value is None or (type(value) in (int, float) and abs(value) < 1e300)
+        for value in entry.values())
