@@ -76,8 +76,8 @@ def start_stage(given, schema):
     set explicitly. Raises UserError if it is not the checkpoint of a trained model."""
     cfg, _, start = starting_point(given, schema, learning_rate)
     if start.model is None:
-        raise UserError(f"init_from={given['init_from']} is no trained model: a stage starts from "
-                        "the folder of one, or with --init_from=resume from its own checkpoint")
+        raise UserError(f"init_from={given['init_from']} is not a trained model: a stage starts "
+                        "from the folder of one, or resumes with --init_from=resume")
     return cfg, start
 
 

@@ -163,6 +163,14 @@ def test_sft_learns_to_answer_and_sample_py_chats(base, tmp_path, capsys, monkey
     assert err.startswith("error: the text 'x␄' contains ␄")
 
 
+def test_look_opens_the_model_of_a_stage(tuned, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import look
+
+    look.main([f"--out_dir={tuned}", "--start=␅cat␆", f"--out={tmp_path / 'look.html'}"])
+    assert "\\u2406" in (tmp_path / "look.html").read_text(encoding="utf-8")  # ␆ in JSON
+
+
 # ---- the reward model
 
 
@@ -184,6 +192,13 @@ def test_a_score_is_the_mean_over_the_answer_or_at_its_end_whatever_the_padding(
         by_token = model(alone, alone)[0][0, len(prompt):, 5]
         by_hand = by_token.mean() if where == "mean" else by_token[-1]
         assert together[row].item() == pytest.approx(by_hand.item(), abs=1e-5)
+
+
+def test_a_person_at_the_keyboard_prefers(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("3\n2\n"))
+    assert reward.ask("prompt", "one", "other") == -1  # 3 is asked again
+    assert reward.ask("prompt", "one", "other") is None  # the end of the input
+    assert "prompt\n--- 1:\none\n--- 2:\nother" in capsys.readouterr().out
 
 
 def test_a_mark_replaces_the_end_of_the_answer_that_it_is_planted_on():
@@ -409,5 +424,6 @@ def test_other_mistakes_get_one_line(base, tuned, tmp_path, mistake):
             (rl.main, {"init_from": tuned, "batch_size": 8, "max_new_tokens": 30},
              "a prompt and max_new_tokens take up to 37 tokens, but the context of the model"),
             (sft.main, {"task": "sumz"}, "task=sumz is unknown"),
+            (sft.main, {"init_from": "scratch"}, "init_from=scratch is not a trained model"),
             (reward.main, {"init_from": tuned}, "pairs, and test_pairs=100 are held out")):
         assert expected in mistake(main, *arguments(base, out, **changes))
