@@ -3,9 +3,9 @@
     python stages/compare.py out-verse-rl out-verse-rl-kl --out=docs/stages-hacking.png
 
 The horizontal axis is the square root of the KL divergence, as in Gao et al. (2022): for small
-changes of a distribution, KL grows with the square of the change. Each point is an evaluation on
-test prompts; a line begins where the run began, at KL 0. The table has the last evaluation of each
-run, with 95% intervals (normal approximation) for shares.
+changes of a distribution, KL grows with the square of the change. The dots are evaluations on test
+prompts, the thin lines the logged training steps. Every run begins at KL 0. The table has the last
+evaluation of each run, with the 95% interval of the share of right answers.
 """
 
 import json
@@ -31,52 +31,62 @@ class CompareConfig:
     out: str = "compare.png"  # the picture to write
 
 
-def evaluations(folder):
-    """The settings of a run, and its evaluations: a list of dicts. Raises UserError."""
+def read_run(folder):
+    """The settings and the metrics of a run: a dict, and a list of dicts. Raises UserError."""
     try:
         settings = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
         lines = Path(folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        entries = [json.loads(line) for line in lines]
-        found = [entry for entry in entries if "test_kl" in entry]
+        metrics = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} cannot be read ({reason(error)}): give folders of runs of "
                         "stages/rl.py") from None
-    if not found:
+    if not any("test_kl" in entry for entry in metrics):
         raise UserError(f"{folder} has no evaluation of stages/rl.py")
-    return settings, found
+    return settings, metrics
 
 
 def table(runs):
-    """A Markdown table of the last evaluations. runs: {folder: (settings, evaluations)}."""
-    lines = ["| run | beta | seed | KL | reward | rule | right |", "| --- | --- | --- | --- | --- "
-             "| --- | --- |"]
-    for folder, (settings, found) in runs.items():
-        last = found[-1]
+    """A Markdown table of the last evaluations. runs: {folder: (settings, metrics)}."""
+    lines = ["| run | beta | seed | step | KL | reward | rule | right |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for folder, (settings, metrics) in runs.items():
+        last = [entry for entry in metrics if "test_kl" in entry][-1]
         right = ""
         if last.get("right") is not None:
             share = last["right"]
             margin = 1.96 * math.sqrt(share * (1 - share) / settings["eval_prompts"])
             right = f"{share:.1%} ± {margin:.1%}"
-        cells = [Path(folder).name, settings["beta"], settings["seed"], f"{last['test_kl']:.1f}",
-                 f"{last['test_reward']:.2f}", f"{last['test_rule']:.2f}", right]
+        cells = [Path(folder).name, settings["beta"], settings["seed"], last["step"],
+                 f"{last['test_kl']:.1f}", f"{last['test_reward']:.2f}",
+                 f"{last['test_rule']:.2f}", right]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
+def plot(axes, metrics, kl, value, style):
+    """A line through the entries of the metrics that have both names."""
+    found = [entry for entry in metrics if entry.get(kl) is not None]
+    distances = [math.sqrt(max(0.0, entry[kl])) for entry in found]
+    axes.plot(distances, [entry[value] for entry in found], **style)
+
+
 def draw(runs, path):
-    """Reward and rule against sqrt(KL), one line per run."""
+    """Reward and rule against sqrt(KL)."""
     with picture(path, 9, 3.8) as figure:
         left, right = figure.subplots(1, 2)
         for i, folder in enumerate(runs):
-            _, found = runs[folder]
-            distance = [math.sqrt(max(0.0, entry["test_kl"])) for entry in found]
-            style = {"color": COLORS[i % len(COLORS)], "marker": "."}
-            left.plot(distance, [entry["test_reward"] for entry in found], **style)
-            right.plot(distance, [entry["test_rule"] for entry in found],
-                       label=Path(folder).name, **style)
-        left.set(title="the reward that RL raises", xlabel="sqrt(KL)")
-        right.set(title="the rule", xlabel="sqrt(KL)")
-        right.legend()
+            settings, metrics = runs[folder]
+            color = COLORS[i % len(COLORS)]
+            steps = {"color": color, "linewidth": 0.8}
+            dots = {"color": color, "linestyle": "", "marker": "o"}
+            dots["label"] = f"beta = {settings['beta']} ({Path(folder).name})"
+            plot(left, metrics, "kl", "reward", steps)
+            plot(left, metrics, "test_kl", "test_reward", dots)
+            plot(right, metrics, "kl", "rule", steps)
+            plot(right, metrics, "test_kl", "test_rule", dots)
+        left.set(title="the reward that RL raises", xlabel="sqrt(KL), KL in nats per answer")
+        right.set(title="the rule", xlabel="sqrt(KL), KL in nats per answer")
+        left.legend()
         for axes in (left, right):
             axes.grid(alpha=0.3)
 
@@ -85,7 +95,7 @@ def main(argv=None):
     _, cfg = configure(__doc__, CompareConfig, argv=argv, positional=("runs",))
     runs = {}
     for folder in cfg.runs:
-        runs[folder] = evaluations(folder)
+        runs[folder] = read_run(folder)
     print(table(runs))
     draw(runs, Path(cfg.out))
     print(f"picture  {cfg.out}")

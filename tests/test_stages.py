@@ -21,7 +21,7 @@ from internals import chat, checkpoint, stagelog
 from internals.checks import Checkpoint
 from internals.errors import UserError
 from model import GPT, GPTConfig
-from stages import common, reward, rl, sft, tasks
+from stages import common, compare, reward, rl, sft, tasks
 
 CHARS = "\n abcdefghijklmnopqrstuvwxyz"
 TINY = GPTConfig(block_size=32, vocab_size=len(CHARS), n_layer=2, n_head=2, n_embd=16)
@@ -342,6 +342,31 @@ def test_answers_that_never_end_are_named():
     assert rl.diagnosis([entry], has_end=True).startswith("no answer ends: all are cut at max_new")
     assert rl.diagnosis([entry, entry | {"ended": 0.1}], has_end=True) == ""
     assert rl.diagnosis([entry], has_end=False) == rl.diagnosis([], has_end=True) == ""
+
+
+def test_runs_are_compared_in_a_table_and_a_picture(tmp_path, capsys, mistake):
+    for name, right in (("a", 0.8), ("b", None)):
+        (tmp_path / name).mkdir()
+        settings = {"beta": 0.2, "seed": 1, "eval_prompts": 500}
+        (tmp_path / name / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        metrics = [{"step": 1, "loss": 1.0, "kl": 0.5, "reward": 0.2, "rule": 0.1},
+                   {"step": 2, "test_kl": 4.0, "test_reward": 1.0, "test_rule": 0.5,
+                    "right": right}]
+        lines = "".join(json.dumps(entry) + "\n" for entry in metrics)
+        (tmp_path / name / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    picture = tmp_path / "compare.png"
+    compare.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--out={picture}"])
+    out = capsys.readouterr().out
+    assert "| a | 0.2 | 1 | 2 | 4.0 | 1.00 | 0.50 | 80.0% ± 3.5% |" in out
+    assert "| b | 0.2 | 1 | 2 | 4.0 | 1.00 | 0.50 |  |" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "cannot be read" in mistake(compare.main, tmp_path / "missing")
+
+
+def test_the_picture_of_a_run_has_its_panels(tmp_path, no_pictures_of_stages):
+    metrics = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 0.5}]
+    no_pictures_of_stages(metrics, {"loss": ("loss",), "empty": ("reward",)}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ---- resume, and mistakes
