@@ -93,8 +93,7 @@ class CausalSelfAttention(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.qk_norm = nn.Identity()
         if config.qk_norm:
-            # without a learned scale
-            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)
+            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)  # no learned scale
 
     def forward(self, x, rope=None, cache=None):
         B, T, C = x.shape
@@ -125,7 +124,7 @@ def rope_angles(positions, head_size):
     """cos and sin, each (T, 1, hs / 2), of the angles by which RoPE rotates at positions (T,).
 
     Channels i and i + hs/2 are a pair. The first pair is rotated by 1 radian per token, which tells
-    neighbors apart; the last by little more than 1/10000, which tells distant positions apart."""
+    neighbors apart; the last by the least, 1/5623 with 32 channels, for distant positions."""
     channels = torch.arange(0, head_size, 2, device=positions.device)
     inv_freq = 10000.0 ** -(channels / head_size)  # (hs / 2,)
     angles = torch.outer(positions, inv_freq)  # (T, hs / 2)
@@ -287,9 +286,9 @@ class GPT(nn.Module):
     def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0,
                  top_k: int | None = None) -> Tensor:
         """idx (B, T) -> idx and its continuation (B, T + max_new_tokens). Call model.eval() first,
-        or dropout is on. Every token recomputes the whole window; sample.py has a KV cache instead.
-        It is why a full window drops its older half, not one token: a cache must be recomputed when
-        tokens move to new positions."""
+        or dropout is on. Every token recomputes the window; sample.py has a KV cache instead, and
+        the same text: a full window drops its older half, because moving all tokens to new
+        positions for each new token would make a cache useless."""
         if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
             raise ValueError(f"temperature={temperature} must be 0 or more, and top_k={top_k} must "
                              "be 1 or more, or None")

@@ -52,7 +52,7 @@ class SampleConfig:
     num_samples: Count = 10  # number of samples
     max_new_tokens: Count = 500  # tokens per sample, unless the text ends earlier
     stop: str | None = None  # end a sample before this string
-    interactive: bool = False  # chat: continue from each line that is typed, until Ctrl-D
+    interactive: bool = False  # continue each line that is typed, until Ctrl-D
     out: str | None = None  # a .jsonl file for prompts, texts, tokens and log-probabilities
     # -- sampling
     temperature: NonNegative = 0.8  # below 1: less random, 0: always the most likely token

@@ -137,12 +137,14 @@ def learning_rate(step, cfg):
     if cfg.min_lr is not None:
         lowest = cfg.min_lr
     if cfg.cooldown:
-        left = (1 - step / cfg.decay_steps) / cfg.cooldown  # above 1 until the cooldown begins
+        left = 1 - step / cfg.decay_steps
+        left = left / cfg.cooldown  # above 1 until the cooldown begins
         left = min(1.0, max(0.0, left))
         return lowest + (highest - lowest) * left
     progress = (step - cfg.warmup_steps) / (cfg.decay_steps - cfg.warmup_steps)
     progress = min(1.0, progress)
-    return lowest + (highest - lowest) * (1 + math.cos(math.pi * progress)) / 2
+    left = (1 + math.cos(math.pi * progress)) / 2  # from 1 down to 0
+    return lowest + (highest - lowest) * left
 
 
 def sequences_per_epoch(n_tokens, block_size):
@@ -225,7 +227,7 @@ def evaluate(model, data, cfg, autocast, world, signals):
         # every process makes the same number of rounds, so that all check for signals together
         rounds = math.ceil(len(starts) / (cfg.batch_size * world.size))
         for i in world.progress(rounds, f"evaluating {split}"):
-            if world.any(signals):
+            if world.any(signals.arrived):
                 break
             part = mine[i * cfg.batch_size:(i + 1) * cfg.batch_size]
             if len(part):
@@ -235,7 +237,7 @@ def evaluate(model, data, cfg, autocast, world, signals):
                 total += loss * len(part)
         losses[split] = world.sum(total).item() / len(starts)
     model.train()
-    if world.any(signals):
+    if world.any(signals.arrived):
         return None
     return losses
 
@@ -247,12 +249,13 @@ def evaluate(model, data, cfg, autocast, world, signals):
 def begin(cfg, model_cfg, start, world):
     """Build the Run: a new model, given weights, or a resumed run. start: the Checkpoint, whose
     model is None for a new model. Its tensors are moved out of it, to free their memory."""
-    device = world.device
     torch.manual_seed(cfg.seed)
     if start.model is None:
         model = GPT(model_cfg)
     else:
         model = GPT.from_weights(model_cfg, start.model)
+    world.device = devices.trusted(world.device, model)
+    device = world.device
     model = model.to(device)
     model = cpu.speed_up(model)  # on a CPU: replaces some modules by faster ones
     dtype = devices.find_dtype(cfg.dtype, device, model_cfg.n_embd)
@@ -266,8 +269,9 @@ def begin(cfg, model_cfg, start, world):
         scaler.load_state_dict(start.scaler)
     compiled = devices.compiled(model, cfg, dtype)
     how = "eager" if compiled is model else "compiled"
-    run = Run.starting_at(start, model=model, wrapped=world.wrap(compiled), optimizer=optimizer,
-                          scaler=scaler, dtype=dtype, how=how)
+    run = Run.starting_at(
+        start, model=model, wrapped=world.wrap(compiled), optimizer=optimizer, scaler=scaler,
+        dtype=dtype, how=how)
     start.model = None
     start.optimizer = None
     return run
@@ -277,12 +281,6 @@ def save(run, cfg, data, log, name):
     """Write a checkpoint of the run into out_dir, if the run writes files."""
     if log.writes:
         checkpoint.write(run.checkpoint(cfg, data.meta), log.out_dir / name)
-
-
-def save_snapshot(run, cfg, log):
-    """Save the weights alone, for tools/look.py. Nothing resumes from them."""
-    if cfg.snapshots and log.writes:
-        checkpoint.write_snapshot(log.out_dir, run.step, run.model)
 
 
 def sample_tokenizer(cfg, data, world):
@@ -346,14 +344,16 @@ def train(run, cfg, data, world, log, signals):
     while True:
         is_last = run.step == cfg.max_iters or cfg.eval_only
         is_due = run.step % cfg.eval_interval == 0 or is_last
-        if is_due and not world.any(signals):
+        if is_due and not world.any(signals.arrived):
             evaluate_and_save(run, cfg, data, tokenizer, world, log, signals)
-        if checkpoint.is_snapshot_step(run.step):
-            save_snapshot(run, cfg, log)
-        stopping = world.any(signals)  # a signal to one process stops all, at one step
+        stopping = world.any(signals.arrived)  # a signal to one process stops all, at one step
         patience = cfg.patience * cfg.eval_interval  # in steps
         out_of_patience = cfg.patience > 0 and run.step - run.best_step >= patience
-        if stopping or out_of_patience or is_last or run.step > cfg.max_iters:
+        ends = stopping or out_of_patience or is_last or run.step > cfg.max_iters
+        is_snapshot = checkpoint.is_snapshot_step(run.step) or (ends and not stopping)
+        if is_snapshot and cfg.snapshots and log.writes:
+            checkpoint.write_snapshot(log.out_dir, run.step, run.model)
+        if ends:
             break
 
         # ------------------------------------------------------------------------------------------
@@ -400,10 +400,8 @@ def train(run, cfg, data, world, log, signals):
     is_new = run.step == 0 and not stopping  # max_iters=0 saves the new model
     if run.saved_step != run.step or is_new:
         save(run, cfg, data, log, "ckpt.pt")
-    if not stopping:
-        save_snapshot(run, cfg, log)
     log.end(stopping, out_of_patience)
-    if stopping or signals:  # a signal may have come while the end was saved
+    if stopping or signals.arrived:  # a signal may have come while the end was saved
         raise Stopped(signals.received)
     return log.metrics
 

@@ -18,12 +18,12 @@ import numpy as np
 
 def softmax(x):
     # Subtracting the maximum does not change the result, and keeps exp from overflowing.
-    positive = np.exp(x - x.max(axis=-1, keepdims=True))
-    return positive / positive.sum(axis=-1, keepdims=True)
+    unnormalized = np.exp(x - x.max(axis=-1, keepdims=True))
+    return unnormalized / unnormalized.sum(axis=-1, keepdims=True)
 
 
 def gelu(x):
-    # A smooth ReLU. GPT-2 uses this approximation of x * P(X <= x), X standard normal.
+    # A smooth ReLU. GPT-2 uses this approximation of x * P(Z <= x), Z standard normal.
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
@@ -103,7 +103,8 @@ def main():
     print(f"loss of the random model: {loss:.2f}; ln(vocab_size): {np.log(config.vocab_size):.2f}")
 
     # Greedy decoding: append the most likely next token, and run the model on the longer text. An
-    # untrained model usually repeats the last token: its row of the LM head is its own embedding.
+    # untrained model usually repeats the last token, because of weight tying: the score of a token
+    # is the product of its embedding and x, and x still contains the embedding of the last token.
     for _ in range(8):
         logits = gpt2(ids, weights, config.n_layer, config.n_head)
         ids = np.append(ids, logits[-1].argmax())

@@ -1,6 +1,8 @@
 """The capabilities of this machine: device, dtype, torch.compile, memory, peak FLOP/s."""
 
+import copy
 import os
+import re
 import sys
 from contextlib import contextmanager, nullcontext
 
@@ -11,10 +13,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from internals import cpu
 from internals.errors import UserError, reason, warn
 
-# peak dense bfloat16 FLOP/s from data sheets; of these names, the first that the device's name
-# contains is used
-PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
-              "H200": 989e12}
+# peak dense bfloat16 TFLOP/s from data sheets and white papers, for GeForce cards with float32
+# accumulation; of these names, the first that is in the device's name is used
+PEAK_TFLOPS = {
+    "A100": 312, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "H20": 148,
+    "B200": 2250, "L4": 121, "L40S": 362, "A10G": 70, "A10": 125,
+    "RTX 3080": 59.5, "RTX 3090": 71, "RTX 4070": 58.3, "RTX 4080": 97.5, "RTX 4090": 165.2,
+    "RTX 5070": 61.7, "RTX 5070 Ti": 87.9, "RTX 5080": 112.6, "RTX 5090": 209.5,
+}
+OTHER_CARD = r"(?! (Ti|SUPER|D|Laptop)\b)"  # after its name: a card with another peak
 
 
 def find_device(name):
@@ -37,6 +44,30 @@ def find_device(name):
         raise UserError(f"device={name} cannot be used here: {reason(error)}; "
                         "--device=auto chooses an available device") from None
     return device
+
+
+def trusted(device, model):
+    """`device`; or the CPU, with a warning, if the device is Apple's GPU and does not compute the
+    loss and the gradients of `model` that the CPU computes. Some versions of PyTorch have such
+    bugs, for example in Linear layers as large as a vocabulary."""
+    if device.type != "mps":
+        return device
+    expected = loss_and_gradient(model, torch.device("cpu"))
+    if torch.allclose(loss_and_gradient(model, device), expected, rtol=1e-2, atol=1e-3):
+        return device
+    warn(f"device={device} computes another loss or gradient than the CPU: training on the CPU")
+    return torch.device("cpu")
+
+
+def loss_and_gradient(model, device):
+    """The loss of a copy of `model` on 16 tokens, and the norms of its gradients, on the CPU."""
+    model = copy.deepcopy(model).to(device).eval()
+    ids = torch.arange(17, device=device)[None] % model.config.vocab_size
+    ids = ids[:, :model.block_size + 1]
+    _, loss = model(ids[:, :-1], ids[:, 1:])
+    loss.backward()
+    norms = [p.grad.norm() for p in model.parameters()]
+    return torch.stack([loss.detach(), *norms]).cpu()
 
 
 def find_dtype(name, device, n_embd):
@@ -149,9 +180,9 @@ def peak_flops(device, dtype):
     """The peak FLOP/s of the device in `dtype` according to its data sheet; None if unknown."""
     if device.type == "cuda" and dtype != "float32":
         name = torch.cuda.get_device_name(device)
-        for known, flops in PEAK_FLOPS.items():
-            if known in name:
-                return flops
+        for known, tflops in PEAK_TFLOPS.items():
+            if re.search(rf"\b{known}\b{OTHER_CARD}", name):
+                return tflops * 1e12
     return None
 
 

@@ -2,7 +2,7 @@
 
     with StopSignals() as signals:
         signals.catch()               # from here to the end of the block
-        if signals: ...               # a signal has arrived
+        if signals.arrived: ...
     raise Stopped(signals.received)   # the run is saved
 """
 
@@ -26,7 +26,8 @@ class Stopped(KeyboardInterrupt):
 
 class StopSignals:
     """Catches SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed), so that the program
-    can stop when it is ready. received: the first signal that has arrived, or None.
+    can stop when it is ready. received: the first signal that has arrived, or None. arrived:
+    whether there is one.
 
     Another signal ends the process as soon as the current operation of PyTorch returns, if it
     arrives at least a second after the first. Within this second, it is taken for the same Ctrl-C,
@@ -37,7 +38,8 @@ class StopSignals:
     def __init__(self):
         self.received, self.at, self.previous = None, 0.0, {}
 
-    def __bool__(self):
+    @property
+    def arrived(self):
         return self.received is not None
 
     def __enter__(self):

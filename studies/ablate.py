@@ -94,13 +94,18 @@ def run(settings, out_dir):
 def variants(leave_out):
     """{name: settings}. Each variant has one change more than the one before it or, if leave_out is
     true, all changes but one."""
+    cumulative = {}
+    full = {}
+    for name, change in CHANGES:
+        full = full | change
+        cumulative[name] = SHARED | full
     if not leave_out:
-        sums = accumulate((change for _, change in CHANGES), lambda before, change: before | change)
-        return {name: SHARED | changes for (name, _), changes in zip(CHANGES, sums, strict=True)}
-    full = {key: value for _, change in CHANGES for key, value in change.items()}
-    without = {name.replace("+", "without"): {k: v for k, v in full.items() if k not in change}
-               for name, change in CHANGES[1:]}
-    return {name: SHARED | changes for name, changes in ({"full recipe": full} | without).items()}
+        return cumulative
+    reduced = {"full recipe": SHARED | full}
+    for name, change in CHANGES[1:]:
+        rest = {key: value for key, value in full.items() if key not in change}
+        reduced[name.replace("+", "without")] = SHARED | rest
+    return reduced
 
 
 def train_variants(cfg):
@@ -142,8 +147,11 @@ def table(curves, leave_out=False):
 
 def mean_curve(runs):
     """The mean over seeds, point by point."""
-    return [tuple(statistics.mean(column) for column in zip(*points, strict=True))
-            for points in zip(*runs, strict=True)]
+    means = []
+    for points in zip(*runs, strict=True):
+        columns = zip(*points, strict=True)
+        means.append(tuple(map(statistics.mean, columns)))
+    return means
 
 
 def time_to(curve, loss):

@@ -111,7 +111,7 @@ def test_git_ignores_what_the_commands_in_the_docs_write():
 def test_files_that_the_readme_names_are_there():
     for name in re.findall(r"\]\(([\w./-]+)\)", README):
         assert (ROOT / name).exists(), name
-    for name in re.findall(r"(?:config|docs|tests|tools)/[\w.-]+\.\w+", README):
+    for name in re.findall(r"(?:config|docs|studies|tests|tools)/[\w.-]+\.\w+", README):
         assert (ROOT / name).exists(), name
 
 
