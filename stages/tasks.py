@@ -1,8 +1,8 @@
 """The tasks of the three stories: examples to imitate, and a rule that rewards an answer.
 
     sums          two-digit sums: the rule computes the sum, so it is a verifier
-    instructions  upper, reverse and last: do something with a word of the plays
-    verse         continue a play cheerfully: a rule that stands for what a person would prefer
+    instructions  upper, reverse or double a word of the plays
+    verse         continue a play cheerfully: the rule is what a person is supposed to prefer
     FILE.jsonl    your own: a line is {"prompt": "...", "answer": "..."}; right is what is equal
 
 A task splits its prompts into three parts that share none: examples for supervised fine-tuning,
@@ -110,7 +110,7 @@ def sums():
 
 
 def instructions(data_dir):
-    """Three things to do with a word of the plays. The tests use words of their own."""
+    """Three things to do with a word of the plays. The words of the tests occur in no example."""
     words = set()
     for word in WORD.findall(plays(data_dir, "train")):
         if word.islower() and 3 <= len(word) <= 7 and "'" not in word:
