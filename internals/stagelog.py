@@ -67,7 +67,7 @@ class StageLog(RunLog):
         with self.optional("picture.png"):
             draw(self.metrics, self.panels, self.out_dir / "picture.png")
         folder = shlex.quote(str(self.out_dir))
-        if signals:
+        if signals.arrived:
             self.say(f"stopped by a signal; step {run.step:,} is saved; to resume: the same "
                      "command with --init_from=resume")
             raise Stopped(signals.received)

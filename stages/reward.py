@@ -299,7 +299,7 @@ def train(run, policy, pairs, answers, log, signals):
             log.values(run.step, values)
             if run.step > run.first_step:
                 log.save(run, meta)
-        if is_last or signals:
+        if is_last or signals.arrived:
             break
         seed_step(cfg.seed, run.step, rank=0)  # for dropout
         some = step_examples(pairs, run.step, cfg.batch_size, cfg.seed)

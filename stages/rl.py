@@ -264,7 +264,7 @@ def train(run, policy, reference, judge, log, signals):
             log.sample(found.shown())
             if run.step > run.first_step:
                 log.save(run, encoding.meta)
-        if is_last or signals:
+        if is_last or signals.arrived:
             break
 
         # sample group_size answers to each prompt, and reward them

@@ -112,7 +112,7 @@ def train(run, policy, log, signals):
             log.sample(found.shown())
             if run.step > run.first_step:
                 log.save(run, encoding.meta)
-        if is_last or signals:
+        if is_last or signals.arrived:
             break
         seed_step(cfg.seed, run.step, rank=0)  # for dropout
         examples = step_examples(policy.task.examples, run.step, cfg.batch_size, cfg.seed)
