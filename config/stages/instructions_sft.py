@@ -9,5 +9,6 @@ task = "instructions"
 max_new_tokens = 20
 max_iters = 800
 learning_rate = 2e-3
+warmup_iters = 5
 eval_interval = 200
 log_interval = 50

@@ -10,5 +10,6 @@ max_new_tokens = 10
 
 max_iters = 500
 learning_rate = 2e-3
+warmup_iters = 5
 eval_interval = 100
 log_interval = 50
