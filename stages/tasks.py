@@ -95,7 +95,7 @@ def sums():
 
     The answer to 68+62 is "10 so 130": first the sum of the last digits, then the result. Such an
     intermediate step is called a chain of thought (Wei et al. 2022). Without it, the small model
-    needs many more examples, because it writes the first digit before it knows of a carry."""
+    learns more slowly, because it must write the first digit before it has computed the carry."""
     examples = []
     for a in range(10, 100):
         for b in range(10, 100):
