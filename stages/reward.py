@@ -161,7 +161,8 @@ def collect(policy):
     if len(pairs) <= cfg.test_pairs:
         raise UserError(f"there are only {len(pairs)} pairs, and test_pairs={cfg.test_pairs} are "
                         "held out: get more pairs, or set a smaller --test_pairs")
-    tests = policy.task.tests[:cfg.eval_prompts]
+    # if there are fewer tests than eval_prompts, they are answered several times
+    tests = step_examples(policy.task.tests, 0, cfg.eval_prompts, cfg.seed)
     found = policy.answer(tests, purpose=(1,))
     answers = []
     for example, text, rule in zip(tests, found.texts, found.rule, strict=True):
@@ -278,8 +279,8 @@ def evaluate(policy, tests, answers):
     correlation = torch.corrcoef(both)[0, 1]
     values["correlation"] = correlation.item()
     policy.model.train()
-    scale = {"score": cfg.score, "mean": own.mean().item(), "std": own.std().item()}
-    return values, scale
+    std = max(own.std().item(), 1e-3)  # if the model always answers the same
+    return values, {"score": cfg.score, "mean": own.mean().item(), "std": std}
 
 
 def train(run, policy, pairs, answers, log, signals):

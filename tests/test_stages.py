@@ -221,6 +221,8 @@ def test_a_reward_model_learns_what_the_pairs_prefer(tuned, base, tmp_path):
                                     eval_interval=30, learning_rate=0.01))
     assert metrics[-1]["accuracy"] == 1 and metrics[-1]["test_loss"] < 0.1
     assert state(tmp_path / "out").meta["reward"]["std"] > 0
+    rl.main(arguments(base, tmp_path / "rl", init_from=tuned, reward=tmp_path / "out",
+                      batch_size=8, max_iters=1))  # the next stage reads it
 
 
 # ---- RL
