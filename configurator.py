@@ -94,6 +94,7 @@ def split(argv, types):
             name, equals, value = word[2:].partition("=")
             refuse_unknown(name, types, "on the command line")
             if not equals:
+                # the word after a setting that is True or False can belong to something else
                 has_value = bool(words) and not words[0].startswith("--")
                 if types[name] is bool and not (has_value and is_bool(words[0])):
                     value = "True"
@@ -131,7 +132,7 @@ def run_config(path, types, settings):
     can read. Exceptions in it become a UserError."""
     readable = dict(settings)
     for name, module in MODULES.items():
-        if module in sys.modules:
+        if module in sys.modules:  # importing torch for a config file would take seconds
             readable[name] = sys.modules[module]
     try:
         # the file finds these names as it finds print and len, so `names` has only what it assigns
@@ -188,7 +189,7 @@ def check_limit(field, value):
 def limit_of(field):
     """The Limit in the type of a dataclass field, such as Count or Count | None; None if the type
     has no limit."""
-    kind = OF_MODEL.get(field.name, field.type)
+    kind = OF_MODEL.get(field.name, field.type)  # model.py has plain types
     for part in (kind, *get_args(kind)):
         if get_origin(part) is Annotated:
             return part.__metadata__[0]
@@ -250,7 +251,7 @@ def is_bool(text):
 
 
 def type_name(kind):
-    """A type as text, for messages: int, auto|True|False, str|None."""
+    """A type as text, for messages: int, True|False|auto, str|None."""
     names = []
     for option in alternatives(kind):
         if get_origin(option) is Literal:

@@ -54,7 +54,7 @@ class Attend(nn.Module):
     """softmax(scale q k^T) v: each token's output is a weighted mean of the values.
 
     q (B, nh, T, hs), k and v of n tokens (B, nh, n, hs) -> (B, nh, T, hs). mask (T, n): True if a
-    query may attend to a key; None: causal. On a CPU, CPUAttend (internals/cpu.py) replaces it."""
+    query may attend to a key; None: causal. On a CPU, train.py and sample.py use CPUAttend."""
 
     def __init__(self, dropout, scale):
         super().__init__()
@@ -93,7 +93,7 @@ class CausalSelfAttention(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.qk_norm = nn.Identity()
         if config.qk_norm:
-            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)  # no learned scale
+            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)  # faster than RMSNorm
 
     def forward(self, x, rope=None, cache=None):
         B, T, C = x.shape
@@ -123,11 +123,11 @@ class CausalSelfAttention(nn.Module):
 def rope_angles(positions, head_size):
     """cos and sin, each (T, 1, hs / 2), of the angles by which RoPE rotates at positions (T,).
 
-    Channels i and i + hs/2 are a pair. The first pair is rotated by 1 radian per token, which tells
-    neighbors apart; the last by the least, 1/5623 with 32 channels, for distant positions."""
-    channels = torch.arange(0, head_size, 2, device=positions.device)
-    inv_freq = 10000.0 ** -(channels / head_size)  # (hs / 2,)
-    angles = torch.outer(positions, inv_freq)  # (T, hs / 2)
+    Channels i and i + hs/2 are pair i. Pair 0 is rotated by 1 radian per token, which tells
+    neighbors apart; the last pair is rotated least, which tells distant positions apart."""
+    pairs = torch.arange(head_size // 2, device=positions.device)
+    speeds = 10000.0 ** -(2 * pairs / head_size)  # radians per token, (hs / 2,)
+    angles = torch.outer(positions, speeds)  # (T, hs / 2)
     return angles.cos()[:, None], angles.sin()[:, None]
 
 
@@ -135,9 +135,11 @@ def rotate(x, cos, sin):
     """Rotate the pairs (a, b) of x (B, T, nh, hs) to (a cos - b sin, b cos + a sin). Positions then
     enter the product of a query and a key only by their distance: RoPE (Su et al. 2021)."""
     a, b = x.chunk(2, dim=-1)
-    cos = cos.to(x.dtype)
+    cos = cos.to(x.dtype)  # under autocast, x is bfloat16
     sin = sin.to(x.dtype)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    first = a * cos - b * sin
+    second = b * cos + a * sin
+    return torch.cat((first, second), dim=-1)
 
 
 class ReLU2(nn.Module):
@@ -176,7 +178,6 @@ def make_norm(config):
         return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=False)
-    raise ValueError(f"norm={config.norm} is unknown")
 
 
 class Block(nn.Module):
@@ -242,7 +243,8 @@ class GPT(nn.Module):
 
         With targets (B, T): returns logits (B, T, V) and the mean cross-entropy in nats over the
         targets that are not -1. Without: the logits of the last position (B, 1, V), and None.
-        cache: a KVCache (sample.py): the positions of idx, the ids before them, keys and values."""
+        cache: a KVCache (sample.py). It gives idx its positions and the ids before it, and stores
+        keys and values."""
         if idx.dtype != torch.int64 or idx.dim() != 2 or not 1 <= idx.shape[1] <= self.block_size:
             raise ValueError(f"idx must be int64 (B, T) with 1 <= T <= {self.block_size}, but is "
                              f"{idx.dtype} {tuple(idx.shape)}")
@@ -254,11 +256,11 @@ class GPT(nn.Module):
             positions = cache.positions
         x = self.transformer.wte(idx)  # (B, T, C)
         if self.smear is not None:  # modern recipe: even the first layer sees pairs of tokens
-            before = F.pad(idx, (1, -1))  # the id before each token
+            before = F.pad(idx, (1, -1))  # shifted right by one: the id before each token
             if cache is not None:
                 before = cache.before
             previous = self.transformer.wte(before)
-            has_previous = (positions > 0)[:, None]
+            has_previous = (positions > 0)[:, None]  # (T, 1)
             x = x + self.smear * previous * has_previous
         rope = None
         if self.config.pos == "learned":
@@ -286,9 +288,9 @@ class GPT(nn.Module):
     def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0,
                  top_k: int | None = None) -> Tensor:
         """idx (B, T) -> idx and its continuation (B, T + max_new_tokens). Call model.eval() first,
-        or dropout is on. Every token recomputes the window; sample.py has a KV cache instead, and
-        the same text: a full window drops its older half, because moving all tokens to new
-        positions for each new token would make a cache useless."""
+        or dropout is on. Every token recomputes the window. sample.py has a KV cache instead, and
+        samples from the same probabilities. For that, both drop the older half of a full window:
+        moving all tokens to new positions for each new one would make a cache useless."""
         if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
             raise ValueError(f"temperature={temperature} must be 0 or more, and top_k={top_k} must "
                              "be 1 or more, or None")
@@ -299,8 +301,8 @@ class GPT(nn.Module):
             if top_k is not None:
                 most_likely = logits.topk(min(top_k, logits.shape[1])).values
                 least = most_likely[:, -1:]
-                logits = logits.masked_fill(logits < least, -math.inf)
-            if temperature < 1e-5:
+                logits = logits.masked_fill(logits < least, -math.inf)  # ties are kept
+            if temperature < 1e-5:  # 0, or so small that the division could overflow
                 next_ids = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
             else:
                 logits = logits / temperature  # below 1, likely tokens become more likely
@@ -330,8 +332,9 @@ class GPT(nn.Module):
         return cls.from_weights(GPTConfig(**config), weights)
 
     def save_pretrained(self, folder, n_vocab=None, end_of_text=None):
-        """Write the model into `folder` in Hugging Face's format: the first n_vocab ids (None: all)
-        and the id of <|endoftext|>. Raises ValueError naming a setting that GPT-2 does not have."""
+        """Write the model into `folder` in Hugging Face's format. n_vocab: only the first n_vocab
+        rows of the embedding; None: all. end_of_text: the id of <|endoftext|>. Raises ValueError
+        if GPT-2 does not have a setting."""
         from internals import huggingface
         huggingface.write(folder, asdict(self.config), self.state_dict(), n_vocab, end_of_text)
 

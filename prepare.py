@@ -8,8 +8,8 @@
 A bin is a file of token ids: raw little-endian uint16, no header. meta.json says what the ids mean
 (tokenizer and vocabulary), and has the counts and a checksum of each bin, and the command that
 wrote them. The text can be larger than memory, and a killed run continues where it stopped.
-In internals/, sources.py reads the text, encode.py cuts it into units and encodes them in threads
-with a tokenizer of this file, and bins.py writes the ids.
+In internals/data, sources.py reads the text, units.py cuts it into units and encodes them in
+threads with a tokenizer of this file, and bins.py writes the ids.
 """
 
 import shlex
@@ -57,8 +57,8 @@ class PrepareConfig:
     text_field: str = "text"  # the field of JSON objects, or column of parquet files, with the text
     # ends a document in a text file, as in --separator='<|endoftext|>'; None: a file is a document
     separator: str | None = None
-    # replace: invalid UTF-8 becomes U+FFFD, and characters that the vocabulary of the dataset given
-    # as --tokenizer does not have are removed
+    # replace: invalid UTF-8 becomes U+FFFD; with --tokenizer=DATASET, characters that are not in
+    # its vocabulary are removed
     errors: Literal["strict", "replace"] = "strict"
     workers: Count | None = None  # threads that encode; None: one per CPU core
     dry_run: bool = False  # print what the preparation will take, and stop
@@ -95,11 +95,12 @@ class CharTokenizer:
         if "\n" in chars:
             self.default_start = "\n"
         self.meta = {"tokenizer": "char", "chars": chars}
-        # the id of each code point up to one above the last; MAX_VOCAB, which is not an id, if none
+        # id_of[code point]: the id, or MAX_VOCAB, which is not an id. The last entry stands for all
+        # larger code points
         points = units.code_points(chars)
         self.id_of = np.full(points.max() + 2, MAX_VOCAB, dtype=np.uint16)
         self.id_of[points] = np.arange(len(chars))
-        self.remove_unknown = False  # whether encode leaves out characters that have no id
+        self.remove_unknown = False  # units.check_vocabulary sets it if errors=replace
 
     def encode(self, text, special=False):
         """Raises UserError if characters are not in the vocabulary; the message names them.
@@ -163,7 +164,7 @@ class GPT2Tokenizer:
 
     def encode(self, text, special=False):
         """special: encode "<|endoftext|>" and added tokens as special tokens, not as text."""
-        if special:
+        if special:  # a prompt, which is short
             ids = self.bpe.encode(text, allowed_special=self.special)
         else:
             ids = []
@@ -210,7 +211,8 @@ def tokenizer_from_meta(meta):
 
 
 def tokenizer_named(kind, data_dir):
-    """The tokenizer for `kind`: gpt2, or a dataset in data_dir. char: None, not known yet."""
+    """The tokenizer for `kind`: gpt2, or a dataset in data_dir. None for char:
+    its characters are not known before the text is read."""
     if kind == "char":
         return None
     if kind == "gpt2":
@@ -240,17 +242,18 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
     excerpt = reader.excerpt()
     if isinstance(tokenizer, CharTokenizer):
         units.check_vocabulary(tokenizer, kind, reader)
-    sampled = tokenizer
-    if sampled is None:
+    trial = tokenizer  # for the estimate
+    if trial is None:
         _, chars = units.survey(excerpt.blocks)
-        sampled = CharTokenizer(chars)
-    estimate.announce(reader, excerpt, sampled.encode_documents, workers, folder)
+        trial = CharTokenizer(chars)
+    estimate.announce(reader, excerpt, trial.encode_documents, workers, folder)
     if cfg.dry_run:
         return None
     bins.announce_replacing(folder)
-    n_characters = None  # of one text, whose last part is for validation
+    n_characters = None  # known only for one text: where its last part, for validation, begins
     if reader.one_text or tokenizer is None:
         with estimate.progress(reader.size, "reading") as advance:
+            # documents end with a newline, so it is in their vocabulary
             n_characters, chars = units.survey(
                 reader.blocks(advance), vocabulary=tokenizer is None, newline=not reader.one_text)
         if tokenizer is None:
@@ -263,6 +266,7 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
     partial = bins.Partial(folder, identity=[reader.identity, tokenizer.meta, val_fraction])
     with estimate.progress(reader.size, "encoding") as advance:
         parts = units.split_into_units(reader, n_characters, val_fraction, counts, advance)
+        # skips the chunks that an interrupted run has written
         chunks = units.encoded(parts, tokenizer.encode_documents, workers, partial.n_chunks)
         write_bins(folder, tokenizer, chunks, source, command, partial, counts)
     return counts
@@ -288,10 +292,10 @@ def write_bins(folder, tokenizer, chunks, source, command, partial=None, counts=
         partial.publish(meta)
 
 
-def prepare_texts(texts, folder, tokenizer, source, command, cfg=None):
+def prepare_texts(texts, folder, kind, source, command, cfg=None):
     """prepare_sources for texts in memory."""
     reader = Reader([sources.Memory(text) for text in texts])
-    return prepare_sources(reader, folder, tokenizer, source, command, cfg or PrepareConfig(()))
+    return prepare_sources(reader, folder, kind, source, command, cfg or PrepareConfig(()))
 
 
 def prepare_corpus(folder, command=None, cfg=None, **options):
@@ -308,8 +312,8 @@ def prepare_corpus(folder, command=None, cfg=None, **options):
 
 def open_dataset(name, data_dir=None, vocab_size=None):
     """Open a dataset; returns an internals.dataset.Dataset. data_dir: None: data/. vocab_size: see
-    internals.dataset.load. If a built-in dataset is missing, one process prepares it, and the
-    others wait."""
+    internals.dataset.load. If one of CORPORA is missing, one process prepares it, and the others
+    wait. (openwebtext and fineweb are large, and prepared by hand.)"""
     folder = Path(data_dir or DATA) / name
     if name in CORPORA and not (folder / "train.bin").exists():
         with locked(folder):
@@ -346,7 +350,7 @@ def main(argv=None):
                             "--text_field, --separator")
         folder = data_dir / first
         if not options:
-            command = None  # the shortest one that makes the same
+            command = None  # meta.json then gets the shortest command that makes the dataset
         with locked(folder):
             counts = prepare_corpus(folder, command, cfg, **options)
         reader = None

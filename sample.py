@@ -37,7 +37,7 @@ from model import GPT, GPTConfig
 from prepare import CharTokenizer, GPT2Tokenizer, tokenizer_from_meta
 
 Tokenizer = CharTokenizer | GPT2Tokenizer
-FILTERS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+SAMPLER_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass
@@ -48,7 +48,7 @@ class SampleConfig:
     init_from: str = "resume"  # resume: the checkpoint in out_dir; gpt2, ...; a folder or .pt file
     out_dir: str = "out"  # folder of a run, or a checkpoint in it
     # -- text
-    start: str | None = None  # the prompt, FILE:prompt.txt, or - for stdin; None: a line break
+    start: str | None = None  # the prompt, FILE:prompt.txt, or - for stdin; None: a newline
     num_samples: Count = 10  # number of samples
     max_new_tokens: Count = 500  # tokens per sample, unless the text ends earlier
     stop: str | None = None  # end a sample before this string
@@ -70,8 +70,8 @@ class SampleConfig:
     def __post_init__(self):
         if self.stop == "":
             raise ValueError("stop must have a character, or be None")
-        one_answer = self.start is not None or self.out or not self.cache
-        if self.interactive and one_answer:
+        excluded = self.start is not None or self.out or not self.cache
+        if self.interactive and excluded:
             raise ValueError("interactive=True needs cache=True, and excludes start and out")
         if self.out and Path(self.out).is_dir():
             raise ValueError(f"out={self.out} is a folder: give the name of a file")
@@ -82,11 +82,14 @@ class KVCache:
 
     ids: the tokens (batch_size, n), n <= block_size; it has one row while all samples share a
         prompt.
-    length: the number of tokens whose keys and values are stored. A token takes 2 x n_layer x C
-        numbers.
-    layers: {number of the block: [keys, values]}, each (batch_size, nh, block_size, hs).
-    positions (T,), before (B, T), mask (T, n): of the T tokens that are computed now, their
-        positions, the id before each, and True where they attend to a key.
+    length: the number of tokens whose keys and values are stored.
+    layers: {number of the block: [keys, values]}, each (batch_size, nh, block_size, hs). A token
+        takes 2 x n_layer x C numbers.
+    For the T tokens that are computed now:
+    positions: (T,)
+    before: (B, T), the id before each token.
+    mask: (T, n), True where a token attends to a key.
+
     static: whether attention is always over block_size positions, of which the mask hides the
         future ones. Then no shape changes from token to token, as torch.compile and CUDA graphs
         need.
@@ -107,7 +110,7 @@ class KVCache:
     def append(self, ids, n_kept):
         """Add ids (B, T). If they do not fit, only the last n_kept tokens stay."""
         if self.ids is not None:
-            rows = max(len(self.ids), len(ids))
+            rows = max(len(self.ids), len(ids))  # a shared prompt has one row, new tokens B
             before = self.ids.expand(rows, -1)
             ids = torch.cat((before, ids.expand(rows, -1)), dim=1)
         if ids.shape[1] > self.block_size:
@@ -137,7 +140,7 @@ class KVCache:
         keys, values = self.layers[layer]
         keys[:, :, self.positions] = k.to(keys.dtype)
         values[:, :, self.positions] = v.to(values.dtype)
-        rows = len(k)
+        rows = len(k)  # 1 while a shared prompt is computed
         n = self.mask.shape[1]
         keys = keys[:rows, :, :n]
         values = values[:rows, :, :n]
@@ -161,7 +164,7 @@ class KVCache:
 
 
 def make_cache(model, batch_size, **options):
-    """A KVCache for `batch_size` samples of a model."""
+    """A KVCache for `batch_size` samples of a model; on a CPU, of float32."""
     return KVCache(batch_size, model.block_size, cpu.cache_dtype(model), **options)
 
 
@@ -181,7 +184,7 @@ class Sampler:
         self.min_p = min_p
         self.repetition_penalty = repetition_penalty
         for field in fields(SampleConfig):
-            if field.name in FILTERS:
+            if field.name in SAMPLER_SETTINGS:
                 check_limit(field, getattr(self, field.name))
 
     def __call__(self, logits, ids):
@@ -246,14 +249,14 @@ def stream(model, idx, sampler, cache):
 
 def next_logits(model, cache):
     """The logits (B, 1, V) of the token that follows those in the cache."""
-    with attention_without_plans():
+    with attention_without_plans():  # cuDNN would spend 45 ms on a plan for each new length
         if not cache.keep:
             logits, _ = model.forward(cache.ids)  # bypasses torch.compile: each length differs
             return logits
         new = cache.begin()
         if cache.length and new.shape[1] == 1:
             logits, _ = model(new, cache=cache)
-        else:  # a prompt, of any length
+        else:  # a prompt, or a halved window: each length differs, so compiling would not pay
             logits, _ = model.forward(new, cache=cache)
         cache.end()
     return logits

@@ -5,14 +5,15 @@
     python train.py --init_from=resume --out_dir=out-quickstart --max_iters=4000
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 
-One rule makes a run reproducible: all randomness in step t on rank r is a function of (seed, t, r),
-and the i-th training sequence is a function of (seed, i). So there is no generator state to save, a
-resumed run ends exactly like an uninterrupted one, and evaluation does not affect training.
+One rule makes a run reproducible: all randomness in step t of process r (its rank) is a function of
+(seed, t, r), and the i-th training sequence is a function of (seed, i). So there is no generator
+state to save, a resumed run ends exactly like an uninterrupted one, and evaluation does not affect
+training.
 
 Left out: models that do not fit on one device, and hyperparameter search.
 """
 
-if __name__ == "__main__":  # before torch is imported
+if __name__ == "__main__":  # sets variables that torch reads when it is imported
     from internals.cores import share_cores
     share_cores()
 
@@ -35,7 +36,7 @@ from internals.recipes import RECIPES, SIZES, expand_names
 from internals.run import Run
 from internals.runlog import open_log
 from internals.signals import Stopped, StopSignals
-from internals.starting import match, shortened, starting_point
+from internals.starting import dry_run_settings, fit_to_data, starting_point
 from model import GPT, GPTConfig
 from prepare import open_dataset, tokenizer_from_meta
 from sample import complete
@@ -45,7 +46,8 @@ MAX_SKIPPED = 10  # the run ends after this many updates in a row that were not 
 
 @dataclass
 class TrainConfig:
-    """The settings of a run; GPTConfig has those of the model. nanoGPT's names are kept."""
+    """The settings of a run; GPTConfig has those of the model. nanoGPT's names are kept. Some types
+    are numbers with limits: Count is at least 1, Natural at least 0 (internals/limits.py)."""
 
     # -- output
     out_dir: str = "out"  # folder for checkpoints, metrics and the loss curve
@@ -53,9 +55,9 @@ class TrainConfig:
     log_interval: Count = 1  # steps between log lines
     eval_iters: Count = 200  # batches per evaluation and split: always the same sequences
     eval_only: bool = False  # evaluate once and write nothing
-    dry_run: bool = False  # measure three steps, print what a run takes, write nothing
+    dry_run: bool = False  # measure three steps, print what a run takes, write no run
     always_save_checkpoint: bool = True  # False: save an evaluation only if it is best
-    snapshots: bool = False  # save the weights at steps 0, 5, 10, 20, ..., for tools/look.py
+    snapshots: bool = False  # save the weights at steps 0, 5, 10, 20, 40, ..., for look.py
     patience: Natural = 0  # stop after so many evaluations without improvement; 0: never
     sample_tokens: Natural = 200  # length of the sample shown at an evaluation; 0: none
     wandb_log: bool = False  # also log to a tracker
@@ -67,7 +69,7 @@ class TrainConfig:
     data_dir: str | None = None  # folder of the datasets; None: data/ next to train.py
     gradient_accumulation_steps: Count = 40  # micro-batches per step, over all processes
     batch_size: Count = 12  # sequences per micro-batch
-    # sequences start at multiples of it; for a text whose lines are equally long, their length
+    # sequences start only at multiples of it; if all lines are equally long, give their length
     align: Count = 1
     # -- model
     init_from: str = "scratch"  # or resume, auto (resume if possible), a folder, gpt2
@@ -86,7 +88,7 @@ class TrainConfig:
     # -- schedule
     max_iters: Natural = 600000  # steps
     decay_lr: bool = True  # False: constant learning rates without warmup
-    cooldown: Fraction = 0.0  # linear decay over this last fraction; 0: cosine decay
+    cooldown: Fraction = 0.0  # linear decay over this last part of the decay; 0: cosine decay
     # steps of linear warmup; None: 10% of lr_decay_iters, at most 2000
     warmup_iters: Natural | None = None
     lr_decay_iters: Count | None = None  # the step at which the decay ends; None: max_iters
@@ -106,11 +108,11 @@ class TrainConfig:
 
     @property
     def decay_steps(self):
-        return self.lr_decay_iters or max(1, self.max_iters)  # learning_rate divides by it
+        return self.lr_decay_iters or max(1, self.max_iters)  # the function below divides by it
 
     @property
     def warmup_steps(self):
-        """Steps of warmup. A warmup as long as the run or the decay is cut to a tenth of it."""
+        """Steps of warmup. One that would fill the run or the decay is cut to a tenth of it."""
         steps = self.warmup_iters
         if steps is None:
             steps = min(2000, self.decay_steps // 10)
@@ -247,8 +249,11 @@ def evaluate(model, data, cfg, autocast, world, signals):
 
 
 def begin(cfg, model_cfg, start, world):
-    """Build the Run: a new model, given weights, or a resumed run. start: the Checkpoint, whose
-    model is None for a new model. Its tensors are moved out of it, to free their memory."""
+    """Build the Run from a new model, from given weights, or from a checkpoint.
+
+    start: the Checkpoint; its model is None for a new model. Its tensors are removed from it, to
+    free memory. world: its device becomes the CPU if Apple's GPU computes something else.
+    """
     torch.manual_seed(cfg.seed)
     if start.model is None:
         model = GPT(model_cfg)
@@ -268,11 +273,11 @@ def begin(cfg, model_cfg, start, world):
     if start.scaler:
         scaler.load_state_dict(start.scaler)
     compiled = devices.compiled(model, cfg, dtype)
-    how = "eager" if compiled is model else "compiled"
+    how = "eager" if compiled is model else "compiled"  # for the log
     run = Run.starting_at(
         start, model=model, wrapped=world.wrap(compiled), optimizer=optimizer, scaler=scaler,
         dtype=dtype, how=how)
-    start.model = None
+    start.model = None  # only now, because Run looks at it
     start.optimizer = None
     return run
 
@@ -307,11 +312,11 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
     if is_better:
         run.best_loss = losses["val"]
         run.best_step = run.step
-    if is_better and (run.step > 0 or run.has_weights):  # a new model is not worth saving
+    if is_better and (run.step > 0 or run.was_trained):  # a new model is not worth saving
         save(run, cfg, data, log, "best.pt")
-    # the ckpt.pt from which this process has resumed need not be written again
-    is_due = cfg.always_save_checkpoint and run.step > run.first_step
-    if run.step > 0 and (is_better or is_due):
+    # the checkpoint from which this process has resumed need not be written again
+    wants_every = cfg.always_save_checkpoint and run.step > run.first_step
+    if run.step > 0 and (is_better or wants_every):
         save(run, cfg, data, log, "ckpt.pt")
         run.saved_step = run.step
     if tokenizer and math.isfinite(losses["val"]):
@@ -319,27 +324,30 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
             text = complete(run.model, tokenizer, tokenizer.default_start, cfg.sample_tokens,
                             seed=cfg.seed)
         log.sample(text)
-    log.after_evaluation(run.step)
+    log.after_evaluation(run.step)  # plots; the next line times the steps alone
 
 
 def train(run, cfg, data, world, log, signals):
     """Train until the run is done. Returns the metrics: a dict for each logged step and each
     evaluation. Raises Stopped, a KeyboardInterrupt, if a signal stops the run.
 
-    run: the Run, which is advanced. data: a Dataset. world, log, signals: the processes, the RunLog
-    and the StopSignals.
+    run: the Run (internals/run.py), which is advanced: model, optimizer, scaler, step, sequences
+    (used so far), best_step (of the lowest validation loss), saved_step (of the newest ckpt.pt).
+    data: a Dataset. world, log, signals: the processes, the RunLog and the StopSignals.
     """
     device = world.device
     model = run.wrapped  # computes the same as run.model, with torch.compile and DDP around it
     micro_batches = cfg.gradient_accumulation_steps
+    # the name of the setting is for the error message, if the division has a remainder
     accumulation = world.per_process(micro_batches, "gradient_accumulation_steps")
     step_sequences = micro_batches * cfg.batch_size
     autocast = devices.autocast_to(run.dtype, device)
     tokenizer = sample_tokenizer(cfg, data, world)
+    patience = cfg.patience * cfg.eval_interval  # in steps
     batches = training_batches(data.train, cfg, run.model.block_size, run.sequences, world)
     x, y = next(batches)
     n_skipped = torch.zeros((), device=device)  # updates skipped since the last one applied
-    gives_up = torch.zeros((), device=device)  # 1 after MAX_SKIPPED skipped updates in a row
+    gives_up = torch.zeros((), device=device)  # 1 or more: MAX_SKIPPED in a row were skipped
     signals.catch()
     while True:
         is_last = run.step == cfg.max_iters or cfg.eval_only
@@ -347,9 +355,9 @@ def train(run, cfg, data, world, log, signals):
         if is_due and not world.any(signals.arrived):
             evaluate_and_save(run, cfg, data, tokenizer, world, log, signals)
         stopping = world.any(signals.arrived)  # a signal to one process stops all, at one step
-        patience = cfg.patience * cfg.eval_interval  # in steps
-        out_of_patience = cfg.patience > 0 and run.step - run.best_step >= patience
-        ends = stopping or out_of_patience or is_last or run.step > cfg.max_iters
+        out_of_patience = is_due and 0 < patience <= run.step - run.best_step
+        is_past = run.step > cfg.max_iters  # a resumed run that was longer before
+        ends = stopping or out_of_patience or is_last or is_past
         is_snapshot = checkpoint.is_snapshot_step(run.step) or (ends and not stopping)
         if is_snapshot and cfg.snapshots and log.writes:
             checkpoint.write_snapshot(log.out_dir, run.step, run.model)
@@ -364,7 +372,7 @@ def train(run, cfg, data, world, log, signals):
             group["lr"] = lr * group["scale"]  # such as muon_lr / learning_rate
         loss = torch.zeros((), device=device)
         for micro in range(accumulation):
-            if world.size > 1:  # average gradients over processes in the last backward only
+            if world.size > 1:  # DDP averages gradients over processes in the last backward only
                 model.require_backward_grad_sync = micro == accumulation - 1
             with autocast:
                 _, micro_loss = model(x, y)
@@ -379,7 +387,8 @@ def train(run, cfg, data, world, log, signals):
         largest = cfg.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), largest)
         finite = torch.isfinite(loss + norm)
-        run.optimizer.step(skip=~finite, scaler=run.scaler)  # decided on the device
+        # changes nothing if skip, which is decided on the device; updates the scaler too
+        run.optimizer.step(skip=~finite, scaler=run.scaler)
         run.model.zero_grad(set_to_none=True)
         run.step += 1  # even if the update was skipped
         run.sequences += step_sequences
@@ -387,47 +396,52 @@ def train(run, cfg, data, world, log, signals):
         # ------------------------------------------------------------------------------------------
 
         n_skipped = torch.where(finite, 0.0, n_skipped + 1)
+        # it never falls again, because it is read only now and then: reading waits for the GPU
         gives_up = torch.maximum(gives_up, n_skipped // MAX_SKIPPED)
         if run.step % cfg.log_interval == 0:
             logged = torch.stack((loss, norm, n_skipped)).tolist()  # waits for the GPU
             log.step(run.step, lr, *logged)
-        is_time = run.step % MAX_SKIPPED == 0 or run.step == cfg.max_iters
-        if is_time and gives_up:  # reading it waits for the GPU
+        reads_it = run.step % MAX_SKIPPED == 0 or run.step == cfg.max_iters
+        if reads_it and gives_up:
             raise UserError(
                 f"loss or gradients were not finite in {MAX_SKIPPED} steps in a row, before step "
                 f"{run.step}: try a learning_rate below {cfg.learning_rate}, or dtype=float32")
 
-    is_new = run.step == 0 and not stopping  # max_iters=0 saves the new model
+    # saved_step is 0 in a new run; with max_iters=0 the new model is saved nevertheless
+    is_new = run.step == 0 and not stopping
     if run.saved_step != run.step or is_new:
         save(run, cfg, data, log, "ckpt.pt")
     log.end(stopping, out_of_patience)
     if stopping or signals.arrived:  # a signal may have come while the end was saved
-        raise Stopped(signals.received)
+        raise Stopped(signals.received)  # the first signal
     return log.metrics
 
 
 def main(argv=None):
     """Train with the settings of a command line. Returns the metrics: a list of dicts."""
     given = read_settings(__doc__, TrainConfig, GPTConfig, argv=argv, expand=expand_names)
+    # what init_from names, and the settings that result
     cfg, model_cfg, start = starting_point(given, TrainConfig, learning_rate)
+    # of bins without a meta.json, see dataset.load
     vocab_size = given.get("vocab_size", start.model_args.get("vocab_size"))
     with World(cfg.device, cfg.backend, cfg.deterministic) as world:
         world.must_agree(start.step, "the processes found different checkpoints: out_dir must be "
                          "on a disk that all of them see")
         with world.master_first():  # one process prepares a corpus that is missing
             data = open_dataset(cfg.dataset, cfg.data_dir, vocab_size)
-        model_cfg = match(model_cfg, data, cfg, start, given)
+        model_cfg = fit_to_data(model_cfg, data, cfg, start, given)
         devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
         with devices.out_of_memory_hint(cfg), StopSignals() as signals:
             run = begin(cfg, model_cfg, start, world)
-            with outdir.locked(cfg, world), open_log(run, cfg, data, world) as log:
+            with (outdir.locked(cfg, world, start.written_at),
+                  open_log(run, cfg, data, world) as log):
                 if cfg.dry_run:
-                    cfg = shortened(cfg, run.step)
+                    cfg = dry_run_settings(cfg, run.step)
                 try:
                     return train(run, cfg, data, world, log, signals)
                 except checkpoint.NotSaved:
                     raise
-                except OSError:  # such as of metrics.jsonl: save what is trained
+                except OSError:  # metrics.jsonl cannot be written, ...: save what is trained
                     if run.step > run.saved_step:
                         save(run, cfg, data, log, "ckpt.pt")
                     raise

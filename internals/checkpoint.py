@@ -6,7 +6,7 @@ On disk a checkpoint is one dict of tensors and plain containers, written by tor
     model_args                the fields of GPTConfig
     meta                      the meta.json of the dataset, which says what the token ids mean
 and, to resume the run:
-    config                    the fields of TrainConfig
+    config                    the fields of TrainConfig, except those of one call (NOT_INHERITED)
     optimizer                 a list of state dicts: AdamW, then Muon if it is used
     scaler                    the state of the gradient scaler; {} if the dtype is not float16
     iter_num, sequences       the number of steps and of training sequences so far
@@ -18,7 +18,6 @@ file runs no code from it, and its checksums are verified. Left out: sharded che
 
 import itertools
 import pickle
-import shutil
 import warnings
 import zipfile
 from pathlib import Path
@@ -87,6 +86,16 @@ def first_undamaged(out_dir, *names, data_dir=None):
         except UserError as error:
             warn(f"{error}; using {other} instead")
     return read(paths[-1], data_dir)
+
+
+def written_at(out_dir):
+    """When the checkpoints of a run were written. It tells whether another run has written one
+    since they were read."""
+    times = []
+    for name in ("ckpt.pt", "best.pt"):
+        path = Path(out_dir, name)
+        times.append(path.stat().st_mtime_ns if path.exists() else None)
+    return times
 
 
 def read(path, data_dir=None):
@@ -192,19 +201,3 @@ def read_snapshot(path, model_args):
                                from_nanogpt=False)[0]
     except ValueError as error:
         raise UserError(f"{path} is not a snapshot of this run: {error}") from None
-
-
-def keep_best(out_dir, step):
-    """Copy best.pt to best-until-<step>.pt, because the run will replace it without comparing."""
-    path = Path(out_dir, "best.pt")
-    if path.exists():
-        with replacing(path.with_name(f"best-until-{step}.pt")) as temporary:
-            shutil.copyfile(path, temporary)
-
-
-def remove_snapshots_after(out_dir, step):
-    """Remove the snapshots of later steps. A run that was killed, or that resumes from an earlier
-    checkpoint, will train these steps again, perhaps with other settings."""
-    for number, path in snapshot_paths(out_dir).items():
-        if number > step:
-            path.unlink()

@@ -38,7 +38,7 @@ MAX_PADDED = 51_200  # the largest vocabulary that can be GPT-2's: padded to a m
 class Checkpoint:
     """The state of a run or, if config or optimizer is None, only the weights of a model."""
 
-    model: dict  # {name: float32 tensor}, the state_dict of GPT
+    model: dict | None  # {name: float32 tensor}, the state_dict of GPT; None: a new model
     model_args: dict  # all fields of GPTConfig
     meta: dict  # the content of a meta.json
     config: dict | None = None  # fields of TrainConfig
@@ -50,6 +50,7 @@ class Checkpoint:
     best_step: int = 0
     not_resumable: str = ""  # the reason and what to do, if config is None
     restarts_best: bool = False  # not on disk: best_loss starts over
+    written_at: list | None = None  # not on disk: checkpoint.written_at before it was read
 
 
 # --------------------------------------------------------------------------------------------------
@@ -71,7 +72,7 @@ def checked(content, path, data_dir):
     settings = checked_settings(args, from_nanogpt)
     weights, parameters = checked_weights(content["model"], settings, from_nanogpt)
     if from_nanogpt and ("bias" not in args or in_old_order(content.get("optimizer"), parameters)):
-        settings = replace(settings, act="gelu_tanh")  # nanoGPT before 2023-05-17
+        settings = replace(settings, act="gelu_tanh")  # nanoGPT's GELU before 2023-05-17
     if from_nanogpt:
         meta = nanogpt_meta(path.parent, config, settings.vocab_size, data_dir)
     else:
@@ -240,11 +241,13 @@ def with_run(checkpoint, content, config, parameters):
     else:  # older files lack it, but all their steps had the same number of sequences
         per_step = count({"gradient_accumulation_steps": 1} | config, "gradient_accumulation_steps")
         sequences = step * count(config, "batch_size") * per_step
+    from_nanogpt = "meta" not in content
     left_out = NOT_INHERITED
-    if "meta" not in content:
+    if from_nanogpt:
         left_out += OF_ONE_MACHINE
     best_loss = plain(content.get("best_val_loss"))
-    if type(best_loss) not in (int, float) or math.isnan(best_loss):
+    # nanoGPT evaluates random sequences, so its losses are not comparable
+    if from_nanogpt or type(best_loss) not in (int, float) or math.isnan(best_loss):
         best_loss = math.inf
     best_step = step
     if "best_step" in content:  # nanoGPT does not store it

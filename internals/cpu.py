@@ -31,8 +31,9 @@ def speed_up(model, inference=False):
     weight = model.transformer.wte.weight
     if weight.device.type != "cpu":
         return model
-    replace(model, Attend, lambda old: CPUAttend(old.dropout, old.scale))
-    replace(model, nn.Dropout, lambda old: CPUDropout(old.p))
+    replace(model, Attend, lambda old: CPUAttend(old.dropout, old.scale, model.block_size))
+    if model.config.dropout:
+        replace(model, nn.Dropout, lambda old: CPUDropout(old.p))
     if computes_the_same(CPUReLU2(), ReLU2()):
         replace(model, ReLU2, lambda old: CPUReLU2())
     if inference and model.config.n_embd >= WIDE and can_pack(weight.dtype):
@@ -80,10 +81,11 @@ class CPUAttend(Attend):
 
     With dropout, PyTorch 2.13 has no fast kernel for bfloat16, so attention is written out here."""
 
-    def __init__(self, dropout, scale):
+    def __init__(self, dropout, scale, block_size=64):
         super().__init__(dropout, scale)
         # is the attention of model.py what `written_out` computes?
-        q, k, v = torch.randn(3, 1, 1, 8, 4, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        q, k, v = torch.randn(3, 1, 1, block_size, 4, generator=generator)
         expected = Attend(0.0, scale)(q, k, v)
         self.may_write_out = torch.allclose(self.written_out(q, k, v, 0.0), expected, atol=1e-5)
 
@@ -119,7 +121,8 @@ def drop(x, p):
     """Set each number of x to zero with probability p, and divide it by 1 - p otherwise. p is
     rounded to a multiple of 1/65536."""
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
-    keep = bits.view(torch.int16)[:x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
+    least = min(round(p * 2**16) - 2**15, 2**15 - 1)  # of the int16 numbers, a share of p is below
+    keep = bits.view(torch.int16)[:x.numel()].view(x.shape) >= least
     return x * keep.to(x.dtype).div_(1 - p)
 
 

@@ -91,7 +91,7 @@ class Muon(torch.optim.Optimizer):
             rows, columns = p.shape
             parts = 1
             if name.endswith("c_attn.weight") and rows == 3 * columns:
-                parts = 3  # q, k and v
+                parts = 3  # q, k and v, if they have equal shapes (exercise 10 changes that)
             groups.setdefault((tuple(p.shape), parts), []).append(p)
         super().__init__([{"params": params, "parts": parts}
                           for (_, parts), params in groups.items()],
@@ -103,7 +103,9 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         apply = 1 - self.found_inf  # 0: skip this update
         for group in self.param_groups:
-            params, mu, lr = group["params"], group["momentum"], group["lr"] * apply
+            params = group["params"]
+            mu = group["momentum"]
+            lr = group["lr"] * apply
             grads = torch.stack([p.grad for p in params])  # (n, out, in)
             grads = grads.where(apply > 0, 0.0)  # 0 * NaN would be NaN
             state = self.state[params[0]]

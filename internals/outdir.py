@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,10 +24,13 @@ def writes(cfg, world):
 
 
 @contextmanager
-def locked(cfg, world):
+def locked(cfg, world, written_at=None):
     """A context manager that prevents other runs in cfg.out_dir, if this process writes there. The
-    operating system releases the lock when the process ends, even if it is killed. Raises UserError
-    if another run holds it."""
+    operating system releases the lock when the process ends, even if it is killed.
+
+    written_at: checkpoint.written_at before the checkpoint of this run was read; None: not known.
+    Raises UserError if another run holds the lock, or has written a checkpoint since then.
+    """
     if not writes(cfg, world):
         yield
         return
@@ -38,28 +42,31 @@ def locked(cfg, world):
     try:
         lock.acquire(timeout=patience)
     except Timeout:
-        raise UserError(f"another run{running(out_dir)} is writing to {out_dir}: wait for it, or "
-                        "choose another out_dir") from None
+        raise UserError(f"another run{process_of_run(out_dir)} is writing to {out_dir}: wait for "
+                        "it, or choose another out_dir") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
         warn(f"the disk of {out_dir} has no locks ({reason(error)}): make sure that no other run "
              "writes to this folder")
     try:
+        if written_at not in (None, checkpoint.written_at(out_dir)):
+            raise UserError(f"another run has written a checkpoint to {out_dir} since this one has "
+                            "read it: run the command again")
         yield
     finally:
         lock.release()
 
 
-def running(out_dir):
-    """" (process 123)" of the run in a folder; "" if its config.json does not say it."""
+def process_of_run(out_dir):
+    """The text " (process 123)" for the run in a folder; "" if its config.json does not say it."""
     with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
         text = (out_dir / "config.json").read_text(encoding="utf-8")
         return f" (process {json.loads(text)['process']})"
     return ""
 
 
-def prepare(out_dir, run, cfg, settings, say):
+def prepare_folder(out_dir, run, cfg, settings, say):
     """Prepare the folder for a run: a new run moves the files of an earlier run to a subfolder, and
     a resumed run cuts metrics.jsonl at its checkpoint and removes later snapshots.
 
@@ -68,9 +75,9 @@ def prepare(out_dir, run, cfg, settings, say):
     if cfg.init_from != "resume":
         keep_previous(out_dir, say)
     elif run.restarts_best:  # its evaluations use other sequences than before
-        checkpoint.keep_best(out_dir, run.step)
-    checkpoint.remove_snapshots_after(out_dir, run.step)
-    is_due = run.step % cfg.eval_interval == 0 or run.step == cfg.max_iters
+        keep_best(out_dir, run.step)
+    remove_snapshots_after(out_dir, run.step)
+    is_due = run.step % cfg.eval_interval == 0 or run.step == cfg.max_iters  # as in train
     metrics = read_metrics(out_dir / "metrics.jsonl", run.step, is_due)
     with replacing(out_dir / "metrics.jsonl") as temporary:
         lines = "".join(json.dumps(entry) + "\n" for entry in metrics)
@@ -97,7 +104,25 @@ def keep_previous(out_dir, say):
     say(f"the earlier run in {out_dir} is kept in {folder}")
 
 
-def read_metrics(path, step, due):
+def keep_best(out_dir, step):
+    """Copy best.pt to best-until-<step>.pt, because the run will replace it without comparing. If
+    that file exists, the run was killed after it had replaced best.pt."""
+    path = out_dir / "best.pt"
+    kept = out_dir / f"best-until-{step}.pt"
+    if path.exists() and not kept.exists():
+        with replacing(kept) as temporary:
+            shutil.copyfile(path, temporary)
+
+
+def remove_snapshots_after(out_dir, step):
+    """Remove the snapshots of later steps. A run that was killed, or that resumes from an earlier
+    checkpoint, will train these steps again, perhaps with other settings."""
+    for number, path in checkpoint.snapshot_paths(out_dir).items():
+        if number > step:
+            path.unlink()
+
+
+def read_metrics(path, step, is_due):
     """The lines of metrics.jsonl that a run resumed at `step` keeps. Later lines come from a run
     that was killed before its next checkpoint; their steps will be trained and logged again. The
     evaluation at `step` itself will be logged again if it is due."""
@@ -110,7 +135,7 @@ def read_metrics(path, step, due):
             if is_entry(entry):
                 entries.append(entry)
     return [m for m in entries
-            if m["step"] < step or (m["step"] == step and ("loss" in m or not due))]
+            if m["step"] < step or (m["step"] == step and ("loss" in m or not is_due))]
 
 
 def is_entry(entry):

@@ -25,9 +25,9 @@ class Run:
     how: "compiled" or "eager".
     dtype: the name of the dtype of matrix products.
     first_step: the step at which this process began.
-    has_weights: whether the model was trained before this process began.
+    was_trained: whether the model was trained before this process began.
     restarts_best: whether best_loss starts over, because evaluations use other sequences now.
-    saved_step: the step of the newest ckpt.pt.
+    saved_step: the step of the checkpoint that was read or written last; 0: none.
     """
 
     model: GPT
@@ -41,7 +41,7 @@ class Run:
     best_loss: float
     best_step: int
     first_step: int
-    has_weights: bool
+    was_trained: bool
     restarts_best: bool
     saved_step: int
 
@@ -51,7 +51,7 @@ class Run:
         """
         return cls(
             **parts, step=start.step, sequences=start.sequences, best_loss=start.best_loss,
-            best_step=start.best_step, first_step=start.step, has_weights=start.model is not None,
+            best_step=start.best_step, first_step=start.step, was_trained=start.model is not None,
             restarts_best=start.restarts_best, saved_step=start.step)
 
     def checkpoint(self, cfg, meta):

@@ -1,6 +1,6 @@
 """Logging: the lines that a run prints, metrics.jsonl, config.json, loss.png, and the tracker.
 
-A RunLog reports a run, and makes no decisions about it.
+A RunLog reports a run. It prepares the files in its folder, and decides nothing about training.
 """
 
 import importlib
@@ -107,7 +107,7 @@ class RunLog:
         settings = asdict(self.cfg) | asdict(self.run.model.config) | found
         if self.cfg.wandb_log:
             self.start_tracker(settings)
-        self.metrics = outdir.prepare(self.out_dir, self.run, self.cfg, settings, self.say)
+        self.metrics = outdir.prepare_folder(self.out_dir, self.run, self.cfg, settings, self.say)
 
     def start_tracker(self, settings):
         """Begin a run of wandb, or of trackio, which has the same interface. Raises UserError if
@@ -135,7 +135,7 @@ class RunLog:
         self.say(f"{self.world.size} x {device}{threads}, {run.dtype}, {run.how}")
         faster = cpu.replaced(run.model)
         if faster:
-            self.say(f"internals/cpu.py computes {', '.join(faster)} of model.py faster")
+            self.say(f"internals/cpu.py replaces {', '.join(faster)}")
         self.say(data.summary())
         self.say(f"{num_params(run.model) / 1e6:.2f}M parameters: {c.n_layer} layers, {c.n_head} "
                  f"heads, {c.n_embd} channels, context of {c.block_size} tokens")
@@ -186,7 +186,8 @@ class RunLog:
         if step > 0:
             self.plot(step)
         now = time.perf_counter()
-        steps_seconds = (step - self.line_step) * self.step_seconds  # of steps not yet logged
+        # of the steps since the last line
+        steps_seconds = (step - self.line_step) * self.step_seconds
         self.evaluation_seconds = max(0.0, now - self.line_time - steps_seconds)
         self.line_step, self.line_time = step, now
 
@@ -234,8 +235,11 @@ class RunLog:
         elif stopped:
             self.say("stopped by a signal")
         elif self.writes:
-            self.say(f"done in {duration(time.perf_counter() - self.started)}: the best validation "
-                     f"loss is {run.best_loss:.4f}, at step {run.best_step:,}")
+            best = ""
+            if math.isfinite(run.best_loss):
+                best = (f": the best validation loss is {run.best_loss:.4f}, at step "
+                        f"{run.best_step:,}")
+            self.say(f"done in {duration(time.perf_counter() - self.started)}{best}")
         if out_of_patience and not stopped:
             self.say(f"the validation loss did not improve in the last {self.cfg.patience} "
                      "evaluations")
@@ -259,10 +263,10 @@ class DryRunLog(RunLog):
 
     def end(self, stopped, out_of_patience):
         cfg, device = self.cfg, self.world.device
-        speeds = [entry["ms"] / 1e3 for entry in self.metrics[1:]]  # the first step is slower
-        if not speeds:
+        times = [entry["ms"] / 1e3 for entry in self.metrics[1:]]  # the first step is slower
+        if not times:
             return self.say("dry run: fewer than two steps were trained, so there is no estimate")
-        seconds = sum(speeds) / len(speeds)
+        seconds = sum(times) / len(times)
         weights = sum(p.numel() for p in self.run.model.parameters())
         # float32 each: weight, gradient, and AdamW's two moments (Muon has one)
         memory = f"at most {16 * weights / 1e9:.2f} GB for weights, gradients and optimizer"
@@ -271,7 +275,7 @@ class DryRunLog(RunLog):
         evaluations = cfg.max_iters // cfg.eval_interval + 1
         evaluation = self.evaluation_seconds * cfg.eval_iters  # it was of one batch
         total = cfg.max_iters * seconds + evaluations * evaluation
-        self.say("dry run: nothing was written")
+        self.say(f"dry run: nothing was written to {self.out_dir}")
         self.say(f"  parameters  {weights:,}")
         self.say(f"  memory      {memory}")
         self.say(f"  data        {self.epoch_tokens:,} tokens per epoch, "

@@ -1,7 +1,7 @@
 """What a run or a sample starts from, and the settings that result.
 
     starting_point   what `train.py --init_from=...` starts from, and its settings
-    match            fits the settings to the dataset
+    fit_to_data      the settings of the model that fit to the dataset
     to_sample_from   what sample.py and the tools load
     read_model       the weights of a model, from a folder, a file, or Hugging Face's hub
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from configurator import build, check_limit, convert
-from internals import huggingface
+from internals import checkpoint, huggingface
 from internals.checkpoint import first_undamaged, no_checkpoint, previous_runs
 from internals.checks import NOT_INHERITED, Checkpoint
 from internals.dataset import GPT2_META, check_meta, read_meta
@@ -48,7 +48,9 @@ def starting_point(given, schema, schedule):
     if out_dir.exists() and not out_dir.is_dir():
         raise UserError(f"out_dir={out_dir} is a file: give the name of a folder, such as "
                         f"{out_dir.parent}")
-    init_from, data_dir = given.get("init_from", schema.init_from), given.get("data_dir")
+    init_from = given.get("init_from", schema.init_from)
+    data_dir = given.get("data_dir")
+    written_at = checkpoint.written_at(out_dir)
     if init_from == "auto":
         exists = any((out_dir / name).exists() for name in ("ckpt.pt", "best.pt"))
         init_from = "resume" if exists else "scratch"
@@ -58,18 +60,19 @@ def starting_point(given, schema, schedule):
         cfg, model_cfg = build(schema, given), build(GPTConfig, given)
     elif init_from == "resume":
         start = first_undamaged(out_dir, "ckpt.pt", "best.pt", data_dir=data_dir)
-        cfg = resumed(schema, given, start, schedule)
-        model_cfg = started(start, given)
+        cfg = resumed_settings(schema, given, start, schedule)
+        model_cfg = model_settings(start, given)
     else:
         cfg = build(schema, given)
         start = read_model(init_from, data_dir=data_dir)
-        model_cfg = started(start, given)
+        model_cfg = model_settings(start, given)
         start = cropped(start, model_cfg)
+    start.written_at = written_at
     say_schedule(cfg, start.step, schedule)
     return cfg, model_cfg, start
 
 
-def resumed(schema, given, start, schedule):
+def resumed_settings(schema, given, start, schedule):
     """The TrainConfig of a resumed run: the settings of the checkpoint, overridden by those given
     now. Prints what changes. Raises UserError if the optimizer cannot change that way, or if the
     settings together are invalid."""
@@ -151,7 +154,7 @@ def say_schedule(cfg, first_step, schedule):
             f"--lr_decay_iters={cfg.max_iters}")
 
 
-def started(start, given):
+def model_settings(start, given):
     """The GPTConfig of a run that starts from a checkpoint: the checkpoint's, with the dropout and
     the block_size given now. Raises UserError for any other change, or a longer block_size."""
     model_args = start.model_args
@@ -175,12 +178,14 @@ def cropped(start, model_cfg):
     return replace(start, model=model, model_args=asdict(model_cfg))
 
 
-def match(model_cfg, data, cfg, start, given):
+def fit_to_data(model_cfg, data, cfg, start, given):
     """Returns model_cfg; for a new model, with the vocabulary size of the dataset.
 
     start: the Checkpoint that training starts from; its model is None for a new model.
     given: {name: value} of the settings that are set explicitly.
-    Raises UserError if the dataset, the settings and the checkpoint do not fit together.
+    If evaluations use other sequences than before, start.best_loss starts over; if the model has
+    added tokens, data.meta gets them. Raises UserError if the dataset, the settings and the
+    checkpoint do not fit together.
     """
     T = model_cfg.block_size
     if cfg.batch_size * cfg.gradient_accumulation_steps > 2**20:
@@ -235,8 +240,8 @@ def compare_evaluations(start, data, cfg, block_size):
     start.best_step = start.step
 
 
-def shortened(cfg, first_step):
-    """The settings of a dry run: three steps and two short evaluations without samples."""
+def dry_run_settings(cfg, first_step):
+    """The settings of a dry run: three steps, and evaluations of one batch without samples."""
     last_step = min(first_step + DRY_STEPS, cfg.max_iters)
     return replace(cfg, max_iters=last_step, eval_interval=10**9, eval_iters=1, log_interval=1,
                    sample_tokens=0)
@@ -259,8 +264,8 @@ def read_model(name, other_values=("scratch", "resume", "auto"), data_dir=None):
 
     name: the folder of a run (best.pt, else ckpt.pt), a .pt file, a folder in Hugging Face's
     format, or a name on its hub, such as "gpt2". other_values: what init_from can be besides a
-    model, for error messages. data_dir: see `read`. Raises UserError if the model does not exist or
-    is not a GPT-2 model.
+    model, for error messages. data_dir: see checkpoint.read. Raises UserError if the model does
+    not exist or cannot be read.
     """
     name = str(name)
     if not name.strip():
@@ -318,7 +323,7 @@ def from_hugging_face(name):
     if meta is None:
         raise UserError(f"init_from={name} has a vocabulary of {n} tokens that is not GPT-2's: it "
                         "needs a meta.json of its tokenizer in the same folder")
-    if meta is not None and meta["vocab_size"] > n:
+    if meta["vocab_size"] > n:
         raise UserError(f"init_from={name} has {n} tokens, but its meta.json has "
                         f"{meta['vocab_size']}")
     return Checkpoint(weights, asdict(build(GPTConfig, config)), meta)

@@ -1,4 +1,5 @@
-"""Starts scripts that need not import PyTorch first, which takes three seconds of a processor.
+"""Starts scripts that need not import PyTorch first, which takes three seconds of a processor. On
+Linux only: elsewhere, libraries that a process has loaded do not survive a fork.
 
 The server is one process per test process, started when it is first needed. It has imported
 libraries, but nothing of this project, and has computed nothing. For each script it forks twice:
@@ -87,16 +88,10 @@ def serve(server):
             return fork_again(Connection(descriptors[0]), descriptors[1:])
         for descriptor in descriptors:
             os.close(descriptor)
-        reap()
-    reap()
+        with suppress(ChildProcessError):  # all children that have ended are waited for
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
     os._exit(0)
-
-
-def reap():
-    """Wait for the children that have ended."""
-    with suppress(ChildProcessError):  # there is none
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
 
 
 def fork_again(report, streams):

@@ -72,11 +72,11 @@ def tokens(config, batch, length, seed=1):
 
 def script(*command, cwd=ROOT, env=None, stdin=None, stderr=None, **options):
     """Start a script as a user would. Its stdout and stderr are one pipe, unless stderr is a file.
-    env: variables that it has besides ours. Returns a Script of forkserver.py, or a Popen, if there
-    are other options (those of Popen) or if the command does not import torch."""
+    env: variables that it has besides ours. Returns a Script of forkserver.py; or a Popen, if there
+    are other options (those of Popen), the command does not import torch, or this is not Linux."""
     command = list(map(str, command))
     env = os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {})
-    if hasattr(os, "fork") and command[0] not in ("prepare.py", "-c") and not options:
+    if sys.platform == "linux" and command[0] not in ("prepare.py", "-c") and not options:
         return Script(command, str(cwd), env, stdin, stderr)
     options = {"stdout": subprocess.PIPE} | options
     return subprocess.Popen([sys.executable, *command], cwd=cwd, env=env, encoding="utf-8",
@@ -165,3 +165,13 @@ def log_of(cfg, size=1):
     world = SimpleNamespace(is_master=True, size=size, is_distributed=False,
                             device=torch.device("cpu"))
     return RunLog(run, cfg, data, world)
+
+
+class Payload:
+    """What unpickles as a command: it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)

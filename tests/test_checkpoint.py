@@ -3,11 +3,8 @@
 import math
 import os
 import shutil
-import subprocess
-import time
-import weakref
 import zipfile
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -107,20 +104,12 @@ def test_files_of_older_versions_of_pytorch_are_read(run, tmp_path):
     assert equal(read(tmp_path / "old.pt").model, read(run / "ckpt.pt").model)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_weights_become_float32(run, tmp_path, dtype):
     content = raw(run / "ckpt.pt")
     content["model"] = {name: weight.to(dtype) for name, weight in content["model"].items()}
     torch.save(content, tmp_path / "narrow.pt")
     assert {w.dtype for w in read(tmp_path / "narrow.pt").model.values()} == {torch.float32}
-
-
-def test_weights_that_are_not_finite_are_read(run, tmp_path):
-    """A run that diverged has them; sampling says what is wrong."""
-    content = raw(run / "ckpt.pt")
-    content["model"]["transformer.wte.weight"].fill_(math.nan)
-    torch.save(content, tmp_path / "nan.pt")
-    assert read(tmp_path / "nan.pt").model["transformer.wte.weight"].isnan().all()
 
 
 # ---- what is refused
@@ -154,28 +143,19 @@ MOMENT = ("optimizer", 0, "state", 3)
     (change("model", WTE, to=[1.0]), "must be a tensor of floating-point numbers, not list"),
     (change("model", WTE, to=lambda w: w.to(torch.int64)), "not torch.int64"),
     (change("model", WTE, to=lambda w: w.to_sparse()), "must be a dense tensor"),
-    (change("model", WTE, to=lambda w: w.to("meta")), "must be a dense tensor"),
     (change("model", WTE, to=lambda w: w[0]), "wte.weight has the shape (16,), not (41, 16)"),
-    (change("model", FC, to=lambda w: w.t()), "c_fc.weight has the shape (16, 64), not (64, 16)"),
     (change("model", "lm_head.weight", to=lambda w: w + 1), "differs from the token embedding"),
     (drop("model", FC), "it lacks the weight transformer.h.0.mlp.c_fc.weight, which this model.py"),
     (change("model", "transformer.h.0.gate", to=torch.zeros(3)),
      "this model.py does not have the weights 'transformer.h.0.gate'"),
-    (change("model", 5, to=torch.zeros(3)), "a weight has the name 5"),
-    (change("model_args", to=[1]), "model_args must be a dict"),
     (drop("model_args", "n_head"), "model_args has no n_head"),
     (change("model_args", "n_layer", to="two"), "n_layer must be int"),
-    (change("model_args", "n_layer", to=2.5), "n_layer"),
     (change("model_args", "n_head", to=3), "n_embd=16 must be a multiple of n_head=3"),
-    (change("model_args", "dropout", to=math.nan), "dropout=nan must be"),
-    (change("model_args", "act", to="relu"), "act"),
     (change("model_args", "experts", to=8), "this model.py has no setting 'experts'"),
-    (change("model_args", "act", to={"deep": []}), "act must be gelu_tanh|gelu|relu2, not {'deep'"),
     (change("meta", to=None), "meta must be a dict"),
     (change("meta", "chars", to="abc"), "vocab_size must be 3"),
     (change("meta", to=lambda meta: meta | {"chars": meta["chars"] + "Ω", "vocab_size": 42}),
      "its tokenizer has 42 tokens, but its model has 41"),
-    (change("meta", "tokenizer", to="words"), "tokenizer must be char, gpt2 or none"),
     (drop("meta"), "it has no meta, which says what its tokens mean"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_a_damaged_field_is_one_line(mistake, out, damage, message):
@@ -189,29 +169,21 @@ def test_a_damaged_field_is_one_line(mistake, out, damage, message):
 
 
 @pytest.mark.parametrize("damage, message", [
-    (change("config", to="text"), "it has no optimizer state"),
     (drop("config"), "it has no optimizer state"),
     (drop("iter_num"), "iter_num=None must be a whole number"),
-    (change("iter_num", to=True), "iter_num=True must be a whole number"),
-    (change("iter_num", to=4.5), "iter_num=4.5 must be a whole number"),
     (change("iter_num", to=-1), "iter_num=-1 must be a whole number"),
     (change("iter_num", to=10**30), "must be a whole number, at least 0 and at most"),
     (change("sequences", to="8"), "sequences='8' must be a whole number"),
     (change("scaler", to=[1]), "its scaler is not the state of a gradient scaler"),
-    (change("scaler", to={"scale": 2.0}), "its scaler is not the state of a gradient scaler"),
     (change("optimizer", to=True), "its optimizer is not adamw as this version has it"),
-    (change("optimizer", to=[]), "its optimizer is not adamw as this version has it"),
     (change("config", "optimizer", to="muon"), "its optimizer is not muon as this version has it"),
     (change("optimizer", to=[7]), "its optimizer has no state"),
-    (change("optimizer", 0, "state", to={}), "its optimizer is not adamw"),
     (drop(*MOMENT), "its optimizer is not adamw"),
     (drop(*MOMENT, "exp_avg"), "its optimizer is not adamw"),
-    (change(*MOMENT, "max_exp_avg_sq", to=torch.zeros(2)), "its optimizer is not adamw"),
     (change(*MOMENT, "exp_avg", to=torch.zeros(2)), "its optimizer is not adamw"),
     (change(*MOMENT, "exp_avg", to=torch.zeros(1).expand(64, 16)), "more numbers than are stored"),
     (change(*MOMENT, "step", to=None), "'step' must be a tensor"),
     (change(*MOMENT, "step", to=10**400), "int too large to convert to float"),
-    (change(*MOMENT, to=[1]), "the optimizer's state of parameter 3 is not a dict"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_only_a_resume_needs_is_checked_only_by_a_resume(mistake, out, damage, message):
     """Sampling and new runs work with the optimizer of any program."""
@@ -229,53 +201,34 @@ def test_what_only_a_resume_needs_is_checked_only_by_a_resume(mistake, out, dama
 
 
 @pytest.mark.parametrize("damage", [
-    lambda state: state[3].pop("momentum"), lambda state: state.pop(3), lambda state: state.clear(),
-    lambda state: state[3].update(momentum=torch.zeros(1, 16, 16)),
-    lambda state: state.update({0: state[3]}),
-], ids=["no momentum", "a group less", "empty", "one matrix less", "of another group"])
+    lambda moments: moments.pop("momentum"),
+    lambda moments: moments.update(momentum=moments["momentum"][1:]),
+], ids=["no momentum", "one matrix less"])
 def test_a_momentum_of_another_shape_is_refused(runs, tmp_path, damage):
     content = raw(runs["muon"] / "ckpt.pt")
-    group = sorted(content["optimizer"][1]["state"])[1]
-    state = content["optimizer"][1]["state"]
-    if group != 3:
-        state[3] = state.pop(group)  # the same for any number of layers
-    damage(state)
+    damage(content["optimizer"][1]["state"][0])
     torch.save(content, tmp_path / "ckpt.pt")
     with pytest.raises(UserError, match="its optimizer is not muon as this version has it"):
         resume(tmp_path)
 
 
-@pytest.mark.parametrize("name, value", [
-    ("n_layer", 10**9), ("vocab_size", 10**9), ("n_embd", 10**8), ("block_size", 10**9),
-    ("block_size", 10**30), ("n_head", 10**9)])
+@pytest.mark.parametrize("name", ["n_layer", "vocab_size", "n_embd", "block_size"])
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_an_absurd_size_takes_no_memory(runs, tmp_path, kind, name, value):
+def test_an_absurd_size_takes_no_memory(runs, tmp_path, kind, name):
     content = raw(runs[kind] / "ckpt.pt")
-    content["model_args"][name] = value
+    content["model_args"][name] = 10**9
     if name == "n_embd":  # a view that repeats one number has any shape
-        content["model"] = {k: torch.zeros(1).expand([value] * w.dim())
+        content["model"] = {k: torch.zeros(1).expand([10**9] * w.dim())
                             for k, w in content["model"].items()}
     torch.save(content, tmp_path / "ckpt.pt")
-    started = time.monotonic()
     with pytest.raises(UserError):
         read(tmp_path / "ckpt.pt")
-    assert time.monotonic() - started < 2
-
-
-def tensor_bytes(path):
-    """Where the bytes of the largest tensor in a checkpoint begin in the file."""
-    with zipfile.ZipFile(path) as file:
-        info = max(file.infolist(), key=lambda info: info.file_size)
-    content = path.read_bytes()
-    extra = info.header_offset + 26
-    name_length, extra_length = (int.from_bytes(content[i:i + 2], "little")
-                                 for i in (extra, extra + 2))
-    return info.header_offset + 30 + name_length + extra_length
 
 
 def test_a_flipped_bit_in_a_tensor_is_noticed_and_the_other_file_is_used(out, capsys):
     content = bytearray((out / "ckpt.pt").read_bytes())
-    content[tensor_bytes(out / "ckpt.pt") + 40] ^= 1
+    tensor = raw(out / "ckpt.pt")["model"][FC].numpy().tobytes()
+    content[content.index(tensor) + 40] ^= 1
     (out / "ckpt.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"ckpt.pt is damaged.*the checksum of .* is wrong"):
         read(out / "ckpt.pt")
@@ -298,62 +251,17 @@ def test_a_file_that_would_grow_when_it_is_read_is_refused(out):
 # ---- a full disk
 
 
-def write_again(folder):
-    """Write the checkpoint of a folder a second time, as best.pt."""
-    write(read(folder / "ckpt.pt"), folder / "best.pt")
-
-
-@pytest.mark.parametrize("share", [0.1, 0.6, 0.9])
-def test_a_file_that_cannot_grow_is_one_line_and_the_old_one_stays(out, mistake, share):
+def test_a_file_that_cannot_grow_is_one_line_and_the_old_one_stays(out, mistake):
     resource = pytest.importorskip("resource")
     before = (out / "best.pt").read_bytes()
     limit, highest = resource.getrlimit(resource.RLIMIT_FSIZE)  # Python ignores its signal
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * len(before)), highest))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, highest))
     try:
-        line = mistake(lambda _: write_again(out))
+        line = mistake(lambda _: write(read(out / "ckpt.pt"), out / "best.pt"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, highest))
     assert line.startswith("error: [Errno 27]") and "best.pt" in line
     assert (out / "best.pt").read_bytes() == before and not list(out.glob("*.tmp"))
-
-
-def test_a_full_disk_is_one_line_and_the_old_one_stays(out, mistake, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    size = (out / "ckpt.pt").stat().st_size
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={5 * size // 2}", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("mounting a disk is not allowed here")
-    try:
-        for name in "ckpt.pt", "best.pt":
-            shutil.copy(out / name, disk)
-        assert mistake(lambda _: write_again(disk)) == (
-            f"error: [Errno 28] No space left on device: '{disk / 'best.pt'}'")
-        assert sorted(path.name for path in disk.iterdir()) == ["best.pt", "ckpt.pt"]
-        assert read(disk / "best.pt").step and read(disk / "ckpt.pt").step
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-# ---- memory
-
-
-@pytest.mark.parametrize("init_from", ["resume", "model"])
-def test_nothing_but_the_caller_keeps_a_checkpoint_alive(out, init_from, capsys):
-    """Without the garbage collector: a cycle, too, would keep gigabytes for a while."""
-    (out / "ckpt.pt").write_bytes(b"damaged")  # so that an exception has seen the folder
-    named = init_from if init_from == "resume" else str(out)
-    _, _, start = begin(out_dir=str(out), init_from=named)
-    moments = [tensor for states in start.optimizer or [] for each in states["state"].values()
-               for tensor in each.values()]
-    alive = [weakref.ref(kept) for kept in (start, *start.model.values(), *moments)]
-    assert len(moments) == (0 if init_from == "model" else 3 * 15)
-    del start, moments
-    assert not any(reference() is not None for reference in alive)
 
 
 # ---- where a run starts
@@ -404,41 +312,29 @@ class WithGate(GPT):
     def __init__(self, config):
         super().__init__(config)
         self.gate = torch.nn.Parameter(torch.ones(3))
-        self.table = torch.nn.Parameter(torch.ones(3, 3))
 
     def forward(self, idx, targets=None, cache=None):
         logits, loss = super().forward(idx, targets, cache)
-        if loss is not None:
-            loss = loss * self.gate.mean() * self.table.mean()
-        return logits, loss
+        return logits, None if loss is None else loss * self.gate.mean()
 
 
-def test_a_model_py_that_was_changed_reads_its_own_checkpoints(out, mistake, monkeypatch):
+def test_a_model_py_that_was_changed_reads_its_own_checkpoints(tiny, out, mistake, monkeypatch):
     (out / "best.pt").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(huggingface, "GPT", WithGate)
         patch.setattr(train, "GPT", WithGate)
         assert "it lacks the weight gate, which this model.py has" in mistake(
             sample.main, f"--out_dir={out}")
-        train.main(["--init_from=scratch", f"--out_dir={out}", "--max_iters=1"] + [
-            f"--{name}={value}" for name, value in TINY_RUN.items() if name != "max_iters"] + [
-            f"--data_dir={raw(out / 'ckpt.pt')['config']['data_dir']}"])
+        train.main(tiny(max_iters=1))
         assert read(out / "ckpt.pt").model["gate"].shape == (3,)
         assert resume(out, max_iters=2)[2].optimizer
     (out / "best.pt").unlink()
-    assert "this model.py does not have the weights 'gate', 'table'" in mistake(
+    assert "this model.py does not have the weights 'gate'" in mistake(
         sample.main, f"--out_dir={out}")
 
 
-def test_another_optimizer_does_not_resume(out):
-    with pytest.raises(UserError, match="optimizer=muon, but the checkpoint to resume has adamw"):
-        resume(out, optimizer="muon")
-    assert resume(out, optimizer="adamw")[0].optimizer == "adamw"
-
-
 @pytest.mark.parametrize("settings, rises", [
-    ({"max_iters": 40}, True), ({"max_iters": 4}, False), ({}, False),
-    ({"max_iters": 40, "lr_decay_iters": 4}, False), ({"max_iters": 40, "decay_lr": False}, False),
+    ({"max_iters": 40}, True), ({}, False), ({"max_iters": 40, "lr_decay_iters": 4}, False),
 ])
 def test_a_longer_schedule_says_that_the_learning_rate_rises_again(out, capsys, settings, rises):
     before = train.learning_rate(4, train.TrainConfig(**read(out / "ckpt.pt").config))
@@ -448,14 +344,6 @@ def test_a_longer_schedule_says_that_the_learning_rate_rises_again(out, capsys, 
     if rises:
         assert "it now decays until step 40 instead of 4" in printed
         assert train.learning_rate(start.step, cfg) > before
-
-
-def test_a_longer_schedule_with_a_cooldown_that_has_not_begun_does_not_rise(out, capsys):
-    content = raw(out / "ckpt.pt")
-    content["config"] |= {"cooldown": 0.2, "max_iters": 100}
-    torch.save(content, out / "ckpt.pt")
-    resume(out, max_iters=1000)
-    assert "rises" not in capsys.readouterr().out
 
 
 def test_auto_resumes_from_a_lone_best(out):
@@ -488,19 +376,6 @@ def test_a_run_starts_from_the_best_model_of_a_folder_and_resumes_the_last(out):
     assert equal(resume(out)[2].model[FC], raw(out / "ckpt.pt")["model"][FC])
 
 
-def test_the_callers_weights_stay_as_they_are(out):
-    start = read_model(out)
-    table = start.model["transformer.wpe.weight"]
-    _, model_cfg, short = begin(init_from=str(out), block_size=5, dropout=0.3)
-    assert model_cfg.block_size == 5 and short.model_args == asdict(model_cfg)
-    cropped = short.model["transformer.wpe.weight"]
-    assert torch.equal(cropped, table[:5])
-    assert cropped.untyped_storage().nbytes() == 5 * 16 * 4  # the rest can be freed
-    again = starting.cropped(start, replace(model_cfg, block_size=3))
-    assert len(again.model["transformer.wpe.weight"]) == 3
-    assert start.model["transformer.wpe.weight"] is table and len(table) == 16
-
-
 def test_a_folder_whose_runs_were_put_aside_names_them(out, mistake):
     for number in 2, 10:
         (out / f"previous-{number}").mkdir()
@@ -512,14 +387,10 @@ def test_a_folder_whose_runs_were_put_aside_names_them(out, mistake):
     assert named in mistake(train.main, f"--out_dir={out}", "--init_from=resume")
     assert named in mistake(sample.main, f"--out_dir={out}")
     assert named in mistake(sample.main, f"--init_from={out}")
-
-
-def test_a_runs_own_config_is_not_taken_for_hugging_faces(out, mistake):
-    for name in "best.pt", "ckpt.pt":
-        (out / name).unlink()
-    assert (out / "config.json").exists()
-    line = mistake(sample.main, f"--init_from={out}")
-    assert f"{out} has no checkpoint: train first" in line
+    shutil.rmtree(out / "previous-2")
+    shutil.rmtree(out / "previous-10")
+    assert (out / "config.json").exists()  # which is not taken for one of Hugging Face's
+    assert f"{out} has no checkpoint: train first" in mistake(sample.main, f"--init_from={out}")
 
 
 def test_folders_that_have_a_checkpoint_are_named(out, mistake):
@@ -529,16 +400,8 @@ def test_folders_that_have_a_checkpoint_are_named(out, mistake):
 
 @pytest.mark.parametrize("name, message", [
     ("", "init_from= is empty"), ("gpt2-md", "did you mean gpt2-medium?"),
-    ("gpt2-xxl", "did you mean gpt2-xl?"), ("distilgpt", "did you mean distilgpt2?"),
-    ("scrtach", "did you mean scratch?"), ("Resume", "did you mean resume?"),
-    ("llama", "use one of scratch, resume, auto, gpt2, gpt2-medium"),
+    ("Resume", "did you mean resume?"), ("llama", "use one of scratch, resume, auto, gpt2, gpt2-m"),
 ])
 def test_a_name_that_is_nearly_right_is_not_asked_for(mistake, monkeypatch, name, message):
     monkeypatch.setattr(starting.huggingface, "find", lambda name: Path("/asked/for") / name)
     assert message in mistake(train.main, f"--init_from={name}")
-
-
-def test_in_several_processes_a_line_is_said_once(out, capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    resume(out, patience=5)
-    assert capsys.readouterr().out == ""

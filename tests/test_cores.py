@@ -1,11 +1,8 @@
 """pytest tests/test_cores.py - the cores that a process may use, and threads that share them"""
 
 import os
-import subprocess
-import sys
 
 import pytest
-from helpers import ROOT
 
 from internals import cores
 
@@ -32,10 +29,7 @@ def machine(monkeypatch, tmp_path):
     ({}, "", 8),
     ({"cpu.max": "max 100000\n"}, "0::/\n", 8),
     ({"cpu.max": "150000 100000\n"}, "0::/\n", 2),  # docker run --cpus=1.5
-    ({"cpu.max": "20000 100000\n"}, "", 1),
-    ({"cpu.max": "1600000 100000\n"}, "", 8),
     ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, "", 4),
-    ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, "", 8),
     ({"a.slice/b.scope/cpu.max": "max 100000", "a.slice/cpu.max": "300000 100000"},
      "0::/a.slice/b.scope\n", 3),  # systemd-run -p CPUQuota=300%
     ({"cpu,cpuacct/docker/x/cpu.cfs_quota_us": "200000",
@@ -49,7 +43,6 @@ def test_a_containers_quota_limits_the_cores(machine, files, own, expected):
 
 @pytest.mark.parametrize("files, before, after", [
     ({}, {}, {"GOMP_SPINCOUNT": "4000"}),
-    ({}, {"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
     ({}, {"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
     ({"cpu.max": "200000 100000"}, {}, {"GOMP_SPINCOUNT": "4000", "OMP_NUM_THREADS": "2"}),
     ({"cpu.max": "200000 100000"}, {"OMP_NUM_THREADS": "4"},
@@ -61,15 +54,3 @@ def test_threads_share_the_cores_unless_the_user_has_decided(
     monkeypatch.setattr(os, "environ", dict(before))
     cores.share_cores()
     assert os.environ == after
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="torch uses GNU's OpenMP library on Linux")
-@pytest.mark.parametrize("script", ["train.py", "sample.py"])
-def test_the_scripts_set_it_before_torch_is_imported(script):
-    """OMP_DISPLAY_ENV makes the OpenMP library print what it has read."""
-    environment = {name: value for name, value in os.environ.items() if "OMP_" not in name}
-    shown = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True,
-                           encoding="utf-8", env=environment | {"OMP_DISPLAY_ENV": "verbose"})
-    if "GOMP_SPINCOUNT" not in shown.stderr:
-        pytest.skip("this torch has another OpenMP library")
-    assert "GOMP_SPINCOUNT = '4000'" in shown.stderr

@@ -1,12 +1,13 @@
 """pytest tests/test_devices.py - devices that this machine lacks, played by others"""
 
-from types import SimpleNamespace
+import copy
 
 import pytest
 import torch
-from helpers import MODELS, model_of
+from helpers import GPT2_TINY, MODELS
 
 from internals import devices
+from model import GPT
 
 CUDA = torch.device("cuda", 0)
 
@@ -25,22 +26,38 @@ def test_the_peak_is_that_of_the_card_and_unknown_for_others(monkeypatch, name, 
     assert devices.peak_flops(CUDA, "float32") is None
 
 
+class Apple:
+    """Apple's GPU, played by the CPU."""
+
+    type = "mps"
+
+
 @MODELS
-@pytest.mark.parametrize("error", [0.0, 0.5])
-def test_a_gpu_that_computes_wrong_gradients_is_not_used(monkeypatch, capsys, config, error):
-    """Apple's GPU is played by the CPU, with an error in one gradient."""
-    model = model_of(config, spread=0.1)
-    apple = SimpleNamespace(type="mps")
+@pytest.mark.parametrize("wrong", [None, "lm_head", "transformer.h.1.attn.c_attn"])
+def test_a_gpu_that_computes_wrong_results_is_not_used(monkeypatch, capsys, config, wrong):
+    """The model is new, as at the start of a run: zero_init must not hide an error."""
+    model = GPT(config)
+    apple = Apple()
     correct = devices.loss_and_gradient
 
     def on_apple(model, device):
-        result = correct(model, torch.device("cpu"))
-        if device is apple:
-            result[3] *= 1 + error
-        return result
+        if device is apple and wrong:
+            model = copy.deepcopy(model)
+            model.get_submodule(wrong).register_forward_hook(lambda module, args, y: 1.5 * y)
+        return correct(model, torch.device("cpu"))
 
     monkeypatch.setattr(devices, "loss_and_gradient", on_apple)
     device = devices.trusted(apple, model)
-    assert (device is apple) == (error == 0)
-    assert ("training on the CPU" in capsys.readouterr().err) == (error > 0)
+    assert (device is apple) == (wrong is None)
+    assert ("training on the CPU" in capsys.readouterr().err) == (wrong is not None)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_model_that_has_diverged_says_nothing_about_a_gpu(monkeypatch):
+    model = GPT(GPT2_TINY)
+    model.transformer.wte.weight.data.fill_(torch.nan)
+    correct = devices.loss_and_gradient
+    monkeypatch.setattr(devices, "loss_and_gradient",
+                        lambda model, device: correct(model, torch.device("cpu")))
+    apple = Apple()
+    assert devices.trusted(apple, model) is apple

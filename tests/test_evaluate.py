@@ -4,14 +4,14 @@ import json
 import math
 import re
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import evaluate
 import numpy as np
 import pytest
 import torch
-from evaluate import EvaluateConfig, main, windows
-from helpers import GPT2_TINY, ROOT, finished
+from evaluate import EvaluateConfig, main
+from helpers import GPT2_TINY, ROOT
 
 import prepare
 from configurator import configure
@@ -30,6 +30,7 @@ EXAMPLES = [  # in the format of hellaswag_val.jsonl, one of them longer than th
     {"ind": 26, "ctx": "[header] How to boil an egg [title] Take water.", "source_id": "wikihow~1",
      "endings": ["Heat it.", "Throw the pan away, and then go to bed.", "[step] Put it in.", "No"]},
 ]
+GOOD = {"ctx": "a", "endings": ["a", "b", "c", "d"], "label": 0}
 
 
 def sharp_model(config):
@@ -96,8 +97,8 @@ def ending_nats(model, ctx, ending, n_vocab):
 # ---- perplexity
 
 
-@pytest.mark.parametrize("stride", [1, 5, 16, 31, 32])
-@pytest.mark.parametrize("text", [TEXT, TEXT[:33], TEXT[:34], TEXT[:9], TEXT[:2]],
+@pytest.mark.parametrize("stride", [1, 5, 32])
+@pytest.mark.parametrize("text", [TEXT, TEXT[:33], TEXT[:34], TEXT[:2]],
                          ids=lambda text: f"{len(text)} characters")
 def test_sliding_windows_equal_one_token_at_a_time(saved, written, text, stride):
     model = sharp_model(GPT2_TINY)
@@ -109,39 +110,12 @@ def test_sliding_windows_equal_one_token_at_a_time(saved, written, text, stride)
     assert result["nats_per_token"] * len(ids[1:]) == pytest.approx(nats, rel=1e-5)
 
 
-@pytest.mark.parametrize("count, size, stride", [(1, 4, 1), (4, 4, 4), (5, 4, 4), (9, 4, 3),
-                                                 (100, 7, 1), (100, 7, 5), (3, 9, 9)])
-def test_every_token_counts_once(count, size, stride):
-    scored = []
-    for begin, end, new in windows(count, size, stride):
-        assert end - begin <= size and begin % stride == 0
-        if scored:
-            assert end - new - begin >= size - stride  # context before the first that is new
-        scored += range(end - new, end)
-    assert scored == list(range(count))
-
-
-def test_half_a_window_is_the_stride_unless_it_is_given(saved, written):
-    model = saved(sharp_model(GPT2_TINY), CHARS)
-    argv = [model, f"--text={written(TEXT)}", "--device=cpu"]
-    assert main(argv) == main([*argv, "--stride=16"])
-    assert main(argv)["nats_per_token"] != main([*argv, "--stride=32"])["nats_per_token"]
-
-
-def test_batches_change_nothing(saved, written):
-    argv = [saved(sharp_model(GPT2_TINY), CHARS), f"--text={written(TEXT)}", "--stride=3"]
-    one, many = (main([*argv, f"--batch_size={size}"]) for size in (1, 1000))
-    assert one == pytest.approx(many, rel=1e-6)
-
-
-def test_padded_ids_get_no_probability(saved, written):
-    """The logits of ids that no token has can be anything."""
-    model, results = sharp_model(GPT2_TINY), []
-    for shift in (0, 3):
-        with torch.no_grad():
-            model.transformer.wte.weight[CHARS.n_vocab:] += shift
-        results.append(main([saved(model, CHARS), f"--text={written(TEXT)}", "--device=cpu"]))
-    assert results[0] == results[1]
+def test_the_default_stride_is_half_a_window_and_batches_change_nothing(saved, written):
+    argv = [saved(sharp_model(GPT2_TINY), CHARS), f"--text={written(TEXT)}", "--device=cpu"]
+    result = main(argv)
+    assert result == main([*argv, "--stride=16"])
+    assert result["nats_per_token"] != main([*argv, "--stride=32"])["nats_per_token"]
+    assert main([*argv, "--batch_size=1"]) == pytest.approx(result, rel=1e-6)
 
 
 def test_a_model_without_opinions_has_the_perplexity_of_its_vocabulary(saved, written, capsys):
@@ -160,7 +134,6 @@ def test_a_model_without_opinions_has_the_perplexity_of_its_vocabulary(saved, wr
 def test_a_text_of_one_long_word_has_no_finite_perplexity_of_words(saved, written):
     result = main([saved(sharp_model(GPT2_TINY), CHARS), f"--text={written('日本語' * 200)}"])
     assert result["words"] == 1 and result["perplexity_per_word"] == math.inf
-    assert 0 < result["bits_per_byte"] < math.inf
 
 
 def test_bpe_counts_every_byte_after_end_of_text(saved, written, bpe):
@@ -201,62 +174,22 @@ def test_hellaswag_takes_the_ending_of_least_loss(saved, written, bpe):
                 {"examples": 3, "acc": acc, "acc_norm": acc_norm})
 
 
-def test_the_loss_of_an_ending_is_that_of_its_tokens_in_a_cropped_window(bpe):
-    model, expected = sharp_model(BPE_CONFIG), []
-    rows = evaluate.ending_rows(bpe, [(e["ctx"], e["endings"], 0) for e in EXAMPLES], 24)
-    for example in EXAMPLES:
-        ctx = bpe.encode(example["ctx"]).tolist()
-        for ending in example["endings"]:
-            ids = bpe.encode(" " + ending).tolist()
-            expected.append(sum(ending_nats(model, ctx, ids, 50257)))
-    assert evaluate.completion_nats(model, rows, 50257) == pytest.approx(expected, rel=1e-4)
-    lengths = {len(ids) for ids, _ in rows}  # short rows, cropped ones, and an ending too long
-    assert min(lengths) < 20 and max(lengths) == 25 and max(n for _, n in rows) == 24
-
-
-def test_the_ending_that_was_learnt_wins(saved, written, bpe, capsys):
-    torch.manual_seed(0)
-    model = GPT(replace(BPE_CONFIG, n_embd=32))
-    example = EXAMPLES[0]
-    ids = torch.from_numpy(bpe.encode(f"{example['ctx']} {RIGHT}").astype(np.int64))[None]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-    for _ in range(30):
-        _, loss = model(ids[:, :-1], ids[:, 1:])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    argv = [saved(model, bpe), "--device=cpu"]
-    right, wrong = example | {"label": 1}, example | {"label": 3}
-    assert main([*argv, f"--hellaswag={written([right])}"])["acc_norm"] == 1
-    assert main([*argv, f"--hellaswag={written([right, wrong])}"])["acc_norm"] == 0.5
-    assert "acc_norm, by loss per token  0.5000" in capsys.readouterr().out
-    assert main([*argv, f"--hellaswag={written([right, wrong])}", "--limit=1"]) == {
-        "examples": 1, "acc": 1, "acc_norm": 1}
-
-
-def test_unusual_line_ends_inside_a_text_are_no_lines(written):
-    example = {"ctx": "a\u2028b\x85c", "endings": ["d", "e\u2029", "", "f"], "label": 3}
+def test_unusual_line_ends_inside_a_text_are_no_lines_and_a_label_can_be_a_text(written):
+    example = {"ctx": "a\u2028b\x85c", "endings": ["d", "e\u2029", "", "f"], "label": " 3"}
     path = written(json.dumps(example, ensure_ascii=False) + "\r\n\n")
     assert evaluate.read_hellaswag(path) == [("a\u2028b\x85c", ["d", "e\u2029", "", "f"], 3)]
-
-
-@pytest.mark.parametrize("label", [2, "2", " 2", "2\n"])
-def test_a_label_can_be_a_text_as_in_the_files_of_the_hub(written, label):
-    examples = evaluate.read_hellaswag(written([EXAMPLES[0] | {"label": label}]))
-    assert [label for _, _, label in examples] == [2] and type(examples[0][2]) is int
 
 
 # ---- the command, and mistakes
 
 
-def test_the_command_prints_both(saved, written, tmp_path):
-    model = saved(sharp_model(GPT2_TINY), CHARS)
+def test_the_command_prints_both(saved, written, tmp_path, capsys):
     (tmp_path / "text").write_text(TEXT, encoding="utf-8")
-    path = written([{"ctx": "the quick", "endings": ["a", "b", "c", "d"], "label": 0}])
-    code, output = finished(ROOT / "tools" / "evaluate.py", model, f"--text={tmp_path / 'text'}",
-                            f"--hellaswag={path}", cwd=tmp_path)
-    assert code == 0 and len(output.splitlines()) == 8, output
-    assert "119 tokens, 26 words, 135 bytes; stride 16" in output.splitlines()[0]
+    path = written([GOOD | {"ctx": "the quick"}])
+    argv = [saved(sharp_model(GPT2_TINY), CHARS), f"--text={tmp_path / 'text'}"]
+    assert main([*argv, f"--hellaswag={path}", "--limit=1"])["examples"] == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8 and "119 tokens, 26 words, 135 bytes; stride 16" in lines[0]
 
 
 def test_commands_in_the_docs_have_settings_that_exist():
@@ -267,16 +200,12 @@ def test_commands_in_the_docs_have_settings_that_exist():
         configure("", EvaluateConfig, argv=shlex.split(command)[1:])
 
 
-GOOD = {"ctx": "a", "endings": ["a", "b", "c", "d"], "label": 0}
-
-
 @pytest.mark.parametrize("line", [
-    "", "{", "[]", "3", "null", "[" * 100_000,
+    "", "{", "[]", "[" * 100_000,
     *(json.dumps({k: v for k, v in GOOD.items() if k != key}) for key in GOOD),
     *(json.dumps(GOOD | change) for change in (
-        {"label": 4}, {"label": -1}, {"label": "4"}, {"label": ""}, {"label": 0.0}, {"label": True},
-        {"label": "1.0"}, {"label": [1]}, {"label": "one"}, {"endings": ["a", "b", "c"]},
-        {"endings": "abcd"}, {"endings": ["a", "b", "c", 4]}, {"ctx": ""}, {"ctx": None})),
+        {"label": 4}, {"label": -1}, {"label": ""}, {"label": 0.0}, {"label": True},
+        {"endings": ["a", "b", "c"]}, {"endings": ["a", "b", "c", 4]}, {"ctx": ""})),
 ], ids=lambda line: line[:20])
 def test_a_line_that_is_no_example_is_refused_by_its_number(mistake, written, line):
     path = written("\n".join([json.dumps(GOOD), line, json.dumps(GOOD)]))
@@ -298,11 +227,7 @@ def test_a_file_that_cannot_be_read_is_refused(mistake, tmp_path, option):
     ([], "there is nothing to evaluate on: give --text=FILE or --hellaswag="),
     (["--text=TEXT", "--stride=0"], "stride=0 must be 1 or more"),
     (["--text=TEXT", "--stride=33"], "stride=33 must be at least 1 and at most block_size=32"),
-    (["--text=TEXT", "--batch_size=0"], "batch_size=0 must be 1 or more"),
-    (["--text=TEXT", "--limit=0"], "limit=0 must be 1 or more"),
-    (["--text=TEXT", "--init_from=gtp2"], "gtp2"),
     (["--text=TEXT", "--out_dir=nowhere"], "nowhere has no checkpoint"),
-    (["--txt=TEXT"], "unknown setting 'txt' on the command line; did you mean text?"),
 ])
 def test_wrong_settings_are_refused(mistake, saved, written, argv, message):
     out_dir = saved(sharp_model(GPT2_TINY), CHARS)

@@ -1,21 +1,19 @@
 """pytest tests/test_pretrained.py - GPT-2's weights, from and to Hugging Face, to the last digit"""
 
 import json
-import pickle
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import GPT2_TINY, MODERN, MODERN_TINY, NANO_TINY, ROOT, equal, finished
+from helpers import GPT2_TINY, MODERN, NANO_TINY, Payload, equal
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import sample
 import train
 from internals import huggingface, starting
-from model import GPT, GPTConfig
+from model import GPT
 
 TINY = {"vocab_size": 61, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}
 
@@ -73,25 +71,13 @@ def assert_same(ours, model):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"n_layer": 1, "n_head": 1}, {"n_layer": 4, "n_head": 8, "n_embd": 64},
-    {"n_embd": 48, "n_head": 3, "n_positions": 100}, {"n_positions": 8},
-    {"layer_norm_epsilon": 1e-2}, {"layer_norm_epsilon": 1e-12}, {"tie_word_embeddings": False},
-    {"activation_function": "gelu"}, {"activation_function": "gelu_pytorch_tanh"},
-    {"activation_function": "gelu_fast"}, {"activation_function": "gelu_python"},
-    {"activation_function": "gelu_accurate"},
-    {"vocab_size": 1000}, {"n_inner": 128}, {"reorder_and_upcast_attn": True},
+    {}, {"n_layer": 4, "n_head": 8, "n_embd": 64}, {"n_positions": 8, "n_inner": 128},
+    {"layer_norm_epsilon": 1e-2}, {"tie_word_embeddings": False}, {"activation_function": "gelu"},
+    {"activation_function": "gelu_fast"}, {"vocab_size": 1000, "reorder_and_upcast_attn": True},
 ], ids=str)
 def test_logits_gradients_and_text_equal_hugging_faces(tmp_path, changes):
     model = theirs(**changes)
     assert_same(GPT.from_pretrained(saved(model, tmp_path)), model)
-
-
-@pytest.mark.parametrize("setting, value", [("act", "gelu"), ("norm_eps", 1e-4), ("n_head", 4)])
-def test_a_setting_that_is_misread_would_show(tmp_path, setting, value):
-    right = GPT.from_pretrained(saved(theirs(), tmp_path))
-    wrong = GPT.from_weights(replace(right.config, **{setting: value}), right.state_dict())
-    idx = tokens(3, 14)
-    assert (right(idx, idx)[0] - wrong(idx, idx)[0]).abs().max() > 2e-4
 
 
 def test_files_of_every_kind_hold_the_same_model(tmp_path):
@@ -114,19 +100,6 @@ def test_files_of_every_kind_hold_the_same_model(tmp_path):
     assert all(equal(GPT.from_pretrained(folder).state_dict(), expected) for folder in folders[1:])
 
 
-def test_shards_of_pickles_are_read_too(tmp_path):
-    model = theirs(tie_word_embeddings=False)
-    parts = list(model.state_dict().items())
-    model.config.save_pretrained(tmp_path)
-    index = {}
-    for i, some in enumerate((parts[:9], parts[9:])):
-        name = f"pytorch_model-{i + 1:05}-of-00002.bin"
-        torch.save(dict(some), tmp_path / name)
-        index |= dict.fromkeys(dict(some), name)
-    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
-    assert_same(GPT.from_pretrained(tmp_path), model)
-
-
 def test_a_head_that_differs_from_the_embedding_is_kept(tmp_path):
     """Although config.json says that they are tied: transformers keeps both, too."""
     model = theirs(tie_word_embeddings=False)
@@ -138,24 +111,20 @@ def test_a_head_that_differs_from_the_embedding_is_kept(tmp_path):
     assert_same(ours, model)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("kept", [["wte"], ["lm_head"], ["wte", "lm_head"]], ids=str)
-def test_tied_weights_can_have_either_name(tmp_path, kept, dtype):
+@pytest.mark.parametrize("kept", ["transformer.wte.weight", "lm_head.weight"])
+def test_tied_weights_can_have_either_name(tmp_path, kept):
     """safetensors.torch.save_model stores one of them."""
     saved(theirs(), tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     embedding = weights.pop("transformer.wte.weight")
-    names = {"wte": "transformer.wte.weight", "lm_head": "lm_head.weight"}
-    weights |= {names[name]: embedding.clone() for name in kept}
-    save_file({name: w.to(dtype) for name, w in weights.items()}, tmp_path / "model.safetensors")
+    save_file(weights | {kept: embedding}, tmp_path / "model.safetensors")
     ours = GPT.from_pretrained(tmp_path)
     assert ours.config.tied and ours.lm_head.weight is ours.transformer.wte.weight
-    assert torch.equal(ours.lm_head.weight, embedding.to(dtype).float())
+    assert torch.equal(ours.lm_head.weight, embedding)
 
 
 @pytest.mark.parametrize("heads", [
-    ["v_head.summary.weight", "v_head.summary.bias"], ["score.weight"], ["classifier.bias"],
-    ["transformer.v_head.summary.weight"], ["multiple_choice_head.summary.bias"]], ids=str)
+    ["v_head.summary.weight", "score.weight"], ["transformer.v_head.summary.weight"]], ids=str)
 def test_other_heads_are_skipped_with_a_line(tmp_path, capsys, heads):
     model = theirs()
     saved(model, tmp_path)
@@ -168,77 +137,12 @@ def test_other_heads_are_skipped_with_a_line(tmp_path, capsys, heads):
                     f"that are skipped: {', '.join(sorted(heads))}")
 
 
-def test_a_folder_without_model_type_is_known_by_its_architecture(mistake, tmp_path):
-    model = theirs()
-    saved(model, tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config["model_type"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert_same(GPT.from_pretrained(tmp_path), model)
-    for architectures in ["LlamaForCausalLM"], [], None, "GPT2LMHeadModel":
-        config["architectures"] = architectures
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        assert "has no model_type" in mistake(sample.main, f"--init_from={tmp_path}")
-
-
-def test_messages_name_the_weights_as_the_file_does(mistake, tmp_path):
-    saved(theirs(), tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    bare = {name.removeprefix("transformer."): w for name, w in weights.items()}
-    save_file(bare | {"h.0.ln_1.bias": torch.zeros(3)}, tmp_path / "model.safetensors")
-    line = mistake(sample.main, f"--init_from={tmp_path}")
-    assert f"cannot be loaded: h.0.ln_1.bias in {tmp_path}" in line
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_narrow_weights_become_float32(tmp_path, dtype):
-    model = saved(theirs().to(dtype), tmp_path)
+def test_narrow_weights_become_float32(tmp_path):
+    saved(theirs().to(torch.bfloat16), tmp_path)
     ours = GPT.from_pretrained(tmp_path)
     assert {p.dtype for p in ours.parameters()} == {torch.float32}
     model = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32)
     assert_same(ours, model.eval())
-
-
-def test_other_names_of_the_same_settings_are_read():
-    plain = GPT2Config(**TINY | {"n_head": 4}).to_dict()
-    other = {{new: old for old, new in huggingface.ALIASES.items()}.get(k, k): v
-             for k, v in plain.items()}
-    assert GPTConfig(**huggingface.read_config(other)) == GPTConfig(
-        **huggingface.read_config(plain)) == GPTConfig(64, 61, 2, 4, 32, bias=True)
-    assert "num_attention_heads" in other and "n_head" not in other
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts such memory")
-@pytest.mark.parametrize("kind", ["safetensors", "zip", "old"])
-def test_loading_takes_the_memory_of_one_copy(tmp_path, kind):
-    """Memory that is not a file's: mapped pages of a file can be dropped at any time. Legacy
-    pickles are not mapped; each weight of theirs is freed when it is copied."""
-    model = theirs(n_embd=512, n_head=8, n_layer=8)  # 101 MB
-    state = model.state_dict() if kind != "safetensors" else None
-    options = {"_use_new_zipfile_serialization": False} if kind == "old" else {}
-    saved(model, tmp_path, state, **options)
-    code = (f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-            "import threading, time, internals.huggingface, safetensors.torch\n"
-            "from model import GPT, GPTConfig\n"
-            "def anon():\n"
-            "    lines = open('/proc/self/status').read().split('RssAnon:')[1]\n"
-            "    return int(lines.split()[0]) / 1024\n"
-            "def watch():\n"
-            "    while True:\n"
-            "        peak[0] = max(peak[0], anon())\n"
-            "        time.sleep(0.001)\n"
-            "tiny = GPTConfig(n_embd=2, n_head=1, n_layer=1, vocab_size=2)\n"
-            "GPT.from_weights(tiny, GPT(tiny).state_dict())\n"  # what torch imports for it
-            "before = anon(); peak = [before]\n"
-            "threading.Thread(target=watch, daemon=True).start()\n"
-            f"model = GPT.from_pretrained({str(tmp_path)!r})\n"
-            "time.sleep(0.05)\n"
-            "print(peak[0] - before, sum(p.numel() for p in model.parameters()) * 4 / 2**20)")
-    (tmp_path / "measure.py").write_text(code, encoding="utf-8")
-    code, printed = finished(tmp_path / "measure.py")
-    assert code == 0, printed
-    peak, one = map(float, printed.split())
-    assert 0.9 * one < peak < 1.5 * one, (peak, one)
 
 
 # ---- what is refused
@@ -255,8 +159,7 @@ def test_what_is_not_gpt2_is_refused_by_the_name_of_the_setting(mistake, tmp_pat
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=rf"{setting}=.* in config.json differs from GPT-2"):
         GPT.from_pretrained(tmp_path)
-    for main in train.main, sample.main:
-        assert f"{setting}=" in mistake(main, f"--init_from={tmp_path}")
+    assert f"{setting}=" in mistake(train.main, f"--init_from={tmp_path}")
 
 
 def changed(weights, **changes):
@@ -270,15 +173,10 @@ def cut(path, size):
 @pytest.mark.parametrize("damage, message", [
     (lambda f, w: (f / "config.json").unlink(), "has no config.json"),
     (lambda f, w: (f / "config.json").write_text("{"), "config.json is not JSON"),
-    (lambda f, w: (f / "config.json").write_text("[]"), "does not contain a JSON object"),
     (lambda f, w: (f / "model.safetensors").unlink(), "no model.safetensors and no pytorch_model"),
     (lambda f, w: cut(f / "model.safetensors", 20000), "model.safetensors is damaged"),
-    (lambda f, w: cut(f / "model.safetensors", 4), "model.safetensors is damaged"),
-    (lambda f, w: (f / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
     (lambda f, w: save_file(changed(w, **{"transformer.h.1.mlp.c_fc.bias": None}),
                             f / "model.safetensors"), "h.1.mlp.c_fc.bias"),
-    (lambda f, w: save_file(changed(w, **{"transformer.wte.weight": None}),
-                            f / "model.safetensors"), "transformer.wte.weight"),
     (lambda f, w: save_file(changed(w, **{"transformer.wpe.weight": torch.zeros(63, 32)}),
                             f / "model.safetensors"), "transformer.wpe.weight in"),
     (lambda f, w: save_file(changed(w, **{"transformer.adapter.weight": torch.zeros(3, 32)}),
@@ -286,29 +184,12 @@ def cut(path, size):
     (lambda f, w: save_file(changed(w, **{"transformer.h.0.attn.c_attn.weight":
                                           torch.zeros(32, 96, dtype=torch.int8)}),
                             f / "model.safetensors"), "c_attn.weight in"),
-], ids=["no config", "half a config", "a list", "no weights", "truncated", "in its header", "empty",
-        "a weight less", "no tokens", "another shape", "a weight more", "quantized"])
+], ids=["no config", "half a config", "no weights", "truncated", "a weight less", "another shape",
+        "a weight more", "quantized"])
 def test_a_damaged_folder_is_told_in_one_line(mistake, tmp_path, damage, message):
     saved(theirs(), tmp_path)
     damage(tmp_path, load_file(tmp_path / "model.safetensors"))
-    with pytest.raises((ValueError, FileNotFoundError)):
-        GPT.from_pretrained(tmp_path)
     assert message in mistake(sample.main, f"--init_from={tmp_path}")
-
-
-def test_a_shard_that_is_missing_is_named(mistake, tmp_path):
-    saved(theirs(), tmp_path, max_shard_size="20KB")
-    last = sorted(tmp_path.glob("*.safetensors"))[-1]
-    last.unlink()
-    assert last.name in mistake(sample.main, f"--init_from={tmp_path}")
-
-
-class Payload:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -321,8 +202,6 @@ def test_a_pickle_of_weights_is_never_run(mistake, tmp_path, zipped):
     assert not ran.exists()
     torch.load(tmp_path / "pytorch_model.bin", weights_only=False)
     assert ran.exists()  # so the payload was a real one
-    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps([1, 2]))
-    mistake(sample.main, f"--init_from={tmp_path}")
     cut(saved(theirs(), tmp_path, theirs().state_dict()) / "pytorch_model.bin", 9000)
     assert "pytorch_model.bin is damaged" in mistake(sample.main, f"--init_from={tmp_path}")
 
@@ -353,36 +232,13 @@ def test_a_name_is_asked_for_at_the_hub(hub, tmp_path):
     assert not any("bin" in pattern for pattern in patterns)  # nor the same weights in old files
 
 
-def test_what_the_hub_has_as_pickles_only_is_asked_for_again(hub, tmp_path):
-    model = theirs()
-    saved(model, tmp_path / "some--one", model.state_dict())
-    assert_same(GPT.from_pretrained("some/one"), model)
-    assert len(hub) == 2 and "pytorch_model*.bin*" in hub[1][1]
-
-
-def test_the_meta_file_of_a_model_on_the_hub_is_read(hub, tmp_path):
-    GPT(GPT2_TINY).save_pretrained(tmp_path / "me--novel")
-    chars = "".join(map(chr, range(60, 121)))
-    meta = {"tokenizer": "char", "chars": chars, "vocab_size": 61}
-    (tmp_path / "me--novel" / "meta.json").write_text(json.dumps(meta))
-    assert starting.read_model("me/novel").meta == meta
-
-
 def test_without_the_hubs_package_the_line_says_what_to_install(mistake, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for main in train.main, sample.main:
         assert mistake(main, "--init_from=gpt2").endswith("pip install huggingface_hub")
 
 
-def test_offline_with_nothing_in_the_cache_is_one_line(tmp_path):
-    pytest.importorskip("huggingface_hub")
-    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
-    code, printed = finished("sample.py", "--init_from=gpt2", env=env)
-    line, = printed.splitlines()
-    assert code == 2 and line.startswith("error: init_from=gpt2 cannot be loaded: ")
-
-
-@pytest.mark.parametrize("name", ["no/such/folder", "./out-novel/", "out novel", "novel"])
+@pytest.mark.parametrize("name", ["no/such/folder", "novel"])
 def test_a_path_is_not_asked_for_at_the_hub(hub, mistake, name):
     line = mistake(sample.main, f"--init_from={name}")
     assert "is not a folder of a run or a model" in line and not hub
@@ -392,8 +248,7 @@ def test_a_path_is_not_asked_for_at_the_hub(hub, mistake, name):
 
 
 @pytest.mark.parametrize("n, files, right", [
-    (50257, {}, True), (50304, {}, True), (50000, {}, False), (52000, {}, False),
-    (50257, {"vocab.json": {"\u0120the": 262}}, True),
+    (50304, {}, True), (50000, {}, False), (52000, {}, False),
     (50257, {"vocab.json": {"\u0120der": 262}}, False),
     (50260, {"tokenizer.json": {"version": "1.0", "model": {"vocab": {"\u0120the": 262}}}}, True),
     (50265, {"tokenizer.json": {"version": "1.0", "model": {"vocab": {"\u0120le": 262}}}}, False),
@@ -437,8 +292,7 @@ def with_tokens(tmp_path):
 
 
 @pytest.mark.parametrize("files", [
-    {"added_tokens": ADDED}, {"tokenizer_config": decoder(ADDED)}, {
-        "added_tokens": ADDED, "tokenizer_config": decoder(ADDED)},
+    {"added_tokens": ADDED}, {"tokenizer_config": decoder(ADDED)},
     {"tokenizer": {"model": {"vocab": {"\u0120the": 262}}, "added_tokens": entries(ADDED)}},
 ], ids=lambda files: " and ".join(files))
 def test_the_added_tokens_of_a_fine_tuned_model_are_read(with_tokens, files):
@@ -452,14 +306,10 @@ def test_the_added_tokens_of_a_fine_tuned_model_are_read(with_tokens, files):
 
 @pytest.mark.parametrize("n, files, message", [
     (50259, {"added_tokens": {"<|user|>": 50258}}, "added tokens must have the ids 50257, 50258"),
-    (50259, {"added_tokens": {"<|user|>": 7}}, "not {'<|user|>': 7}"),
     (50259, {"added_tokens": {"<|a": 50257, "<|a|>": 50258}}, "'<|a' is empty or begins another"),
-    (50259, {"added_tokens": {"": 50257}}, "'' is empty"),
     (50259, {"tokenizer_config": decoder(ADDED, lstrip=True)}, "'<|user|>' has one of lstrip,"),
     (50259, {"tokenizer_config": {"added_tokens_decoder": {"x": {"content": "a"}}}},
      "the added tokens of the tokenizer"),
-    (50259, {"tokenizer_config": {"added_tokens_decoder": [3]}}, "the added tokens of the"),
-    (50259, {"added_tokens": {"<|user|>": "x"}}, "the added tokens of the tokenizer"),
 ])
 def test_added_tokens_that_cannot_be_right_are_named(with_tokens, mistake, n, files, message):
     assert message in mistake(sample.main, f"--init_from={with_tokens(n, **files)}")
@@ -475,9 +325,9 @@ def test_a_token_that_the_model_has_no_embedding_for_is_left_out(with_tokens):
 
 
 @pytest.mark.parametrize("config", [
-    GPT2_TINY, NANO_TINY, replace(GPT2_TINY, tied=False, norm_eps=1e-3),
+    GPT2_TINY, replace(GPT2_TINY, tied=False, norm_eps=1e-3),
     replace(NANO_TINY, bias=False, dropout=0.2),
-], ids=["gpt2", "nano", "own head", "no biases"])
+], ids=["gpt2", "own head", "no biases"])
 def test_what_is_exported_is_imported_to_the_last_bit(tmp_path, config):
     model = widened(GPT(config).eval())
     model.save_pretrained(tmp_path)
@@ -489,10 +339,6 @@ def test_what_is_exported_is_imported_to_the_last_bit(tmp_path, config):
     hf, info = GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_same(again.eval(), hf.eval())
-    if config.bias:
-        again.save_pretrained(tmp_path / "again")
-        assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
-            tmp_path / "model.safetensors").read_bytes()
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -514,5 +360,3 @@ def test_what_gpt2_does_not_have_is_not_exported(tmp_path, setting):
     with pytest.raises(ValueError, match=f"{setting}={MODERN[setting]} cannot be exported"):
         model.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="cannot be exported"):
-        GPT(MODERN_TINY).save_pretrained(tmp_path / "out")

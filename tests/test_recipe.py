@@ -80,7 +80,10 @@ def test_the_recipe_named_gpt2_is_the_default():
     assert plain == named and RECIPES["gpt2"].keys() == RECIPES["modern"].keys()
 
 
-def test_a_setting_by_itself_wins_over_the_recipe_and_the_size():
+def test_a_setting_by_itself_wins_over_the_recipe_and_the_size(tmp_path):
+    """A size replaces the settings of a file that come before it."""
+    path = tmp_path / "config.py"
+    path.write_text("n_layer = 5\nn_head = 5\nn_embd = 20\n")
     _, cfg, model_cfg = configure(
         "", train.TrainConfig, GPTConfig, expand=expand_names,
         argv=["--recipe=modern", "--size=gpt-nano", "--pos=learned", "--cooldown=0.2",
@@ -88,3 +91,6 @@ def test_a_setting_by_itself_wins_over_the_recipe_and_the_size():
     assert (cfg.optimizer, cfg.cooldown) == ("muon", 0.2)
     assert (model_cfg.pos, model_cfg.norm) == ("learned", "rmsnorm")
     assert (model_cfg.n_layer, model_cfg.n_head, model_cfg.n_embd) == (3, 1, 48)
+    _, _, model_cfg = configure("", train.TrainConfig, GPTConfig, expand=expand_names,
+                                argv=[str(path), "--size=gpt-nano"])
+    assert (model_cfg.n_layer, model_cfg.n_head, model_cfg.n_embd) == (3, 3, 48)

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import random
 import re
 import signal
@@ -11,23 +10,13 @@ import sys
 from dataclasses import asdict, replace
 from itertools import islice
 
-import numpy as np
 import pytest
 import torch
-from helpers import (
-    GPT2_TINY,
-    MODELS,
-    ROOT,
-    TINY_RUN,
-    model_of,
-    script,
-    state,
-    tokens,
-)
+from helpers import GPT2_TINY, MODELS, MODERN_TINY, TINY_RUN, model_of, script, state, tokens
 
 import prepare
 import sample
-from internals import checkpoint, dataset, files
+from internals import checkpoint
 from internals.checks import Checkpoint
 from internals.errors import UserError, one_line_errors
 from internals.streaming import Sample, show
@@ -78,21 +67,20 @@ def sampled(model, idx, count, seeds=(0,), cache=None, batch_size=None, **filter
 # ---- the command
 
 
-def test_a_trained_model_writes_what_it_was_trained_on(trained, capsys):
-    text, = texts(capsys, f"--out_dir={trained}", "--num_samples=1", "--temperature=0",
-                  "--start=Line 7: ", "--max_new_tokens=30")
-    assert text.startswith("Line 7: the quick brown fox ")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_trained_model_writes_what_it_was_trained_on(trained, capsys, dtype):
+    argv = [f"--out_dir={trained}", "--num_samples=1", "--temperature=0", "--start=Line 7: ",
+            "--max_new_tokens=20", f"--dtype={dtype}", "--device=cpu"]
+    main(argv)
+    printed = capsys.readouterr()
+    assert printed.out.startswith("Line 7: the quick brown fox ")
+    assert "(0.03M parameters)" in printed.err  # those of int8 layers count too
 
 
-def test_number_and_length_of_the_samples(trained, capsys):
-    samples = texts(capsys, f"--out_dir={trained}", "--num_samples=3", "--max_new_tokens=17")
-    assert [len(text) for text in samples] == [1 + 17 + 1] * 3  # a line break before, one after
-    assert len(set(samples)) == 3
-
-
-def test_the_same_seed_gives_the_same_text(trained, capsys):
+def test_the_seed_decides_the_text(trained, capsys):
     argv = [f"--out_dir={trained}", "--max_new_tokens=40", "--start=Line"]
     a, b, c = texts(capsys, *argv, "--num_samples=3", "--seed=5")
+    assert len({a, b, c}) == 3 and len(a) == len(b) == len("Line") + 40 + 1
     assert texts(capsys, *argv, "--num_samples=1", "--seed=5") == [a]
     assert texts(capsys, *argv, "--num_samples=2", "--seed=6") == [b, c]
 
@@ -104,23 +92,12 @@ def test_the_narrowest_filter_of_each_kind_is_greedy(trained, capsys, narrowest)
     assert texts(capsys, *argv) != texts(capsys, *argv, "--temperature=0")
 
 
-def test_a_repetition_penalty_on_the_command_line_changes_a_greedy_text(trained, capsys):
-    argv = [f"--out_dir={trained}", "--num_samples=1", "--max_new_tokens=8", "--temperature=0"]
-    text, = texts(capsys, *argv, "--repetition_penalty=1e9", "--start=Line")
-    assert len(set(text[:-1])) == len(text[:-1]) == 12  # no character comes twice
-
-
-def test_a_prompt_can_come_from_a_file(trained, capsys, tmp_path):
-    (tmp_path / "prompt.txt").write_text("Line 3", encoding="utf-8")
-    text, = texts(capsys, f"--out_dir={trained}", f"--start=FILE:{tmp_path / 'prompt.txt'}",
-                  "--num_samples=1", "--max_new_tokens=5")
-    assert text.startswith("Line 3")
-
-
-def test_a_long_prompt_is_cropped_with_a_warning(trained, capsys):
-    main([f"--out_dir={trained}", "--start=" + "Line " * 10, "--max_new_tokens=1"])
-    err = capsys.readouterr().err
-    assert "warning: the prompt has 50 tokens, but the model sees only the last 16" in err
+def test_a_long_prompt_from_a_file_is_cropped_with_a_warning(trained, capsys, tmp_path):
+    (tmp_path / "prompt.txt").write_text("Line " * 10, encoding="utf-8")
+    main([f"--out_dir={trained}", f"--start=FILE:{tmp_path / 'prompt.txt'}", "--num_samples=1"])
+    printed = capsys.readouterr()
+    assert printed.out.startswith("Line " * 10)
+    assert "warning: the prompt has 50 tokens, but the model sees only the last 16" in printed.err
 
 
 def test_a_model_is_loaded_in_eval_mode(trained):
@@ -128,46 +105,34 @@ def test_a_model_is_loaded_in_eval_mode(trained):
     assert not any(module.training for module in model.modules())
 
 
-def test_the_best_checkpoint_is_read_first(trained, tmp_path, capsys):
+def test_the_best_checkpoint_is_read_first_unless_a_file_is_named(trained, tmp_path, capsys):
     start = state(trained)
-    checkpoint.write(start, tmp_path / "best.pt")
-    argv = [f"--out_dir={tmp_path}", "--num_samples=1", "--max_new_tokens=20"]
-    good = texts(capsys, *argv)
+    argv = ["--num_samples=1", "--max_new_tokens=20"]
+    best, last = tmp_path / "best.pt", tmp_path / "ckpt.pt"
+    checkpoint.write(start, best)
     zeros = {name: p * 0 for name, p in start.model.items()}
-    checkpoint.write(replace(start, model=zeros), tmp_path / "ckpt.pt")
-    assert texts(capsys, *argv) == good
-    (tmp_path / "best.pt").unlink()
-    assert texts(capsys, *argv) != good
+    checkpoint.write(replace(start, model=zeros), last)
+    good = texts(capsys, f"--out_dir={tmp_path}", *argv)
+    bad = texts(capsys, f"--out_dir={last}", *argv)
+    assert good != bad
+    assert texts(capsys, f"--init_from={best}", *argv) == good
+    best.unlink()
+    assert texts(capsys, f"--out_dir={tmp_path}", *argv) == bad
 
 
-def test_a_checkpoint_file_is_read_as_it_is(trained, capsys):
-    argv = ["--num_samples=1", "--max_new_tokens=30"]
-    expected = texts(capsys, f"--out_dir={trained}", *argv)
-    assert texts(capsys, f"--out_dir={trained / 'best.pt'}", *argv) == expected
-    assert texts(capsys, f"--init_from={trained / 'best.pt'}", *argv) == expected
-
-
-def test_the_checkpoint_is_all_that_is_needed(trained, capsys, monkeypatch):
-    monkeypatch.setattr(dataset, "load", None)
-    monkeypatch.setattr(files, "DATA", None)
-    assert len(texts(capsys, f"--out_dir={trained}", "--max_new_tokens=5")) == 10
-
-
-@pytest.mark.parametrize("line", [
-    "كان يا ما كان في قديم الزمان\n", "👍🏽 ok 🇺🇳\n", "एक समय की बात है\n",
-], ids=["arabic", "emoji", "devanagari"])
-def test_text_in_any_script_is_prepared_trained_and_sampled(tmp_path, capsys, line):
+def test_text_in_any_script_is_prepared_trained_and_sampled(tmp_path, capsys):
+    line = "👍🏽 كان एक 🇺🇳\n"
     (tmp_path / "text.txt").write_text(line * 60, encoding="utf-8")
     prepare.main([str(tmp_path / "text.txt"), f"--data_dir={tmp_path}"])
-    out = f"--out_dir={tmp_path / 'out'}"
-    train_main(["--dataset=text", f"--data_dir={tmp_path}", out, "--device=cpu", "--n_layer=1",
-                "--n_head=1", "--n_embd=32", "--block_size=16", "--batch_size=8",
-                "--gradient_accumulation_steps=1", "--max_iters=100", "--eval_interval=100",
-                "--eval_iters=2", "--learning_rate=0.02", "--sample_tokens=5"])
-    text, = texts(capsys, out, f"--start={line[:5]}", "--temperature=0", "--num_samples=1",
-                  f"--max_new_tokens={len(line)}")
+    out = tmp_path / "out"
+    settings = TINY_RUN | {"dataset": "text", "data_dir": tmp_path, "out_dir": out, "n_layer": 1,
+                           "n_embd": 32, "max_iters": 100, "eval_interval": 100, "dropout": 0,
+                           "learning_rate": 0.02, "sample_tokens": 5}
+    train_main([f"--{name}={value}" for name, value in settings.items()])
+    text, = texts(capsys, f"--out_dir={out}", f"--start={line[:5]}", "--temperature=0",
+                  "--num_samples=1", f"--max_new_tokens={len(line)}")
     assert text.startswith(line[:-1]), text
-    assert len(texts(capsys, out, "--max_new_tokens=5")) == 10  # with no prompt at all
+    assert len(texts(capsys, f"--out_dir={out}", "--max_new_tokens=5")) == 10  # without a prompt
 
 
 def bpe_checkpoint(tmp_path, favorites):
@@ -188,18 +153,6 @@ def bpe_checkpoint(tmp_path, favorites):
     return tmp_path / "bpe"
 
 
-def test_it_ends_at_the_end_of_text(tmp_path, capsys):
-    out = bpe_checkpoint(tmp_path, [15496, 995, 0, 50256, 64, 64])  # Hello world!<|endoftext|>aa
-    path = tmp_path / "samples.jsonl"
-    text, = texts(capsys, f"--out_dir={out}", "--num_samples=1", "--temperature=0", "--start=\n",
-                  f"--out={path}")
-    assert text == "\nHello world!\n"
-    line = json.loads(path.read_text(encoding="utf-8"))
-    assert line["text"] == "Hello world!" and line["tokens"] == [15496, 995, 0, 50256]
-    assert len(line["logprobs"]) == 4  # the end of the text was sampled too
-    assert complete(*load_model("resume", out), "\n", temperature=0) == "\nHello world!"
-
-
 def test_padded_ids_are_never_sampled_from_a_checkpoint(tmp_path, capsys):
     """The most likely id is 50300; GPT-2's tokenizer ends at 50256 and cannot decode it."""
     out = bpe_checkpoint(tmp_path, [50300, 64])
@@ -209,12 +162,18 @@ def test_padded_ids_are_never_sampled_from_a_checkpoint(tmp_path, capsys):
     assert complete(*load_model("resume", out), "\n", 2, temperature=0) + "\n" == text
 
 
-def test_a_character_split_over_tokens_is_printed_whole(tmp_path, capsys):
-    ids = prepare.GPT2Tokenizer().encode("👍🏽é").tolist()
-    assert len(ids) > 4
-    out = bpe_checkpoint(tmp_path, [*ids, 50256])
-    text, = texts(capsys, f"--out_dir={out}", "--num_samples=1", "--temperature=0", "--start=\n")
+def test_a_character_split_over_tokens_is_printed_whole_and_the_text_ends_where_it_ends(
+        tmp_path, capsys):
+    ids = [*prepare.GPT2Tokenizer().encode("👍🏽é").tolist(), 50256]  # 50256: <|endoftext|>
+    assert len(ids) > 5
+    out, path = bpe_checkpoint(tmp_path, [*ids, 64, 64]), tmp_path / "samples.jsonl"
+    text, = texts(capsys, f"--out_dir={out}", "--num_samples=1", "--temperature=0", "--start=\n",
+                  f"--out={path}")
     assert text == "\n👍🏽é\n"
+    line = json.loads(path.read_text(encoding="utf-8"))
+    assert line["text"] == "👍🏽é" and line["tokens"] == ids
+    assert len(line["logprobs"]) == len(ids)  # the end of the text was sampled too
+    assert complete(*load_model("resume", out), "\n", temperature=0) == "\n👍🏽é"
 
 
 def test_broken_characters_in_the_prompt_do_not_lose_the_samples(tmp_path, capsys):
@@ -223,18 +182,6 @@ def test_broken_characters_in_the_prompt_do_not_lose_the_samples(tmp_path, capsy
     main([f"--out_dir={out}", "--start=a\udcffb", f"--out={path}", "--num_samples=1",
           "--max_new_tokens=3"])
     assert json.loads(path.read_text(encoding="utf-8"))["prompt"] == "a?b"
-
-
-def test_bfloat16_weights_write_too(trained, capsys):
-    text, = texts(capsys, f"--out_dir={trained}", "--num_samples=1", "--temperature=0",
-                  "--start=Line 7: ", "--max_new_tokens=20", "--dtype=bfloat16")
-    assert text.startswith("Line 7: the quick brown")
-
-
-def test_int8_weights_write_nearly_the_same(trained, capsys):
-    argv = [f"--out_dir={trained}", "--num_samples=1", "--temperature=0", "--start=Line 7: ",
-            "--max_new_tokens=20", "--device=cpu"]
-    assert texts(capsys, *argv, "--dtype=int8") == texts(capsys, *argv, "--dtype=float32")
 
 
 def test_without_the_cache_the_text_is_the_same(trained, capsys, monkeypatch):
@@ -260,15 +207,12 @@ def test_samples_go_to_a_file_with_their_log_probabilities(trained, tmp_path, ca
         torch.testing.assert_close(torch.tensor(line["logprobs"]), expected, rtol=0, atol=1e-4)
 
 
-def test_stdout_is_the_text_alone_and_stderr_has_one_line(trained, capsys, recwarn):
-    torch.set_warn_always(True)
+def test_stdout_is_the_text_alone_and_stderr_has_one_line(trained, capsys):
     main([f"--out_dir={trained}", "--num_samples=2", "--max_new_tokens=5", "--start=Line"])
-    torch.set_warn_always(False)
     out, err = capsys.readouterr()
     assert out.replace(SEPARATOR, "").count("Line") == 2 and "tok/s" not in out
     expected = re.escape(f"{trained} (0.03M parameters): ")
     assert re.fullmatch(expected + r"10 tokens in [\d.]+ s, [\d,]+ tok/s\n", err)
-    assert not recwarn.list
 
 
 def test_complete_returns_what_the_command_prints(trained, capsys):
@@ -284,26 +228,10 @@ def test_complete_takes_a_stop_string_and_the_filters(trained):
     model, tokenizer = load_model("resume", trained)
     prompt = "Line 7: "
     assert complete(model, tokenizer, prompt, temperature=0, stop="brown") == prompt + "the quick "
-    assert (complete(model, tokenizer, prompt, 30, temperature=1.5, min_p=1.0)
-            == complete(model, tokenizer, prompt, 30, temperature=0))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_all_parameters_are_counted_in_packed_and_quantized_layers_too(tmp_path, capsys, dtype):
-    config = GPTConfig(block_size=16, vocab_size=3, n_layer=2, n_head=2, n_embd=256)
-    meta = {"tokenizer": "char", "chars": "\nab", "vocab_size": 3}
-    weights = Checkpoint(model_of(config).state_dict(), asdict(config), meta)
-    checkpoint.write(weights, tmp_path / "best.pt")
-    main([f"--out_dir={tmp_path}", "--num_samples=1", "--max_new_tokens=2", f"--dtype={dtype}",
-          "--device=cpu"])
-    assert " (1.57M parameters): 2 tokens" in capsys.readouterr().err  # 2 x 12 x 256^2
-
-
-def test_complete_samples_from_the_top_k_tokens(trained):
-    model, tokenizer = load_model("resume", trained)
-    greedy = complete(model, tokenizer, "Line", temperature=0)
-    assert complete(model, tokenizer, "Line", temperature=2, top_k=1) == greedy
-    assert complete(model, tokenizer, "Line", temperature=2) != greedy
+    greedy = complete(model, tokenizer, prompt, 30, temperature=0)
+    for filters in {"min_p": 1.0}, {"top_k": 1}:
+        assert complete(model, tokenizer, prompt, 30, temperature=2, **filters) == greedy
+    assert complete(model, tokenizer, prompt, 30, temperature=2) != greedy
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -316,53 +244,24 @@ def test_complete_turns_dropout_off_and_then_restores_the_mode(trained, training
     model.train(training)
     assert complete(model, tokenizer, "Line") == expected and model.training == training
 
-    def fail(*_):
-        raise MemoryError
-
-    model.lm_head.register_forward_hook(fail)
-    with pytest.raises(MemoryError):
-        complete(model, tokenizer, "Line")
-    assert model.training == training
-
 
 # ---- mistakes
 
 
-@pytest.fixture(scope="module")
-def damaged(trained, tmp_path_factory):
-    """The out_dir of a model with NaN in its weights."""
-    start, folder = state(trained), tmp_path_factory.mktemp("damaged")
+def test_weights_that_are_nan_end_in_one_line(trained, tmp_path, mistake):
+    start = state(trained)
     start.model["transformer.h.0.mlp.c_fc.weight"][3] = math.nan
-    torch.save({"model": start.model, "model_args": start.model_args, "meta": start.meta},
-               folder / "best.pt")
-    return folder
-
-
-def refused(capsys, *argv):
-    """The error message of sample.py. Above it there may be the line about the model."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end, one_line_errors():
-        main(list(argv))
-    *above, error = capsys.readouterr().err.splitlines()
-    assert end.value.code == 2 and error.startswith("error: ")
-    assert all("parameters from" in line for line in above)
-    return error
-
-
-@pytest.mark.parametrize("temperature", [0, 0.8, 100])
-def test_weights_that_are_nan_end_in_one_line(damaged, capsys, temperature):
-    line = refused(capsys, f"--out_dir={damaged}", f"--temperature={temperature}")
-    assert "NaN" in line
+    checkpoint.write(start, tmp_path / "best.pt")
+    assert "NaN" in mistake(main, f"--out_dir={tmp_path}")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.5}, GREEDY],
-                         ids=str)
-def test_logits_that_are_not_numbers_give_an_id_of_the_vocabulary_and_one_error(bad, filters):
+@pytest.mark.parametrize("bad_ids", [[0], [6], [0, 1, 2, 3, 4, 5, 6]], ids=str)
+def test_logits_that_are_not_numbers_give_an_id_of_the_vocabulary_and_one_error(bad, bad_ids):
     uniform = torch.tensor([[0.0], [0.999999], [0.5]])
-    for bad_ids in ([0], [6], range(7)):
-        logits = LOGITS.repeat(3, 1)
-        logits[:, list(bad_ids)] = bad
+    logits = LOGITS.repeat(3, 1)
+    logits[:, bad_ids] = bad
+    for filters in {}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.5}, GREEDY:
         ids = draw(logits, uniform, **filters)
         assert ids.shape == (3, 1) and 0 <= ids.min() and ids.max() < 7
         logprobs = logits.log_softmax(dim=-1).gather(1, ids)
@@ -374,13 +273,9 @@ def test_logits_that_are_not_numbers_give_an_id_of_the_vocabulary_and_one_error(
 @pytest.mark.parametrize("options, message", [
     ({"prompt": ""}, "the prompt is empty: the model needs at least one character to continue"),
     ({"top_k": 0}, "top_k=0 must be 1 or more"),
-    ({"top_k": -3}, "top_k=-3 must be 1 or more"),
-    ({"temperature": -1}, "temperature=-1 must be 0 or more"),
     ({"temperature": math.nan}, "temperature=nan must be 0 or more"),
-    ({"top_p": 0.0}, "top_p=0.0 must be above 0 and at most 1"),
     ({"top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
     ({"min_p": -0.1}, "min_p=-0.1 must be at least 0 and at most 1"),
-    ({"min_p": 2}, "min_p=2 must be at least 0 and at most 1"),
     ({"repetition_penalty": 0}, "repetition_penalty=0 must be above 0"),
     ({"max_new_tokens": -1}, "max_new_tokens=-1 must be 0 or more"),
 ])
@@ -389,16 +284,6 @@ def test_complete_refuses_what_the_command_refuses(trained, options, message):
     with pytest.raises(ValueError) as error:
         complete(model, tokenizer, **({"prompt": "Line"} | options))
     assert str(error.value) == message
-
-
-def test_load_model_takes_what_the_command_takes(trained, monkeypatch):
-    monkeypatch.setenv("HOME", str(trained.parent))
-    monkeypatch.setenv("USERPROFILE", str(trained.parent))  # Windows
-    for how in {"out_dir": f"~/{trained.name}"}, {"init_from": f"~/{trained.name}"}:
-        model, _ = load_model(**how, device="auto")
-        assert model.block_size == 16
-    with pytest.raises(UserError, match="device=gpu cannot be used here"):
-        load_model("resume", trained, "gpu")
 
 
 def test_logits_of_nan_during_training_do_not_end_complete(trained):
@@ -413,19 +298,12 @@ def test_logits_of_nan_during_training_do_not_end_complete(trained):
     (["--start=Ü"], "which come from the training text: 'Ü' (U+00DC)"),
     (["--stop="], "stop must have a character, or be None"),
     (["--top_p=0"], "top_p=0.0 must be above 0 and at most 1"),
-    (["--temperature=-1"], "temperature=-1.0 must be 0 or more"),
     (["--interactive=True", "--cache=False"], "interactive=True needs cache=True"),
     (["--interactive=True", "--start=A"], "and excludes start and out"),
     (["--dtype=int8", "--compile=True"], "dtype=int8 cannot be combined with compile=True"),
 ])
-def test_mistakes_are_refused_before_anything_is_sampled(trained, capsys, monkeypatch, argv,
-                                                         message):
-    monkeypatch.setattr(sample, "stream", None)
-    assert message in refused(capsys, f"--out_dir={trained}", *argv)
-
-
-def test_a_folder_alone_on_the_command_line_hints_at_out_dir(trained, mistake):
-    assert mistake(main, trained).endswith(f"did you mean --out_dir={trained}?")
+def test_mistakes_are_refused(trained, mistake, argv, message):
+    assert message in mistake(main, f"--out_dir={trained}", *argv)
 
 
 # ---- stop strings
@@ -442,39 +320,18 @@ def test_a_stop_string_ends_the_text_before_it(trained, capsys):
     assert len(text) > 20
 
 
-def test_samples_that_end_at_different_times_end_independently(trained, capsys, tmp_path,
-                                                               monkeypatch):
+def test_samples_that_end_at_different_times_end_independently(trained, capsys, tmp_path):
     """Each ends at its own stop string, and sampling ends with the last of them."""
     argv = [f"--out_dir={trained}", "--start=Line 1", "--num_samples=4", "--max_new_tokens=100",
             "--temperature=1.5", "--dtype=float32"]
     whole = [text[:-1] for text in texts(capsys, *argv)]
-    steps, path, draw = [], tmp_path / "samples.jsonl", sample.draw
-    monkeypatch.setattr(sample, "draw", lambda *a: (steps.append(1), draw(*a))[1])
+    path = tmp_path / "samples.jsonl"
     stopped = [text[:-1] for text in texts(capsys, *argv, "--stop=q", f"--out={path}")]
     assert stopped == [text.split("q")[0] for text in whole]
-    lengths = [len(text.split("q")[0]) - len("Line 1") + 1 for text in whole]
+    lengths = [len(text) - len("Line 1") + 1 for text in stopped]
     assert len(set(lengths)) > 1 and max(lengths) < 100
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert [len(line["tokens"]) for line in lines] == lengths and len(steps) == max(lengths)
-
-
-@pytest.mark.parametrize("prompt", ["The ", "\n"])
-def test_a_stop_string_longer_than_the_text_prints_every_part_once(trained, capsys, prompt):
-    argv = [f"--out_dir={trained}", f"--start={prompt.replace('T', 't')}", "--num_samples=2",
-            "--max_new_tokens=30", "--dtype=float32"]
-    assert texts(capsys, *argv, "--stop=THE VERY END OF ALL") == texts(capsys, *argv)
-
-
-def test_what_may_begin_the_stop_string_waits(capsys):
-    text = Sample("say: ", prepare.CharTokenizer("abcdyes: "), "abc")
-    shown = []
-    for token in text.tokenizer.encode("aabdabcd").tolist():
-        if not text.done:
-            text.add(token, 0.0)
-        text.show()
-        shown.append(capsys.readouterr().out)
-    assert "".join(shown) == "say: aabd" and text.done
-    assert "".join(shown[:3]) in ("say: a", "say: ")  # "ab" may become "abc"
+    assert [len(line["tokens"]) for line in lines] == lengths
 
 
 class ByteTokenizer:
@@ -489,7 +346,7 @@ class ByteTokenizer:
 def test_random_texts_and_stop_strings_are_printed_once_and_whole(capsys):
     """Several samples are printed one after the other, while all of them grow at the same time."""
     rng = random.Random(0)
-    for _ in range(1000):
+    for _ in range(300):
         stop = rng.choice([None, "a", "ab", "aba", "é", "日本", "bé日ab", "👍", "THE END OF IT"])
         prompt = rng.choice(["", "a", "ab", "日", "The prompt "])
         samples = [Sample(prompt, ByteTokenizer(), stop) for _ in range(rng.randint(1, 3))]
@@ -519,7 +376,7 @@ def test_random_texts_and_stop_strings_are_printed_once_and_whole(capsys):
 # ---- pipes and signals
 
 
-def test_a_prompt_on_stdin_is_utf8_whatever_the_locale(tmp_path, capsys, monkeypatch):
+def test_a_prompt_on_stdin_is_utf8_whatever_the_locale(tmp_path, capsys, monkeypatch, mistake):
     argv = [f"--out_dir={bpe_checkpoint(tmp_path, [64] * 16)}", "--start=-", "--num_samples=1"]
 
     def type_in(content):
@@ -531,16 +388,7 @@ def test_a_prompt_on_stdin_is_utf8_whatever_the_locale(tmp_path, capsys, monkeyp
         main([*argv, "--max_new_tokens=2"])
     assert capsys.readouterr().out.startswith("the éa")
     type_in(b"caf\xe9")
-    assert "the text on stdin is not UTF-8" in refused(capsys, *argv)
-
-
-def test_a_closed_stdin_or_stdout_is_no_traceback(trained, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", None)  # as Python has it then
-    assert "start is empty" in refused(capsys, f"--out_dir={trained}", "--start=-")
-    monkeypatch.setattr(sys, "stdout", None)
-    with one_line_errors():
-        main([f"--out_dir={trained}", "--max_new_tokens=3", "--start=L"])
-    assert "30 tokens in" in capsys.readouterr().err
+    assert "the text on stdin is not UTF-8" in mistake(main, *argv)
 
 
 def test_ctrl_c_ends_it_by_the_signal(trained):
@@ -563,18 +411,6 @@ def test_a_reader_that_goes_away_ends_it_quietly(trained, tmp_path):
         errors.seek(0)
         printed = errors.read()
     assert "Traceback" not in printed and "rror" not in printed
-
-
-def test_it_works_from_another_folder_with_a_prompt_through_a_pipe(trained, tmp_path):
-    read, write = os.pipe()
-    os.write(write, b"Line 5")
-    os.close(write)
-    with open(read) as stdin:
-        run = script(ROOT / "sample.py", f"--out_dir={trained}", "--start=-", "--num_samples=1",
-                     "--max_new_tokens=5", cwd=tmp_path, stdin=stdin)
-    printed, _ = run.communicate(timeout=60)
-    assert run.returncode == 0 and printed.startswith("Line 5")
-    assert f"\n{SEPARATOR}\n" in printed
 
 
 # ---- interactive
@@ -602,12 +438,16 @@ def test_a_conversation_continues_until_the_end_of_the_input(trained, conversati
 
 
 def test_each_turn_of_a_conversation_has_its_own_seed_and_begins_on_a_new_line(
-        trained, conversation, monkeypatch):
-    turns = []
-    monkeypatch.setattr(sample, "continue_text", lambda model, tokenizer, cfg, prompt, seeds, _: (
-        turns.append((prompt, seeds))))
-    conversation(trained, "Line", "Line", "", options=["--seed=5"])
-    assert turns == [("Line", [5]), ("\nLine", [6]), ("\n", [7])]
+        trained, conversation):
+    options = ["--seed=5", "--temperature=1"]
+    out, _ = conversation(trained, "Line", "Line", options=options)
+    model, tokenizer = load_model("resume", trained)
+    cache, expected = make_cache(model, 1), ""
+    for seed, prompt in (5, "Line"), (6, "\nLine"):
+        idx = sample.encode_prompt(model, tokenizer, prompt)
+        ids = sampled(model, idx, 12, [seed], cache, top_k=200)
+        expected += tokenizer.decode(ids[0].tolist()) + "\n"
+    assert out == expected + "\n"
 
 
 class Interrupt:
@@ -624,32 +464,29 @@ class Interrupt:
 
 
 @MODELS
-@pytest.mark.parametrize("layer", [0, 2])
-def test_ctrl_c_inside_a_forward_pass_leaves_the_cache_as_it_was(config, layer):
+def test_ctrl_c_inside_a_forward_pass_leaves_the_cache_as_it_was(config):
     """The next answer is that of a fresh cache with the same tokens in view. The interrupt comes in
     the prompt (the first call), in a token, and where the window of 32 slides (calls 24 and 41)."""
     model = model_of(config, spread=0.1)
     prompt, following = tokens(config, 1, 10), tokens(config, 1, 6, seed=2)
     greedy = Sampler([0], temperature=0)
-    for n in (1, 2, 9, 23, 24, 25, 40, 41, 42):
+    for n in (1, 2, 23, 24, 25, 41):
         cache, new = make_cache(model, 1), 0
-        interrupt = Interrupt(model.transformer.h[layer].attn, n)
+        interrupt = Interrupt(model.transformer.h[2].attn, n)
         with pytest.raises(KeyboardInterrupt):
             for _ in islice(stream(model, prompt, greedy, cache), 50):
                 new += 1
         interrupt.handle.remove()
         assert new == n - 1
         view = torch.cat((cache.ids, following), dim=1)
-        if view.shape[1] > 32:
-            view = view[:, -32:]
         answer = sampled(model, following, 5, cache=cache, **GREEDY)
-        assert torch.equal(answer, sampled(model, view, 5, **GREEDY)), n
+        assert torch.equal(answer, sampled(model, view[:, -32:], 5, **GREEDY)), n
 
 
 def test_ctrl_c_ends_an_answer_and_the_conversation_continues(trained, conversation, monkeypatch):
-    """Every forward pass is interrupted once; what was printed before stays in the context."""
+    """What was printed before stays in the context."""
     load = sample.load_model
-    for n in range(1, 13):
+    for n in (1, 2, 12):
         def interrupted(*args, n=n):
             model, tokenizer = load(*args)
             Interrupt(model.transformer.h[1].mlp, n)
@@ -675,31 +512,12 @@ def test_stream_gives_the_tokens_of_generate(config, options, length):
     assert torch.equal(ids, model.generate(idx, 60, temperature=0)[:, length:])
 
 
-@MODELS
-def test_with_the_same_random_numbers_stream_gives_the_tokens_of_generate(config):
-    """Only the cache differs: the rule by which generate chooses is used in both."""
-    class Multinomial:
-        n_vocab = None
-
-        def __call__(self, logits, ids):
-            return torch.multinomial((logits / 0.8).softmax(dim=-1), num_samples=1)
-
-    model, idx = model_of(config, spread=0.1), tokens(config, 2, 5)
-    torch.manual_seed(0)
-    expected = model.generate(idx, 60, temperature=0.8)[:, 5:]
-    torch.manual_seed(0)
-    new = [ids for ids, _ in islice(stream(model, idx, Multinomial(), make_cache(model, 2)), 60)]
-    assert torch.equal(torch.cat(new, dim=1), expected)
-    assert len(expected.unique()) > 20
-
-
-@MODELS
-def test_a_compiled_step_is_compiled_once_for_all_tokens(config):
+def test_a_compiled_step_is_compiled_once_for_all_tokens():
     """Prompts are never compiled; and neither positions nor strides make a step a new one."""
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
-    model, idx = model_of(config, spread=0.1), tokens(config, 1, 4)
+    model, idx = model_of(MODERN_TINY, spread=0.1), tokens(MODERN_TINY, 1, 4)
     expected = sampled(model, idx, 70, seeds=range(3))  # beyond block_size
     compiled = CompileCounter()
     model.compile(backend=compiled)
@@ -708,80 +526,11 @@ def test_a_compiled_step_is_compiled_once_for_all_tokens(config):
     assert compiled.frame_count == 1
 
 
-def test_one_prompt_continues_a_cache_of_several_samples():
-    model, idx, more = model_of(GPT2_TINY, spread=0.1), tokens(GPT2_TINY, 1, 4), tokens(
-        GPT2_TINY, 1, 3, seed=2)
-    cache = make_cache(model, 3)
-    first = sampled(model, idx, 5, seeds=range(3), cache=cache)
-    second = sampled(model, more, 5, seeds=range(3), cache=cache, **GREEDY)
-    whole = torch.cat((idx.expand(3, -1), first, more.expand(3, -1)), dim=1)
-    assert torch.equal(second, model.generate(whole, 5, temperature=0)[:, -5:])
-
-
-def test_a_static_cache_attends_over_block_size_places_in_every_step():
-    """No shape changes from token to token, as torch.compile and CUDA graphs need."""
-    model, idx = model_of(GPT2_TINY), tokens(GPT2_TINY, 1, 5)
-    for static, places in ((True, [32] * 4), (False, [5, 6, 7, 8])):
-        cache, seen = make_cache(model, 1, static=static), []
-        for _ in islice(stream(model, idx, Sampler([0]), cache), 4):
-            seen.append(cache.mask.shape[1])
-        assert seen == places
-
-
 def test_a_context_of_one_token_is_enough():
     config = replace(GPT2_TINY, block_size=1)
     model, idx = model_of(config, spread=0.1), tokens(config, 1, 1)
     assert torch.equal(sampled(model, idx, 9, **GREEDY)[0],
                        model.generate(idx, 9, temperature=0)[0, 1:])
-
-
-@MODELS
-@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
-@pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-5), (torch.float64, 1e-12),
-                                         (torch.bfloat16, 0.2)], ids=["f32", "f64", "bf16"])
-@torch.no_grad()
-def test_cached_and_uncached_logits_agree(config, static, dtype, atol):
-    model = model_of(config, spread=0.1).to(dtype)
-    for batch, cuts in (1, [32]), (3, [1] * 32), (2, [7, 1, 1, 10, 13]):
-        idx, cache = tokens(config, batch, 32), KVCache(batch, 32, static=static)
-        all_logits, _ = model(idx, idx)
-        for end, new in zip(np.cumsum(cuts), idx.split(cuts, dim=1), strict=True):
-            cache.append(new, n_kept=32)
-            logits = sample.next_logits(model, cache)
-            torch.testing.assert_close(logits[:, 0], all_logits[:, end - 1], rtol=0, atol=atol)
-        assert cache.length == 32
-
-
-@MODELS
-@pytest.mark.parametrize("prompt", [5, 50])
-def test_cached_and_uncached_logits_agree_beyond_the_context(config, prompt):
-    model, idx = model_of(config, spread=0.1), tokens(config, 2, prompt)
-    pairs = zip(*(stream(model, idx, Sampler([0, 1], **GREEDY), make_cache(model, 2, keep=keep))
-                  for keep in (True, False)), strict=True)
-    for (a, a_logits), (b, b_logits) in islice(pairs, 60):
-        assert torch.equal(a, b)
-        torch.testing.assert_close(a_logits, b_logits, rtol=0, atol=1e-5)
-
-
-@MODELS
-def test_samples_share_the_computation_of_their_prompt(config):
-    model, idx = model_of(config, spread=0.1), tokens(config, 1, 20)
-    rows = []
-    forward = model.forward
-    model.forward = lambda x, **k: rows.append(tuple(x.shape)) or forward(x, **k)
-    shared = sampled(model, idx, 10, seeds=range(4))
-    assert rows == [(1, 20)] + [(4, 1)] * 9
-    assert torch.equal(shared, sampled(model, idx.expand(4, -1), 10, seeds=range(4)))
-    assert len(shared.unique(dim=0)) == 4
-
-
-@MODELS
-def test_a_sample_does_not_depend_on_how_many_are_sampled(config):
-    model, idx = model_of(config, spread=0.1), tokens(config, 1, 3)
-    filters = {"top_p": 0.9, "repetition_penalty": 1.5}
-    many = sampled(model, idx, 40, seeds=range(3), **filters)
-    for seed in range(3):
-        assert torch.equal(sampled(model, idx, 40, seeds=[seed], **filters)[0], many[seed])
 
 
 @MODELS
@@ -797,27 +546,6 @@ def test_a_cache_continues_where_it_stopped(config):
     long = tokens(config, 1, 40, seed=3)  # does not fit after it: the window is its last 32 tokens
     third = sampled(model, long, 3, cache=cache, **GREEDY)
     assert torch.equal(third, sampled(model, long, 3, **GREEDY))
-
-
-def test_the_cache_has_2_layers_channels_numbers_per_token_and_does_not_grow():
-    model, idx = model_of(GPT2_TINY), tokens(GPT2_TINY, 1, 2)
-    cache = make_cache(model, 7)
-    seen = set()
-    for _ in islice(stream(model, idx, Sampler(range(7)), cache), 100):
-        parts = [part for pair in cache.layers.values() for part in pair]
-        seen.add((len(cache.layers), sum(part.numel() for part in parts),
-                  sum(part.data_ptr() for part in parts)))
-    (layers, numbers, _), = seen
-    assert layers == 3 and numbers == 2 * 3 * 7 * 32 * 32
-
-
-def test_sampling_leaves_the_global_generator_alone():
-    model, idx = model_of(GPT2_TINY), tokens(GPT2_TINY, 1, 3)
-    before = torch.get_rng_state()
-    sampled(model, idx, 5)
-    assert torch.equal(torch.get_rng_state(), before)
-    model.generate(idx, 5)  # that one uses it
-    assert not torch.equal(torch.get_rng_state(), before)
 
 
 # ---- choosing a token
@@ -841,9 +569,8 @@ def allowed(probs, top_k=None, top_p=1.0, min_p=0.0):
 
 
 @pytest.mark.parametrize("temperature, filters", [
-    (1.0, {}), (0.5, {}), (2.0, {"top_k": 3}), (1.0, {"top_k": 1}), (1.0, {"top_p": 0.8}),
-    (1.5, {"top_p": 0.3}), (1.0, {"min_p": 0.3}), (1.0, {"top_k": 4, "top_p": 0.9, "min_p": 0.2}),
-    (3.0, {"top_k": 100, "top_p": 0.95})])
+    (0.5, {}), (2.0, {"top_k": 3}), (1.0, {"top_p": 0.8}), (1.0, {"min_p": 0.3}),
+    (1.0, {"top_k": 4, "top_p": 0.9, "min_p": 0.2}), (3.0, {"top_k": 100, "top_p": 0.95})])
 def test_sampled_frequencies_are_the_definitions(temperature, filters):
     n = 100_000
     uniform = torch.rand(n, 1, generator=torch.Generator().manual_seed(0))
@@ -863,17 +590,6 @@ def test_the_ends_of_the_uniform_numbers_choose_an_allowed_id(uniform):
     assert draw(LOGITS, torch.tensor([[uniform]]), min_p=0.9).item() == 4
 
 
-def test_top_p_of_one_keeps_the_whole_tail():
-    """A cumulative sum in float32 may reach 1.0 long before the end of a large vocabulary."""
-    logits = 3 * torch.randn(1, 50257, generator=torch.Generator().manual_seed(0))
-    logits, order = logits.sort(descending=True)
-    probs = logits.softmax(dim=-1)
-    rank_of_one = (probs.cumsum(dim=-1) - probs < 1).sum()
-    assert rank_of_one < 50000
-    id = draw(logits[:, order.argsort()[0]], torch.tensor([[1 - 2**-24]]), top_p=1.0)
-    assert (order[0] == id[0]).nonzero().item() > rank_of_one
-
-
 def test_temperature_zero_takes_the_most_likely_id():
     assert [draw(LOGITS, None, t).tolist() for t in (0, 1e-45)] == [[[4]], [[4]]]
 
@@ -883,14 +599,3 @@ def test_a_repetition_penalty_makes_what_was_there_less_likely():
     expected = [[1.0, 1.0, 0.0, -2.0, 3.0, 2.5, -30.0]]
     assert penalize(LOGITS, ids, 2.0).tolist() == expected
     assert penalize(LOGITS, ids, 1.0) is LOGITS
-    model = model_of(replace(GPT2_TINY, block_size=256), spread=0.02)
-    kinds = [len(sampled(model, tokens(GPT2_TINY, 1, 3), 50, repetition_penalty=p,
-                         **GREEDY).unique()) for p in (1.0, 1e4)]
-    assert kinds[0] < 40 < kinds[1]
-
-
-def test_ids_of_the_padding_are_never_sampled():
-    config = GPTConfig(block_size=8, vocab_size=64, n_layer=1, n_head=1, n_embd=8)
-    idx = torch.zeros(1, 1, dtype=torch.long)
-    ids = sampled(model_of(config), idx, 10, seeds=range(200), n_vocab=50)
-    assert ids.max() == 49  # 2,000 almost uniform samples reach the last allowed id
