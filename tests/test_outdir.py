@@ -1,15 +1,13 @@
 """pytest tests/test_outdir.py - the folder of a run: what another run or a kill has left there"""
 
-import math
 import os
 from types import SimpleNamespace
 
 import pytest
-import torch
 from helpers import logged, state
 
 import train
-from internals import checkpoint, outdir
+from internals import outdir
 from internals.errors import UserError
 from train import TrainConfig, main
 
@@ -47,21 +45,6 @@ def test_a_run_without_a_finite_loss_names_no_best_one(tiny, tmp_path, capsys):
     main(["--init_from=resume", f"--out_dir={tmp_path / 'out'}", "--max_iters=7", "--eval_iters=3"])
     printed = capsys.readouterr().out
     assert "nothing left to train" in printed and "inf" not in printed
-
-
-def test_the_loss_of_nanogpt_is_no_best_loss(tiny, tmp_path):
-    """It evaluates random sequences."""
-    main(tiny())
-    content = torch.load(tmp_path / "out" / "ckpt.pt")
-    assert math.isfinite(checkpoint.read(tmp_path / "out" / "ckpt.pt").best_loss)
-    del content["meta"]
-    content["model_args"] = {name: content["model_args"][name] for name in (
-        "block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias")}
-    content["optimizer"] = content["optimizer"][0]
-    (tmp_path / "nano").mkdir()
-    torch.save(content, tmp_path / "nano" / "ckpt.pt")
-    data = content["config"]["data_dir"]
-    assert checkpoint.read(tmp_path / "nano" / "ckpt.pt", data).best_loss == math.inf
 
 
 def test_patience_ends_a_run_only_after_an_evaluation(tiny, tmp_path):

@@ -362,7 +362,7 @@ def test_a_snapshot_that_does_not_fit_is_reported(tiny, tmp_path):
 def test_lines_that_are_no_metrics_are_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n[]\n7\n{"loss": 1}\n{"step": "2"}\n{"step": true}\n')
-    assert read_metrics(path, 5, due=True) == [{"step": 1, "loss": 2.0}]
+    assert read_metrics(path, 5, is_due=True) == [{"step": 1, "loss": 2.0}]
 
 
 def test_a_pickle_is_never_run_and_the_first_undamaged_checkpoint_is_taken(

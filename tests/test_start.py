@@ -296,7 +296,7 @@ def test_what_nanogpt_does_not_store_and_what_is_of_its_gpu(nano):
     _, out = nano()
     start = read(out / "ckpt.pt")
     assert start.best_step == start.step == 10
-    assert start.best_loss == checkpoint(out)["best_val_loss"].item()
+    assert start.best_loss == float("inf")  # nanoGPT's is of random sequences: not comparable
     assert not start.config.keys() & {
         "device", "dtype", "compile", "backend", "out_dir", "init_from"}
     assert start.config["learning_rate"] == 1e-3

@@ -265,7 +265,7 @@ def test_eval_only_and_a_dry_run_write_nothing(tiny, tmp_path, mode):
     assert metrics[-1]["step"] == (12 if mode == "eval_only" else 15)
 
 
-def test_a_dry_run_says_what_the_run_takes(tiny, capsys):
+def test_a_dry_run_says_what_the_run_takes(tiny, tmp_path, capsys):
     main(tiny(dry_run=True, max_iters=1000, eval_interval=100))
     lines = capsys.readouterr().out.splitlines()
     steps = [line for line in lines if line.startswith("step")]

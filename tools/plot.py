@@ -58,7 +58,7 @@ def read_run(name):
     folder = Path(name)
     if not folder.exists():
         raise UserError(f"{name} does not exist: give the out_dir of a run")
-    metrics = read_metrics(folder / "metrics.jsonl", sys.maxsize, due=False)
+    metrics = read_metrics(folder / "metrics.jsonl", sys.maxsize, is_due=False)
     if not metrics:
         return None
     run = Run(printable(name.rstrip("/")), read_settings(folder / "config.json"))

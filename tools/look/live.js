@@ -11,39 +11,65 @@ function argmax(values) {
   return values.reduce((best, value, i) => (value > values[best] ? i : best), 0);
 }
 
-/** Choose the id of the next token, as `draw` in sample.py does: temperature, then top-k, then
- *  the id that `uniform`, a random number in [0, 1), hits. Temperature 0: the most likely id. */
-function draw(logits, temperature, topK, uniform) {
-  if (temperature < 1e-5) return argmax(logits);
-  const ids = Array.from(logits.keys())
-    .sort((a, b) => logits[b] - logits[a])
-    .slice(0, topK);
-  const probs = softmax(ids.map((id) => logits[id] / temperature));
+/** The ids of some values, the largest value first. */
+function descending(values) {
+  return Array.from(values.keys()).sort((a, b) => values[b] - values[a]);
+}
+
+/** The probabilities with which `draw` chooses, [[id, p], ...], the most likely id first. Those
+ *  that top-k or top-p cut have p = 0; the others sum to 1. */
+function reshaped(logits, temperature, topK, topP = 1) {
+  const ids = descending(logits);
+  if (temperature < 1e-5) return ids.map((id, i) => [id, i === 0 ? 1 : 0]);
+  const kept = ids.slice(0, topK);
+  const probs = softmax(kept.map((id) => logits[id] / temperature));
+  let sum = 0;
+  let n = 0;
+  while (n < kept.length && (topP >= 1 || sum < topP)) sum += probs[n++];
+  return ids.map((id, i) => [id, i < n ? probs[i] / sum : 0]);
+}
+
+/** The id that a random number in [0, 1) hits, among probabilities [[id, p], ...] in this order. */
+function hit(shares, uniform) {
   let cumulative = 0;
-  for (let i = 0; i < ids.length; i++) {
-    cumulative += probs[i];
-    if (uniform < cumulative) return ids[i];
+  for (const [id, p] of shares) {
+    cumulative += p;
+    if (uniform < cumulative) return id;
   }
-  return ids.at(-1); // the sum was rounded to less than 1
+  return shares.filter(([, p]) => p > 0).at(-1)[0]; // the sum was rounded to less than 1
+}
+
+/** Choose the id of the next token, as `draw` in sample.py does: temperature, top-k, top-p, and
+ *  then the id that `uniform`, a random number in [0, 1), hits. */
+function draw(logits, temperature, topK, uniform, topP = 1) {
+  return hit(reshaped(logits, temperature, topK, topP), uniform);
 }
 
 /** What the page shows of one token that the model has computed. */
 class Entry {
-  constructor({logits, attention, lens, sizes}, nVocab) {
-    Object.assign(this, {attention, sizes});
+  constructor(model, {logits, layers, x}, nVocab) {
+    Object.assign(this, {model, layers, x, nVocab});
     this.logits = logits.subarray(0, nVocab);
     this.probs = probabilities(logits, nVocab);
-    this.lens = lens.map((row) => {
-      const probs = probabilities(row, nVocab);
-      const best = argmax(probs);
-      return [best, probs[best]];
-    });
+    this.attention = layers.map((layer) => layer.attention);
+  }
+
+  /** [[id, probability], ...]: the most likely token after the embedding and after each layer. */
+  get lens() {
+    if (!this.guesses) {
+      const streams = [...this.layers.map((layer) => layer.before), this.x];
+      this.guesses = streams.map((x) => {
+        const probs = probabilities(this.model.head(x), this.nVocab);
+        const best = argmax(probs);
+        return [best, probs[best]];
+      });
+    }
+    return this.guesses;
   }
 
   /** The ten most likely next tokens: [[id, probability], ...]. */
   get top() {
-    const ids = Array.from(this.probs.keys()).sort((a, b) => this.probs[b] - this.probs[a]);
-    return ids.slice(0, 10).map((id) => [id, this.probs[id]]);
+    return descending(this.probs).slice(0, 10).map((id) => [id, this.probs[id]]);
   }
 
   /** Uncertainty about the next token, in bits. */
@@ -51,18 +77,20 @@ class Entry {
     return -this.probs.reduce((sum, p) => sum + (p > 0 ? p * Math.log2(p) : 0), 0);
   }
 
-  /** The probability of a next token, and its rank: 1 for the most likely one. */
+  /** The probability of a next token, its rank (1: the most likely), and how many share it. */
   chance(id) {
-    const higher = this.logits.reduce((n, logit) => n + (logit > this.logits[id]), 0);
-    return {p: this.probs[id], rank: higher + 1};
+    const own = this.logits[id];
+    const higher = this.logits.reduce((n, logit) => n + (logit > own), 0);
+    const ties = this.logits.reduce((n, logit) => n + (logit === own), 0);
+    return {p: this.probs[id], rank: higher + 1, ties};
   }
 }
 
 /** A text that can change. The model sees ids[start:], at most block_size tokens; entries are the
  *  tokens of this window that are computed so far. step() computes one more. */
 class LiveText {
-  constructor(model, nVocab) {
-    Object.assign(this, {model, nVocab, ids: [], start: 0, entries: []});
+  constructor(model, nVocab, off = new Set()) {
+    Object.assign(this, {model, nVocab, off, ids: [], start: 0, entries: []});
     this.cache = model.newCache();
   }
 
@@ -83,7 +111,9 @@ class LiveText {
     while (same < ids.length && ids[same] === this.ids[same]) same++;
     if (same === this.ids.length && ids.length === same + 1) return this.append(ids[same]);
     this.ids = ids;
-    const fits = same > this.start && ids.length - this.start <= block_size;
+    const isShort = ids.length <= block_size; // then nothing is out of the window
+    const fits = same > this.start && ids.length - this.start <= block_size
+      && (this.start === 0 || !isShort);
     this.keep(fits ? same - this.start : 0);
     if (!fits) this.start = Math.max(0, ids.length - block_size);
   }
@@ -98,12 +128,16 @@ class LiveText {
     return this.ids.slice(this.start);
   }
 
+  get isDone() {
+    return this.start + this.entries.length === this.ids.length;
+  }
+
   /** Compute one token; returns false if there is nothing left to compute. */
   step() {
+    if (this.isDone) return false;
     const id = this.ids[this.start + this.entries.length];
-    if (id === undefined) return false;
-    const computed = this.model.forward(id, this.cache, {wantLens: true});
-    this.entries.push(new Entry(computed, this.nVocab));
+    const computed = this.model.forward(id, this.cache, {off: this.off});
+    this.entries.push(new Entry(this.model, computed, this.nVocab));
     return true;
   }
 
@@ -112,21 +146,34 @@ class LiveText {
     while (this.step());
     return this.entries.at(-1).logits;
   }
+
+  /** The loss of the window, in nats per token; null if it is not computed yet, or has no loss. */
+  get loss() {
+    const ids = this.window;
+    if (!this.isDone || ids.length < 2) return null;
+    let sum = 0;
+    for (let t = 0; t + 1 < ids.length; t++) sum -= Math.log(this.entries[t].probs[ids[t + 1]]);
+    return sum / (ids.length - 1);
+  }
 }
 
-/** Yields after every token of work. At the end it returns the loss of a text without each head,
- *  [layer][head], in nats per token. */
-function* ablation(model, ids, nVocab) {
+/** Yields after every token of work. At the end it returns the loss of a text without each part,
+ *  [layer][part], in nats per token; the last part of a layer is its MLP. entries: of the text. The
+ *  layers before the one that misses a part compute the same as with it, so they are skipped. */
+function* ablation(model, ids, entries, nVocab) {
+  const {n_layer, n_head} = model.config;
   const losses = [];
-  for (let layer = 0; layer < model.config.n_layer; layer++) {
+  for (let layer = 0; layer < n_layer; layer++) {
     losses.push([]);
-    for (let head = 0; head < model.config.n_head; head++) {
+    for (let part = 0; part <= n_head; part++) {
       const cache = model.newCache();
+      const off = new Set([`${layer}.${part}`]);
       let sum = 0;
       for (let t = 0; t + 1 < ids.length; t++) {
-        const {logits} = model.forward(ids[t], cache, {off: {layer, head}});
+        const x = entries[t].layers[layer].before;
+        const {logits} = model.forward(ids[t], cache, {off, from: layer, x});
         sum -= Math.log(probabilities(logits, nVocab)[ids[t + 1]]);
-        yield;
+        yield (layer * (n_head + 1) + part) / (n_layer * (n_head + 1));
       }
       losses[layer].push(sum / (ids.length - 1));
     }
@@ -134,59 +181,67 @@ function* ablation(model, ids, nVocab) {
   return losses;
 }
 
-// ---- what the file contains
-
-function bytesOf(base64) {
-  return Uint8Array.from(atob(base64), (char) => char.charCodeAt(0)).buffer;
-}
-
-/** float16 numbers, given as their bits, in float32. */
-function fromFloat16(bits) {
-  return Float32Array.from(bits, (b) => {
-    const sign = b & 0x8000 ? -1 : 1,
-      exponent = (b >> 10) & 0x1f,
-      fraction = b & 0x3ff;
-    if (exponent === 0) return sign * fraction * 2 ** -24; // subnormal
-    return sign * (1 + fraction / 1024) * 2 ** (exponent - 15); // tools/look.py excludes infinity
-  });
-}
-
-/** {name: Float32Array} of all weights. shapes: [[name, number of weights], ...], in the order of
- *  the float16 numbers in base64. */
-function readWeights(shapes, base64) {
-  const all = fromFloat16(new Uint16Array(bytesOf(base64)));
-  const weights = {};
-  let start = 0;
-  for (const [name, n] of shapes) {
-    weights[name] = all.subarray(start, start + n);
-    start += n;
+/** The model at one step of its training. */
+class Age {
+  /** model: a GPT, or null if only recorded values exist. */
+  constructor(moment, model, nVocab) {
+    Object.assign(this, {moment, model, nVocab, step: moment.step});
+    this.live = model && new LiveText(model, nVocab);
+    this.film = model && new LiveText(model, nVocab); // the prompt and its continuation
+    this.without = null; // the text with parts switched off
+    this.setFilm(moment.film_ids, moment.film_probs);
+    this.ablated = null; // losses without each part
+    this.ablating = null;
+    this.ablationShare = 0;
   }
-  return weights;
-}
 
-/** The entries of a moment that tools/look.py recorded; they have the fields of an Entry. */
-function readEntries(moment, config) {
-  const {n_layer, n_head} = config,
-    T = moment.top_ids.length;
-  const triangle = (T * (T + 1)) / 2; // the weights of one head, row by row
-  const packed = new Uint16Array(bytesOf(moment.attention));
-  const layers = Array.from({length: n_layer}, (_, layer) => layer);
-  const heads = Array.from({length: n_head}, (_, head) => head);
-  return moment.top_ids.map((ids, t) => ({
-    top: ids.map((id, i) => [id, moment.top_probs[t][i]]),
-    entropy: moment.entropy[t],
-    chance: () => ({p: moment.next_prob[t], rank: moment.next_rank[t]}),
-    lens: moment.lens_ids.map((row, i) => [row[t], moment.lens_probs[i][t]]),
-    sizes: moment.stream_size.map((row, layer) =>
-      layer < n_layer
-        ? [row[t], moment.added_size[layer][0][t], moment.added_size[layer][1][t]]
-        : [row[t]],
-    ),
-    attention: layers.map((layer) =>
-      heads.map((head) => {
-        const start = (layer * n_head + head) * triangle + (t * (t + 1)) / 2;
-        return Float64Array.from(packed.subarray(start, start + t + 1), (n) => n / 65535);
-      }),
-    ),
-  }));
+  setFilm(ids, probs) {
+    this.filmIds = ids;
+    this.filmProbs = probs;
+  }
+
+  setIds(ids) {
+    if (!this.model) return;
+    this.live.setIds(ids);
+    this.without?.setIds(ids);
+    this.ablated = this.ablating = null;
+  }
+
+  /** Switch parts of the model off: a Set of "layer.part". */
+  setOff(off) {
+    if (!this.model) return;
+    this.without = off.size > 0 ? new LiveText(this.model, this.nVocab, off) : null;
+    this.without?.setIds(this.live.ids);
+  }
+
+  /** Begin to continue another prompt. */
+  setPrompt(ids) {
+    if (!this.model) return;
+    this.setFilm([], []);
+    this.film.setIds(ids);
+  }
+
+  /** One more token of the continuation; false if there are enough, or there is no prompt.
+   *  sampled: {temperature, top_k}. dice: the random number for each token. */
+  stepFilm({temperature, top_k}, dice) {
+    if (!this.model || this.filmIds.length >= dice.length || !this.film.ids.length) return false;
+    if (this.film.step()) return true;
+    const {logits, probs} = this.film.entries.at(-1);
+    const uniform = dice[this.filmIds.length];
+    const id = draw(logits, temperature, top_k ?? this.nVocab, uniform);
+    this.filmIds.push(id);
+    this.filmProbs.push(probs[id]);
+    this.film.append(id);
+    return true;
+  }
+
+  /** One token of the ablation; false if it is done or there is nothing to compute. */
+  stepAblation() {
+    if (this.ablated || this.live.window.length < 2) return false;
+    this.ablating ??= ablation(this.model, this.live.window, this.live.entries, this.nVocab);
+    const {done, value} = this.ablating.next();
+    if (done) this.ablated = value;
+    else this.ablationShare = value;
+    return true;
+  }
 }

@@ -1,0 +1,310 @@
+"""pytest tests/test_scaling.py - scaling laws: the fit, its interval, and the five commands"""
+
+import functools
+import json
+import math
+import os
+import re
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import scaling
+from scaling import Fit, Law, fit_law, non_negative
+
+from internals.errors import UserError
+from model import GPT, GPTConfig
+
+N = np.repeat([7.3e3, 26.8e3, 86e3], 5)  # a ladder of three sizes and five horizons
+D = np.tile(51_200 * 2.0 ** np.arange(5), 3)
+TARGET = np.array([236e3]), np.array([2.66e6])
+LAW = Law(E=1.3, A=0.15, B=0.5, a=0.35, b=0.45)
+VOCABULARY = 41  # of the dataset `tiny`
+
+
+
+def fake_train(settings, folder):
+    """Like train_once, but without training: the loss follows LAW, is lowest for learning rates
+    that depend on width and steps, and differs by 0.4% between seeds."""
+    if (folder / "result.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder.parent
+    if out.name == "runs":
+        out = out.parent
+    calls = out / "calls.txt"
+    with open(calls, "a", encoding="utf-8") as file:
+        file.write(folder.name + "\n")
+    if (out / "stop").exists() and len(calls.read_text().splitlines()) > 40:
+        raise UserError("the power failed")
+    width = settings["n_embd"]
+    steps = settings["max_iters"]
+    weights = 12 * settings["n_layer"] * width**2 + VOCABULARY * width
+    best = 0.01 * (width / 80) ** -0.9 * (steps / 5200) ** -0.3
+    loss = LAW.loss(weights, steps * 512)
+    loss *= 1 + 0.01 * math.log(settings["learning_rate"] / best) ** 2
+    random = np.random.default_rng([width, steps, settings["seed"]])
+    loss *= 1 + 0.004 * random.normal()
+    entry = {"step": steps, "val_loss": loss, "ms": 0.0}
+    (folder / "config.json").write_text(json.dumps({"max_iters": steps, "dropout": 0.0}))
+    (folder / "metrics.jsonl").write_text(json.dumps(entry) + "\n")
+    seconds = 3.0 + steps / 100 + weights * steps / 1e7
+    (folder / "result.json").write_text(json.dumps({"loss": loss, "seconds": seconds}))
+
+
+CONFIG = '''
+dataset = "tiny"
+n_layer, n_head, n_embd, block_size = 3, 5, 80, 64
+batch_size = 8
+gradient_accumulation_steps = 1
+learning_rate = 0.012
+max_iters = 5200
+'''
+
+
+@pytest.fixture
+def study(tmp_path, data_dir, monkeypatch):
+    """A function: run a command of scaling.py, a list of words, on tiny data with fake_train. The
+    folder of the study is study.out."""
+    (tmp_path / "big.py").write_text(CONFIG, encoding="utf-8")
+    monkeypatch.setattr(scaling, "train_once", fake_train)
+    monkeypatch.setattr(scaling, "MOST_EPOCHS", 20_000)  # the text has 3,600 characters
+
+    def command(words, **settings):
+        settings = {"out_dir": tmp_path / "out", "data_dir": data_dir} | settings
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        scaling.main([*map(str, words), *options])
+
+    command.config = tmp_path / "big.py"
+    command.out = tmp_path / "out"
+    command.target = tmp_path / "out" / "target-3x80-5200"
+    return command
+
+
+@pytest.fixture
+def ladder(study):
+    """A study whose ladder is trained."""
+    study(["plan", study.config])
+    study(["run"])
+    return study
+
+
+def noisy(law, random, noise=0.0045, seeds=2):
+    """Losses (cells, seeds) of the ladder, with relative noise."""
+    return law.loss(N, D)[:, None] * (1 + noise * random.normal(size=(len(N), seeds)))
+
+
+@pytest.mark.parametrize("law", [LAW, Law(0.8, 0.5, 0.6, 0.2, 0.3), Law(1.6, 0.1, 0.4, 0.6, 0.7)])
+def test_the_fit_recovers_five_known_parameters(law):
+    found = fit_law(N, D, law.loss(N, D))
+    for name in "EABab":
+        assert getattr(found, name) == pytest.approx(getattr(law, name), rel=1e-4)
+    fixed = fit_law(N, D, law.loss(N, D), fixed_E=law.E)
+    assert fixed.B == pytest.approx(law.B, rel=1e-4) and fixed.b == pytest.approx(law.b, rel=1e-4)
+
+
+def test_the_80_percent_interval_covers_70_to_90_of_100_measurements():
+    random = np.random.default_rng(0)
+    hits = 0
+    for _ in range(100):
+        fit = Fit(N, D, noisy(LAW, random))
+        measured = LAW.loss(*TARGET)[0] * (1 + 0.0045 * random.normal())
+        error = measured / fit.law.loss(*TARGET)[0] - 1
+        hits += abs(error) <= scaling.Z80 * fit.deviation(*TARGET)
+    assert 70 <= hits <= 90
+
+
+def test_coefficients_are_never_negative_and_nothing_non_negative_fits_better():
+    random = np.random.default_rng(0)
+    designs = random.normal(size=(50, 8, 3))
+    values = random.normal(size=8)
+    coefficients, misfit = non_negative(designs, values)
+    assert (coefficients >= 0).all() and (coefficients == 0).any() and (coefficients > 0).any()
+    errors = (designs @ coefficients[:, :, None])[:, :, 0] - values
+    assert misfit == pytest.approx((errors**2).sum(axis=1))
+    slopes = (designs * errors[:, :, None]).sum(axis=1)  # of the squared error, halved
+    assert (abs(slopes[coefficients > 0]) < 1e-9).all()
+    assert (slopes[coefficients == 0] > -1e-9).all()
+
+
+def test_the_derivatives_of_the_law_are_right():
+    gradient = LAW.gradient(N, D)
+    for i, name in enumerate("EABab"):
+        values = []
+        for step in (-1e-6, 1e-6):
+            moved = Law(**(vars(LAW) | {name: getattr(LAW, name) + step}))
+            values.append(np.log(moved.loss(N, D)))
+        assert gradient[:, i] == pytest.approx((values[1] - values[0]) / 2e-6, rel=1e-6)
+
+
+def test_noise_is_that_between_seeds_or_what_the_misfit_implies_if_it_is_larger():
+    fit = Fit(N, D, noisy(LAW, np.random.default_rng(0)))
+    assert 0.002 < fit.seed_noise <= fit.noise < 0.007
+    same = noisy(LAW, np.random.default_rng(0), seeds=1).repeat(2, axis=1)  # seeds agree exactly
+    fit = Fit(N, D, same)
+    assert fit.seed_noise == 0 and fit.noise > 0.002
+
+
+def test_the_best_size_for_given_flops_grows_as_the_exponents_say():
+    small, _ = LAW.optimal(1e11)
+    large, tokens = LAW.optimal(1e13)
+    assert 6 * large * tokens == pytest.approx(1e13)
+    exponent = math.log(large / small) / math.log(100)
+    assert exponent == pytest.approx(LAW.b / (LAW.a + LAW.b), abs=0.01)
+
+
+def test_a_large_run_is_predicted_trained_and_checked(ladder, capsys):
+    ladder(["fit"])
+    fitted = capsys.readouterr().out
+    assert "| 3x48-1600 | 84,912 | 819,200 |" in fitted  # 12 * 3 * 48^2 + 41 * 48
+    assert "| both |" in fitted and "E fixed: L = " in fitted
+    powers = re.search(r"width\^(\S+) steps\^(\S+),", fitted)
+    assert float(powers[1]) == pytest.approx(-0.9, abs=0.25)
+    assert float(powers[2]) == pytest.approx(-0.3, abs=0.15)
+
+    ladder(["predict", ladder.config])
+    prediction = json.loads((ladder.target / "prediction.json").read_bytes())
+    low, high = prediction["interval_80"]
+    lowest, highest = prediction["interval_95"]
+    assert lowest < low < prediction["loss"] < high < highest
+    assert prediction["N"] == 12 * 3 * 80**2 + VOCABULARY * 80 and prediction["D"] == 5200 * 512
+    assert prediction["settings"]["learning_rate"] == pytest.approx(0.01, rel=0.35)
+    before = (ladder.out / "scaling.png").read_bytes()
+
+    ladder(["run"])
+    capsys.readouterr()
+    ladder(["check", ladder.target])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(f"loss: predicted {prediction['loss']:.4f} ({low:.4f} to ")
+    assert ", measured 1.5" in printed[0] and printed[0].endswith("a hit")
+    assert len(printed) == 4 and "+" in printed[2]  # the baselines, of which the last is too high
+    assert (ladder.out / "scaling.png").read_bytes() != before  # the star of the measured loss
+
+
+def test_a_run_that_began_before_the_prediction_cannot_be_checked(ladder, mistake):
+    ladder(["predict", ladder.config])
+    ladder(["run"])
+    earlier = time.time() - 100
+    os.utime(ladder.target / "config.json", (earlier, earlier))
+    error = mistake(ladder, "check", ladder.target)
+    assert "s before its prediction was written" in error
+
+
+def test_a_run_with_other_settings_cannot_be_checked(ladder, mistake):
+    ladder(["predict", ladder.config])
+    ladder(["run"])
+    config = ladder.target / "config.json"
+    config.write_text(config.read_text().replace('"dropout": 0.0', '"dropout": 0.5'))
+    assert "was trained with dropout=0.5, but the prediction is for 0.0" in mistake(
+        ladder, "check", ladder.target)
+
+
+def test_a_trained_run_cannot_be_predicted(ladder, mistake):
+    ladder(["predict", ladder.config])
+    ladder(["run"])
+    assert "must be made before the run" in mistake(ladder, "predict", ladder.config)
+
+
+def test_a_killed_run_continues_and_a_done_one_trains_nothing(study, mistake):
+    study(["plan", study.config])
+    (study.out / "stop").touch()
+    assert "the power failed" in mistake(study, "run")
+    (study.out / "stop").unlink()
+    first = (study.out / "calls.txt").read_text().splitlines()
+    done = {path.parent.name for path in study.out.glob("runs/*/result.json")}
+    study(["run"])
+    second = (study.out / "calls.txt").read_text().splitlines()[len(first):]
+    assert len(done) == 40 and not set(second) & done
+    assert set(first) | set(second) == {path.name for path in study.out.glob("runs/*")}
+    study(["run"])
+    assert len((study.out / "calls.txt").read_text().splitlines()) == len(first) + len(second)
+
+
+def test_a_changed_setting_is_never_mixed_with_old_runs(ladder, mistake):
+    ladder.config.write_text(CONFIG + "dropout = 0.1\n", encoding="utf-8")
+    assert "dropout=0.1" in mistake(ladder, "predict", ladder.config)
+    ladder(["plan", ladder.config])
+    assert "24 of 24 runs are not done" in mistake(ladder, "fit")
+
+
+def test_a_folder_with_predictions_keeps_its_plan(ladder, mistake):
+    ladder(["predict", ladder.config])
+    ladder(["plan", ladder.config])  # the same plan
+    ladder.config.write_text(CONFIG + "dropout = 0.1\n", encoding="utf-8")
+    assert "has predictions of another plan" in mistake(ladder, "plan", ladder.config)
+
+
+def test_a_changed_dataset_is_never_mixed_with_old_runs(ladder, mistake, monkeypatch):
+    identify = scaling.identify
+    monkeypatch.setattr(scaling, "identify", lambda settings: identify(settings) | {"val": "new"})
+    assert "has changed since the plan was made" in mistake(ladder, "run")
+    assert "has changed since the plan was made" in mistake(ladder, "predict", ladder.config)
+
+
+def test_no_prediction_if_the_ladder_allows_two_values_of_E_that_disagree(ladder, mistake):
+    _, _, _, fit = scaling.read_study(scaling.read_plan(ladder.out), None)
+    allowed = fit.law.E - 1.8 * math.sqrt(fit.covariance[0, 0])
+    ladder(["predict", ladder.config], fixed_E=allowed)  # they disagree only far away
+    far = functools.partial(ladder, n_embd=304, max_iters=80_000)  # 19 heads of 16
+    error = mistake(functools.partial(far, fixed_E=allowed), "predict", ladder.config)
+    assert "the ladder does not determine E" in error
+    far(["predict", ladder.config], fixed_E=0.0)  # disagrees more, but the data exclude it
+
+
+def test_N_counts_what_a_token_is_multiplied_with(ladder):
+    plan = scaling.read_plan(ladder.out)
+    for run in plan.ladder(plan.guess)[::10]:
+        model = GPT(GPTConfig(n_layer=run.n_layer, n_embd=run.n_embd, n_head=1,
+                              vocab_size=VOCABULARY, block_size=64))
+        linear = [part.weight for part in model.modules() if isinstance(part, torch.nn.Linear)]
+        N, D = plan.shapes([run])
+        assert N[0] == sum(weight.numel() for weight in linear)
+        assert D[0] == 8 * 64 * run.steps
+
+
+def test_one_run_is_an_ordinary_run_of_train(tmp_path, data_dir):
+    settings = {"dataset": "tiny", "data_dir": data_dir, "n_layer": 1, "n_head": 1, "n_embd": 8,
+                "block_size": 8, "batch_size": 2, "gradient_accumulation_steps": 1, "max_iters": 3,
+                "eval_iters": 1, "sample_tokens": 0}
+    scaling.train_once(settings, tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_bytes())
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert result["loss"] == json.loads(lines[-1])["val_loss"] and result["seconds"] > 0
+    assert "1 threads" in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("words", "settings", "message"), [
+    (["fit"], {}, "plan.json does not exist"),
+    (["plan"], {}, "plan needs the config file of the large run"),
+    (["check"], {}, "check needs the folder of a large run"),
+    (["check", "nowhere"], {}, "prediction.json does not exist"),
+    (["plan", "CONFIG"], {"max_iters": 10**7}, "epochs"),
+    (["plan", "CONFIG"], {"minutes": 0.0001}, "minutes=0.0001 on 2 cores is too short"),
+    (["plan", "CONFIG"], {"max_iters": 800}, "less than 8 times"),
+    (["plan", "CONFIG"], {"dataset": "missing"}, "does not exist"),
+    (["plan", "CONFIG"], {"sizes": "2x16,2x32,wide"}, "must be like 2x16,2x32,3x48"),
+    (["plan", "CONFIG"], {"sizes": "2x16,2x32,2x40"}, "40 channels are not a multiple of 16"),
+    (["plan", "CONFIG"], {"sizes": "2x16,2x32"}, "at least 3 different sizes"),
+    (["guess"], {}, "command"),
+])
+def test_bad_input_is_one_line(study, mistake, words, settings, message):
+    words = [study.config if word == "CONFIG" else word for word in words]
+    assert message in mistake(functools.partial(study, **settings), *words)
+
+
+def test_a_damaged_plan_is_one_line(ladder, mistake):
+    for content in ("{", "[]", '{"settings": {}}'):
+        (ladder.out / "plan.json").write_text(content, encoding="utf-8")
+        assert "is damaged" in mistake(ladder, "fit")
+
+
+def test_learning_rates_outside_those_that_were_tried_are_refused(study, mistake):
+    study.config.write_text(CONFIG.replace("0.012", "0.0001"), encoding="utf-8")
+    study(["plan", study.config])
+    assert "change learning_rate in the config" in mistake(study, "run")

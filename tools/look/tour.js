@@ -1,0 +1,70 @@
+// Three things to find: buttons that set text, token, head and step, and say what is to be seen.
+// tools/look.py has found the places in the recorded text.
+"use strict";
+
+/** The name of each discovery, the card it is about, and the sentence that explains it. */
+const TOUR = {
+  lens: {
+    title: ({row}) => `Layer ${row} changes the answer`,
+    card: "lens-card",
+    explain: ({token, row}, seen, vocab) => {
+      const {lens} = seen.entries[token];
+      const last = lens.length - 1;
+      const before = row === 1 ? "the embedding" : rowName(row - 1);
+      const [guess, p] = lens[row - 1];
+      return ["After ", context(seen, token, vocab), `, ${before} still guesses `,
+        word(vocab[guess]), ` (${percent(p)}). From ${rowName(row)} on it is `,
+        word(vocab[lens[row][0]]), `, at the end with ${percent(lens[last][1])}.`];
+    },
+  },
+  previous: {
+    title: () => `The head that looks back one ${unit}`,
+    card: "attention-card",
+    explain: ({layer, head, share}) => [
+      `Head ${head + 1} of layer ${layer + 1} gives ${percent(share)} of its weight to the previous `
+      + `${unit}, more than any other head${share >= CLEAR ? ": its map is dark just below the "
+        + "diagonal" : ""}.`],
+  },
+  time: {
+    title: ({moment}, ages) => `What step ${grouped(ages[moment].step)} has learned`,
+    card: "text-card",
+    explain: ({token, moment}, seen, vocab, ages, seenAt) => {
+      const before = seenAt(moment - 1);
+      const id = seen.ids[token];
+      return ["At step ", `${grouped(ages[moment - 1].step)}, `, word(vocab[id]), " after ",
+        context(seen, token - 1, vocab), ` had ${percent(before.entries[token - 1].chance(id).p)}; `
+        + `at step ${grouped(ages[moment].step)} it has `
+        + `${percent(seen.entries[token - 1].chance(id).p)}. No other ${unit} of this text gained more `
+        + `at once. The loss of the text fell from ${fixed(before.loss)} to ${fixed(seen.loss)}. Move `
+        + "the slider, or press Play."];
+    },
+  },
+  cause: {
+    title: () => "The head that matters most",
+    card: "attention-card",
+    explain: ({layer, head}, seen) => [
+      `Without head ${head + 1} of layer ${layer + 1}, the loss of this text would be `
+      + `${fixed(seen.ablated[layer][head], 3)} instead of ${fixed(seen.plainLoss, 3)}: no other head `
+      + "matters more here."],
+  },
+};
+
+/** Draw a button per discovery. */
+function drawTour(discoveries, ages) {
+  $("tour").hidden = discoveries.length === 0;
+  const isThree = discoveries.length === 3;
+  $("tour-title").textContent = isThree ? "Three things to find" : "Things to find";
+  $("tour-buttons").replaceChildren(...discoveries.map((found, i) => element("button", {
+    type: "button", "data-found": i,
+  }, `${i + 1}. ${TOUR[found.kind].title(found, ages)}`)));
+}
+
+/** Say what a discovery shows, and scroll to its card. seen: the text as it is shown now. */
+function showDiscovery(found, seen, vocab, ages, seenAt) {
+  const {explain, card} = TOUR[found.kind];
+  say($("tour-text"), ...explain(found, seen, vocab, ages, seenAt));
+  for (const node of document.querySelectorAll(".found")) node.classList.remove("found");
+  $(card).classList.add("found");
+  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  $(card).scrollIntoView({block: "center", behavior: isCalm ? "auto" : "smooth"});
+}

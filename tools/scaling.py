@@ -1,0 +1,812 @@
+"""Predict the loss of a large training run from small runs, before it starts: a scaling law.
+
+    python tools/scaling.py plan config/scaling.py       choose the small runs: sizes x horizons
+    python tools/scaling.py run                          train them; continues after a kill
+    python tools/scaling.py fit                          fit L(N, D) = E + A / N^a + B / D^b
+    python tools/scaling.py predict config/scaling.py    write down the loss of the large run
+    python tools/scaling.py run                          train it, too
+    python tools/scaling.py check out-scaling/target-3x80-5200    was the prediction right?
+
+N: the weights of linear layers, the LM head included, because every token is multiplied with them;
+the token embedding is only looked up. D: training tokens. Losses are in nats per token. Every run
+is an ordinary run of train.py in its own process on one thread, and seconds are the CPU seconds of
+that process. docs/scaling.md explains the method. Left out: GPUs, and Windows, which has no wait4.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations, product
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from plot import read_run
+
+from configurator import build, configure, read_settings
+from internals.dataset import load
+from internals.errors import UserError, one_line_errors
+from internals.files import DATA, replacing
+from internals.limits import Count, NonNegative, Positive
+from internals.plots import picture
+from internals.recipes import expand_names
+from model import GPTConfig
+from train import TrainConfig
+
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+HORIZONS = [100, 200, 400, 800, 1600, 3200, 6400]  # steps
+FEWEST_SIZES = 3  # of a ladder
+FEWEST_HORIZONS = 5  # a 16-fold range of D
+SEEDS = (1, 2)  # two runs per cell of the ladder: how far they are apart is the noise
+RATES = (1 / 3, 1, 3)  # the learning rates that are tried in a corner, times a first guess
+RATE_SETTINGS = ("learning_rate", "embedding_lr", "muon_lr", "min_lr")
+LEAST_RATIO = 8  # FLOPs of the large run, divided by those of the ladder's largest run
+MOST_EPOCHS = 4  # beyond, a repeated token is worth less than a new one (Muennighoff et al. 2023)
+Z80, Z95 = 1.2816, 1.9600  # 80% and 95% of a normal distribution are within so many deviations
+HIT_SECONDS = 0.2  # a prediction of the seconds is a hit if it is wrong by at most this share
+
+
+@dataclass
+class ScalingConfig:
+    """The settings of a study."""
+
+    command: Literal["plan", "run", "fit", "predict", "check"]
+    # plan and predict: the config file of the large run; check: its folder
+    target: str | None = None
+    out_dir: str = "out-scaling"  # folder of the study
+    minutes: Positive = 15  # plan: time for the ladder on quiet cores
+    processes: Count = 2  # runs at a time, each on one thread
+    # plan: the sizes to choose from, as n_layer x n_embd, the smallest first
+    sizes: str = "2x16,2x32,3x48,3x64,3x96,4x128"
+    dataset: str | None = None  # a dataset instead of the one in the config file
+    data_dir: str | None = None  # folder of the datasets; None: data/ of this repository
+    n_layer: Count | None = None  # layers of the large run; None: as in its config file
+    n_embd: Count | None = None  # channels of the large run
+    max_iters: Count | None = None  # steps of the large run
+    # E of the second fit, in nats per token; None: two thirds of the lowest loss of the ladder
+    fixed_E: NonNegative | None = None
+
+
+# --------------------------------------------------------------------------------------------------
+# The law
+
+
+@dataclass
+class Law:
+    """L(N, D) = E + A / N^a + B / D^b (Hoffmann et al. 2022, equation 2), with N and D in units of
+    1e5. misfit: the sum of the squared relative errors of the fit."""
+
+    E: float
+    A: float
+    B: float
+    a: float
+    b: float
+    misfit: float = 0.0
+
+    def described(self, cells):
+        return (f"L = {self.E:.3f} + {self.A:.3f} / (N/1e5)^{self.a:.3f} + {self.B:.3f} / "
+                f"(D/1e5)^{self.b:.3f}, rms error {math.sqrt(self.misfit / cells):.2%}")
+
+    def loss(self, N, D):
+        return self.E + self.A * (N / 1e5) ** -self.a + self.B * (D / 1e5) ** -self.b
+
+    def gradient(self, N, D):
+        """The derivatives of log L by E, A, B, a, b: (n, 5). A term that the fit has set to zero
+        has none."""
+        n = np.atleast_1d(N) / 1e5
+        d = np.atleast_1d(D) / 1e5
+        size = n ** -self.a
+        data = d ** -self.b
+        columns = [np.full(len(n), float(self.E > 0)), size * (self.A > 0), data * (self.B > 0),
+                   -self.A * np.log(n) * size, -self.B * np.log(d) * data]
+        return np.stack(columns, axis=1) / self.loss(n * 1e5, d * 1e5)[:, None]
+
+    def optimal(self, flops):
+        """The N and D with 6 N D = flops that have the lowest loss."""
+        N = np.geomspace(1e3, 1e10, 7001)
+        D = flops / 6 / N
+        best = self.loss(N, D).argmin()
+        return N[best], D[best]
+
+
+def non_negative(designs, values):
+    """Least squares without negative coefficients, for many problems at once.
+
+    designs (G, n, k), values (n,) -> coefficients (G, k), sums of squared errors (G,). The best
+    non-negative solution is the ordinary solution for some of the columns, so all subsets of the
+    columns are tried: 7 if k = 3."""
+    count, _, k = designs.shape
+    best = np.zeros((count, k))
+    misfit = np.full(count, values @ values)
+    for size in range(1, k + 1):
+        for columns in map(list, combinations(range(k), size)):
+            part = designs[:, :, columns]
+            gram = part.mT @ part + 1e-13 * np.eye(size)  # the last term: if columns are the same
+            found = np.linalg.solve(gram, (part.mT @ values)[:, :, None])
+            squares = ((part @ found)[:, :, 0] - values) ** 2
+            squares = squares.sum(axis=1)
+            better = (found >= 0).all(axis=(1, 2)) & (squares < misfit)
+            misfit[better] = squares[better]
+            best[better] = 0
+            best[np.ix_(better, columns)] = found[better, :, 0]
+    return best, misfit
+
+
+def fit_law(N, D, losses, fixed_E=None):
+    """The Law that minimizes the sum of squared relative errors. N, D, losses: arrays (n,).
+
+    Variable projection (Golub & Pereyra 1973): for given exponents a and b the law is linear in E,
+    A and B, so only a and b are searched for, on a grid that becomes finer around its best point.
+    fixed_E: E has this value and is not fitted."""
+    low = np.array([0.01, 0.01])
+    high = np.array([2.0, 2.0])
+    values = np.ones(len(losses))  # everything is divided by the measured loss
+    if fixed_E is not None:
+        values = values - fixed_E / losses
+    for _ in range(26):
+        a, b = np.meshgrid(np.linspace(low[0], high[0], 13), np.linspace(low[1], high[1], 13))
+        a = a.reshape(-1, 1)  # (G, 1): one row per pair of exponents
+        b = b.reshape(-1, 1)
+        terms = [(N / 1e5) ** -a, (D / 1e5) ** -b]
+        if fixed_E is None:
+            terms.insert(0, np.ones((len(a), len(losses))))
+        coefficients, misfit = non_negative(np.stack(terms, axis=2) / losses[:, None], values)
+        best = misfit.argmin()
+        center = np.array([a[best, 0], b[best, 0]])
+        width = (high - low) * 0.3  # not less: the best point lies in a narrow, slanted valley
+        low = np.maximum(0.01, center - width)
+        high = center + width
+    found = coefficients[best].tolist()
+    if fixed_E is not None:
+        found.insert(0, fixed_E)
+    return Law(*found, *center.tolist(), float(misfit[best]))
+
+
+# --------------------------------------------------------------------------------------------------
+# The runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """What differs between the runs of a study. factor: of the learning rates of the config."""
+
+    n_layer: int
+    n_embd: int
+    steps: int
+    factor: float
+    seed: int
+
+    def __str__(self):
+        return f"{self.n_layer}x{self.n_embd}-{self.steps}"
+
+
+class Plan:
+    """A ladder, small runs of all sizes x all horizons x all seeds, for a large run.
+
+    settings: those of the config file of the large run. data: what identifies its dataset."""
+
+    def __init__(self, out_dir, settings, data, sizes=(), horizons=()):
+        self.out_dir = Path(out_dir)
+        self.settings = settings
+        self.data = data
+        self.sizes = [tuple(size) for size in sizes]
+        self.horizons = list(horizons)
+        self.stored = {"settings": settings, "data": data, "sizes": self.sizes,
+                       "horizons": self.horizons}
+        self.train = build(TrainConfig, settings)
+        self.model = build(GPTConfig, settings | {"vocab_size": data["vocab_size"]})
+        self.head = self.model.n_embd // self.model.n_head  # channels, the same in all sizes
+        self.target = Run(self.model.n_layer, self.model.n_embd, self.train.max_iters, 1.0,
+                          self.train.seed)
+
+    def settings_of(self, run):
+        """The settings of a run of train.py. All others are those of the config file."""
+        settings = self.settings | {
+            "n_layer": run.n_layer, "n_embd": run.n_embd, "n_head": run.n_embd // self.head,
+            "size": None, "max_iters": run.steps, "lr_decay_iters": None, "seed": run.seed,
+            "init_from": "scratch", "device": "cpu", "dtype": "float32", "eval_only": False,
+            "eval_interval": 10**9, "patience": 0, "sample_tokens": 0, "snapshots": False}
+        for name in RATE_SETTINGS:
+            rate = getattr(self.train, name)
+            if rate:
+                settings[name] = rate * run.factor
+        return settings
+
+    def folder(self, run):
+        """Where a run of the ladder is stored. The name has a hash of all of its settings and of
+        the data, so that a run with other settings is never taken for this one."""
+        identity = json.dumps([self.settings_of(run), self.data], sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
+        return self.out_dir / "runs" / f"{run}-seed{run.seed}-{digest}"
+
+    def shapes(self, runs):
+        """N and D of runs, as two arrays."""
+        layers = np.array([run.n_layer for run in runs], float)
+        channels = np.array([run.n_embd for run in runs], float)
+        steps = np.array([run.steps for run in runs], float)
+        # attention has 4 n_embd^2 weights per layer, the MLP 8; the LM head has V n_embd
+        N = 12 * layers * channels**2 + self.data["vocab_size"] * channels
+        sequences = self.train.gradient_accumulation_steps * self.train.batch_size
+        return N, steps * sequences * self.model.block_size
+
+    def corners(self):
+        """The runs that search for the learning rates: the smallest and the largest size with the
+        shortest and the longest horizon, in the order (4 corners, RATES, SEEDS)."""
+        runs = []
+        for size, steps, rate, seed in product(self.sizes[::len(self.sizes) - 1],
+                                               self.horizons[::len(self.horizons) - 1],
+                                               RATES, SEEDS):
+            runs.append(Run(*size, steps, rate * self.guess(size[1], steps), seed))
+        return runs
+
+    def ladder(self, factor):
+        """The runs of the ladder, in the order (sizes, horizons, SEEDS). factor(n_embd, steps): of
+        their learning rates."""
+        runs = []
+        for size, steps, seed in product(self.sizes, self.horizons, SEEDS):
+            runs.append(Run(*size, steps, factor(size[1], steps), seed))
+        return runs
+
+    def guess(self, n_embd, steps):
+        """A first guess of the factor: the config's learning rates are about right for its large
+        run, and smaller or shorter runs need higher ones."""
+        return (n_embd / self.target.n_embd) ** -0.8 * (steps / self.target.steps) ** -0.4
+
+    def results(self, runs):
+        """Losses and CPU seconds of runs, as two arrays. Raises UserError if some are not done."""
+        folders = [self.folder(run) for run in runs]
+        missing = [folder for folder in folders if not (folder / "result.json").exists()]
+        if missing:
+            raise UserError(f"{len(missing)} of {len(runs)} runs are not done: python "
+                            f"tools/scaling.py run --out_dir={self.out_dir}")
+        found = [read_json(folder / "result.json", ("loss", "seconds")) for folder in folders]
+        losses = np.array([each["loss"] for each in found])
+        return losses, np.array([each["seconds"] for each in found])
+
+
+def write_json(path, content):
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_json(path, keys):
+    """The dict in a file. Raises UserError if the file is missing, or has not all of the keys."""
+    try:
+        content = json.loads(path.read_bytes())
+        missing = [key for key in keys if key not in content]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: the steps are plan, run, fit, predict, run, check "
+                        "(see --help)") from None
+    except (ValueError, TypeError):
+        missing = keys
+    if missing:
+        raise UserError(f"{path} is damaged, it lacks {missing[0]}: remove it, and make it again")
+    return content
+
+
+def read_plan(out_dir):
+    stored = read_json(Path(out_dir) / "plan.json", ("settings", "data", "sizes", "horizons"))
+    return Plan(out_dir, **stored)
+
+
+def train_once(settings, folder):
+    """Run train.py in its own process on one thread, unless the folder has a result. A run that was
+    interrupted begins again, so that its loss and its seconds are those of one process."""
+    path = folder / "result.json"
+    if path.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [f"--{name}={value}" for name, value in settings.items() if name != "out_dir"]
+    command = [sys.executable, TRAIN, *words, f"--out_dir={folder}"]
+    with open(folder / "log.txt", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                                   env=os.environ | {"OMP_NUM_THREADS": "1"})
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        raise UserError(f"train.py failed, see {folder / 'log.txt'}: {' '.join(lines[-1:])}")
+    loss = read_run(str(folder)).losses[-1][1]
+    seconds = usage.ru_utime + usage.ru_stime
+    write_json(path, {"loss": loss, "seconds": seconds})
+    print(f"{folder.name:32} loss {loss:.4f}  {seconds:5.0f} CPU seconds", flush=True)
+
+
+def train_all(jobs, processes):
+    """Train what is not trained yet. jobs: a list of (settings, folder)."""
+    pool = ThreadPoolExecutor(processes)
+    try:
+        futures = [pool.submit(train_once, *job) for job in jobs]
+        for future in as_completed(futures):
+            future.result()
+    finally:  # after an error or Ctrl-C, no other run is started
+        pool.shutdown(cancel_futures=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# What follows from the results: learning rates, noise, the law, seconds
+
+
+class Rule:
+    """The factor of the learning rates: exp(p0) width^p1 steps^p2, with width and steps relative to
+    those of the config.
+
+    In each corner, a parabola c + s x + k x^2 is fitted to the relative loss, where x is the log of
+    the factor; its minimum is at x = -s / 2k. Least squares fit k (p0 + ...) to -s / 2: a corner
+    whose loss hardly depends on the learning rate has a small k, and so a small weight."""
+
+    def __init__(self, plan):
+        self.plan = plan
+        runs = plan.corners()
+        losses, _ = plan.results(runs)
+        losses = losses.reshape(-1, len(RATES) * len(SEEDS))  # one row per corner
+        self.corners = runs[::losses.shape[1]]
+        self.searched = losses.reshape(-1, len(RATES), len(SEEDS)).mean(axis=2)
+        rows = []
+        values = []
+        for corner, of_corner in zip(self.corners, losses, strict=True):
+            guess = math.log(plan.guess(corner.n_embd, corner.steps))
+            x = guess + np.log(RATES).repeat(len(SEEDS))
+            k, s, _ = np.polyfit(x, of_corner / of_corner.mean(), 2)
+            rows.append(max(k, 1e-6) * self.terms(corner.n_embd, corner.steps))
+            values.append(-s / 2)
+        rows = np.array(rows)
+        self.curvature = rows[-1, 0]  # k of the largest run
+        self.p, squares, _, _ = np.linalg.lstsq(rows, np.array(values))
+        # the variance of s / 2: from the misfit or, if it is larger, from the noise between seeds
+        by_seed = losses.reshape(-1, len(SEEDS))
+        noise = by_seed.var(axis=1, ddof=1) / by_seed.mean(axis=1) ** 2
+        variance = noise.mean() / (4 * len(SEEDS) * np.log(RATES).var() * len(RATES))
+        variance = max(variance, squares.sum())
+        self.covariance = variance * np.linalg.inv(rows.T @ rows)
+        for run in self.corners:
+            offset = self.factor(run.n_embd, run.steps) / plan.guess(run.n_embd, run.steps)
+            if not min(RATES) <= offset <= max(RATES):
+                raise UserError(
+                    f"the best learning rates of {run} seem to be {offset:.2g} times the first "
+                    f"guess, but only {min(RATES):.2g} to {max(RATES):g} times it were tried: "
+                    "change learning_rate in the config, and plan again")
+
+    def terms(self, n_embd, steps):
+        width = n_embd / self.plan.target.n_embd
+        horizon = steps / self.plan.target.steps
+        return np.array([1.0, math.log(width), math.log(horizon)])
+
+    def factor(self, n_embd, steps):
+        factor = np.exp(self.terms(n_embd, steps) @ self.p)
+        return float(f"{factor:.4g}")  # rounded, because it is part of the hash of a folder
+
+    def penalty(self, run):
+        """By which share the loss of a run is higher because its factor is uncertain: k var(x)."""
+        terms = self.terms(run.n_embd, run.steps)
+        return float(self.curvature * terms @ self.covariance @ terms)
+
+
+class Fit:
+    """What the losses of a ladder say. N, D: arrays (cells,); by_seed: losses (cells, seeds).
+
+    law, fixed: the Law with E fitted, and with E fixed. noise: the relative standard deviation of
+    one run: that between seeds or, if it is larger, the one that the misfit of the law implies."""
+
+    def __init__(self, N, D, by_seed, fixed_E=None):
+        self.N = N
+        self.D = D
+        self.by_seed = by_seed
+        self.losses = by_seed.mean(axis=1)
+        self.fixed_E = float(self.losses.min() * 2 / 3 if fixed_E is None else fixed_E)
+        self.law = fit_law(N, D, self.losses)
+        seeds = by_seed.shape[1]
+        variances = by_seed.var(axis=1, ddof=1) / self.losses**2
+        self.seed_noise = math.sqrt(variances.mean())
+        implied = seeds * self.law.misfit / (len(N) - 5)  # five parameters are fitted
+        self.noise = max(self.seed_noise, math.sqrt(implied))
+        gradient = self.law.gradient(N, D)
+        self.covariance = np.linalg.pinv(gradient.T @ gradient) * self.noise**2 / seeds
+
+    @functools.cached_property
+    def fixed(self):
+        return fit_law(self.N, self.D, self.losses, self.fixed_E)
+
+    @property
+    def excludes_fixed(self):
+        """Likelihood-ratio test: whether the fixed E fits worse than noise can explain."""
+        worse = (self.fixed.misfit - self.law.misfit) * self.by_seed.shape[1]
+        return worse > Z95**2 * self.noise**2
+
+    def deviation(self, N, D, penalty=0.0):
+        """The relative standard deviation of a measured loss from the predicted one: uncertainty of
+        the law (linearized), noise of the large run, and its learning rates."""
+        gradient = self.law.gradient(N, D)[0]
+        return math.sqrt(gradient @ self.covariance @ gradient + self.noise**2 + penalty**2)
+
+    def disagree(self, N, D, deviation):
+        """Whether the two laws differ by more than the 80% interval at (N, D), although the data
+        allow both: then the data do not determine E, and the prediction is a guess."""
+        apart = self.fixed.loss(N, D) / self.law.loss(N, D) - 1
+        return not self.excludes_fixed and abs(apart) > Z80 * deviation
+
+    def baselines(self, flops):
+        """Two simpler predictions: the power law in FLOPs through the two largest runs of the
+        ladder, and the loss of the largest."""
+        compute = 6 * self.N * self.D
+        second, largest = np.argsort(compute)[-2:]
+        exponent = math.log(self.losses[largest] / self.losses[second])
+        exponent /= math.log(compute[largest] / compute[second])
+        power = self.losses[largest] * (flops / compute[largest]) ** exponent
+        return {"power law through the two largest runs": float(power),
+                "same loss as the largest run": float(self.losses[largest])}
+
+
+def read_study(plan, fixed_E):
+    """What the results of a plan say: its Rule, the runs of its ladder, their CPU seconds, and the
+    Fit."""
+    rule = Rule(plan)
+    runs = plan.ladder(rule.factor)
+    losses, seconds = plan.results(runs)
+    N, D = plan.shapes(runs[::len(SEEDS)])
+    return rule, runs, seconds, Fit(N, D, losses.reshape(-1, len(SEEDS)), fixed_E)
+
+
+def seconds_terms(N, D):
+    """CPU seconds are a sum of four terms: the start of a process, the overhead of the steps, the
+    products of matrices, and the evaluations. (n, 4)"""
+    return np.stack([np.ones(len(N)), D / 1e6, N * D / 1e12, N / 1e6], axis=1)
+
+
+def fit_seconds(N, D, seconds):
+    """The coefficients (4,) of seconds_terms."""
+    terms = seconds_terms(N, D) / seconds[:, None]
+    coefficients, _ = non_negative(terms[None], np.ones(len(seconds)))
+    return coefficients[0]
+
+
+# --------------------------------------------------------------------------------------------------
+# The commands
+
+
+def read_target(cfg):
+    """The Plan, without a ladder, of the large run: a config file and the command line."""
+    if cfg.target is None:
+        raise UserError(f"{cfg.command} needs the config file of the large run: python "
+                        f"tools/scaling.py {cfg.command} config/scaling.py")
+    settings = read_settings(__doc__, TrainConfig, GPTConfig, argv=[cfg.target],
+                             expand=expand_names)
+    settings.pop("out_dir", None)
+    if cfg.n_embd is not None:  # the head size stays the same
+        model = build(GPTConfig, settings)
+        settings["n_head"] = max(1, cfg.n_embd * model.n_head // model.n_embd)
+    for name in ("dataset", "data_dir", "n_layer", "n_embd", "max_iters"):
+        if getattr(cfg, name) is not None:
+            settings[name] = getattr(cfg, name)
+    plan = Plan(cfg.out_dir, settings, identify(settings))
+    _, D = plan.shapes([plan.target])
+    epochs = D[0] / plan.data["train_tokens"]
+    if epochs > MOST_EPOCHS:
+        raise UserError(f"max_iters={plan.target.steps} is {epochs:.1f} epochs, but the law is "
+                        f"about new tokens, and repeated ones are nearly as good only for up to "
+                        f"{MOST_EPOCHS} epochs: use fewer steps or a larger text")
+    return plan
+
+
+def identify(settings):
+    """What identifies the dataset of a run."""
+    train = build(TrainConfig, settings)
+    data = load(Path(train.data_dir or DATA) / train.dataset)
+    return {"vocab_size": data.padded_vocab_size, "train_tokens": len(data.train),
+            "train": hashlib.sha256(data.train).hexdigest(),
+            "val": hashlib.sha256(data.val).hexdigest()}
+
+
+def refuse_changed(plan, data):
+    if data != plan.data:
+        raise UserError(f"the dataset {plan.train.dataset} has changed since the plan was made: "
+                        "plan again")
+
+
+def parse_sizes(text, head):
+    """"2x16,2x32" -> [(2, 16), (2, 32)]. head: the channels of a head, which divide each width."""
+    sizes = []
+    for size in text.split(","):
+        n_layer, _, n_embd = size.partition("x")
+        if not (n_layer.isdecimal() and n_embd.isdecimal() and int(n_layer) * int(n_embd) > 0):
+            raise UserError(f"sizes={text} must be like 2x16,2x32,3x48: layers x channels")
+        if int(n_embd) % head:
+            raise UserError(f"sizes={text}: {n_embd} channels are not a multiple of {head}, the "
+                            "head size of the large run")
+        sizes.append((int(n_layer), int(n_embd)))
+    if len(set(sizes)) < max(len(sizes), FEWEST_SIZES):
+        raise UserError(f"sizes={text} must be at least {FEWEST_SIZES} different sizes")
+    return sizes
+
+
+def plan_ladder(cfg):
+    """Choose the largest ladder that fits into the minutes, time for the learning rates included,
+    and whose largest run has at most 1 / LEAST_RATIO of the FLOPs of the large run."""
+    alone = read_target(cfg)
+    sizes = parse_sizes(cfg.sizes, alone.head)
+    print("timing four short runs", flush=True)
+    probes = [Run(*size, steps, 1.0, SEEDS[0])
+              for size in (sizes[0], sizes[FEWEST_SIZES - 1]) for steps in (10, 60)]
+    train_all([(alone.settings_of(run), alone.folder(run)) for run in probes], 1)
+    _, seconds = alone.results(probes)
+    coefficients = fit_seconds(*alone.shapes(probes), seconds)
+    N, D = alone.shapes([alone.target])
+    most = 0.0
+    chosen = None
+    for n_sizes, n_horizons in product(range(FEWEST_SIZES, len(sizes) + 1),
+                                       range(FEWEST_HORIZONS, len(HORIZONS) + 1)):
+        ladder = Plan(cfg.out_dir, alone.settings, alone.data, sizes[:n_sizes],
+                      HORIZONS[:n_horizons])
+        shapes = ladder.shapes(ladder.corners() + ladder.ladder(ladder.guess))
+        minutes = (seconds_terms(*shapes) @ coefficients).sum() / 60 / cfg.processes
+        ratio = N[0] * D[0] / (shapes[0] * shapes[1]).max()
+        if most < minutes <= cfg.minutes and ratio >= LEAST_RATIO:
+            most = minutes
+            chosen = ladder
+    if chosen is None:
+        raise UserError(f"minutes={cfg.minutes:g} on {cfg.processes} cores is too short for a "
+                        f"ladder of {FEWEST_SIZES} sizes and {FEWEST_HORIZONS} horizons, or the "
+                        f"large run ({6 * N[0] * D[0]:.1e} FLOPs) has less than {LEAST_RATIO} "
+                        "times the FLOPs of its largest run: use more minutes or a larger run")
+    path = Path(cfg.out_dir) / "plan.json"
+    if predictions(cfg.out_dir) and read_plan(cfg.out_dir).stored != chosen.stored:
+        raise UserError(f"{cfg.out_dir} has predictions of another plan: choose another --out_dir")
+    write_json(path, chosen.stored)
+    cells = chosen.ladder(chosen.guess)[::len(SEEDS)]
+    print("\n| run | N | D | FLOPs | seconds |\n| --- | --- | --- | --- | --- |")
+    for run, n, d in zip([*cells, chosen.target], *chosen.shapes([*cells, chosen.target]),
+                         strict=True):
+        needed = seconds_terms(np.array([n]), np.array([d])) @ coefficients
+        print(f"| {run} | {n:,.0f} | {d:,.0f} | {6 * n * d:.1e} | {needed[0]:.0f} |")
+    print(f"\nThe last line is the large run. The ladder has {len(SEEDS)} runs of each other line, "
+          f"and {len(chosen.corners())} runs search\nfor learning rates: about {most:.0f} minutes "
+          f"on {cfg.processes} quiet cores. Next: python tools/scaling.py run "
+          f"--out_dir={cfg.out_dir}")
+
+
+def train_runs(cfg):
+    """Train the search for learning rates, the ladder, and the large runs that are predicted."""
+    plan = read_plan(cfg.out_dir)
+    refuse_changed(plan, identify(plan.settings))
+    jobs = [(plan.settings_of(each), plan.folder(each)) for each in plan.corners()]
+    train_all(jobs, cfg.processes)
+    jobs = []
+    for each in plan.ladder(Rule(plan).factor):
+        jobs.append((plan.settings_of(each), plan.folder(each)))
+    for path in predictions(cfg.out_dir):
+        jobs.append((read_json(path, ("settings",))["settings"], path.parent))
+    train_all(jobs, cfg.processes)
+    print(f"done. Next: python tools/scaling.py fit --out_dir={cfg.out_dir}")
+
+
+def predictions(out_dir):
+    return sorted(Path(out_dir).glob("target-*/prediction.json"))
+
+
+def print_fit(cfg):
+    """Print the fit, and how well it predicts the largest run of the ladder without it."""
+    plan = read_plan(cfg.out_dir)
+    rule, runs, _, found = read_study(plan, cfg.fixed_E)
+    law = found.law
+    errors = law.loss(found.N, found.D) / found.losses - 1
+    print("| search for learning rates | guess x 1/3 | x 1 | x 3 | factor by the rule |")
+    print("| --- | --- | --- | --- | --- |")
+    for corner, losses in zip(rule.corners, rule.searched, strict=True):
+        cells = " | ".join(f"{loss:.4f}" for loss in losses)
+        factor = rule.factor(corner.n_embd, corner.steps)
+        guess = plan.guess(corner.n_embd, corner.steps)
+        print(f"| {corner} | {cells} | {factor:.2f} = guess x {factor / guess:.2f} |")
+    print("\n| run | N | D | learning rates | loss | error of the fit |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for i, cell in enumerate(runs[::len(SEEDS)]):
+        print(f"| {cell} | {found.N[i]:,.0f} | {found.D[i]:,.0f} | x {cell.factor:.2f} | "
+              f"{found.losses[i]:.4f} | {errors[i]:+.2%} |")
+    print("\n| left out of the fit | loss of the largest run | predicted | error |")
+    print("| --- | --- | --- | --- |")
+    longest = found.D == found.D.max()
+    largest = found.N == found.N.max()
+    measured = found.losses[-1]
+    for name, left_out in (("the longest horizon", longest), ("the largest size", largest),
+                           ("both", longest | largest)):
+        kept = ~left_out
+        smaller = fit_law(found.N[kept], found.D[kept], found.losses[kept])
+        predicted = smaller.loss(found.N[-1], found.D[-1])
+        print(f"| {name} | {measured:.4f} | {predicted:.4f} | {predicted / measured - 1:+.2%} |")
+    verdict = "exclude" if found.excludes_fixed else "do not exclude"
+    if found.noise > 1.5 * found.seed_noise:
+        print("\nThe law misses the losses by more than the noise between seeds explains: it does "
+              "not describe\nthese runs exactly. The intervals are wider because of that.")
+    print(f"\nlearning rates: width^{rule.p[1]:.2f} steps^{rule.p[2]:.2f}, "
+          f"{math.exp(rule.p[0]):.2f} times those of the config for its run\n"
+          f"noise of one run: {found.noise:.2%} (between seeds {found.seed_noise:.2%})\n"
+          f"E free:  {law.described(len(errors))}\n"
+          f"E fixed: {found.fixed.described(len(errors))}\n"
+          f"E is {law.E:.3f} ± {math.sqrt(found.covariance[0, 0]):.3f}; the data {verdict} "
+          f"{found.fixed.E:.3f}")
+    draw(plan, found)
+
+
+def predict_target(cfg):
+    """Write prediction.json for a large run that has not begun."""
+    plan = read_plan(cfg.out_dir)
+    asked = read_target(cfg)
+    for name in asked.settings.keys() | plan.settings.keys():
+        value = asked.settings.get(name)
+        if name not in ("n_layer", "n_head", "n_embd", "size", "max_iters"):
+            if value != plan.settings.get(name):
+                raise UserError(f"{name}={value} in {cfg.target}, but {plan.settings.get(name)} in "
+                                "the ladder: a prediction holds for the settings of the ladder")
+    refuse_changed(plan, asked.data)
+    rule, runs, run_seconds, found = read_study(plan, cfg.fixed_E)
+    target = replace(asked.target, factor=rule.factor(asked.target.n_embd, asked.target.steps))
+    folder = Path(cfg.out_dir) / f"target-{target}"
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} has a run already: a prediction must be made before the run")
+    N, D = plan.shapes([target])
+    flops = float(6 * N[0] * D[0])
+    loss = float(found.law.loss(N[0], D[0]))
+    fixed_loss = float(found.fixed.loss(N[0], D[0]))
+    penalty = rule.penalty(target)
+    deviation = found.deviation(N, D, penalty)
+    if found.disagree(N[0], D[0], deviation):
+        raise UserError(f"the ladder does not determine E: E={found.law.E:.3f} predicts a loss of "
+                        f"{loss:.4f}, E={found.fixed.E:.3f} fits as well and predicts "
+                        f"{fixed_loss:.4f}, and the 80% interval is only ±{Z80 * deviation:.1%}: "
+                        "use a ladder with a larger range")
+    coefficients = fit_seconds(*plan.shapes(runs), run_seconds)
+    seconds = float((seconds_terms(N, D) @ coefficients)[0])
+    low, high = interval(loss, deviation, Z80)
+    lowest, highest = interval(loss, deviation, Z95)
+    evidence = json.dumps([plan.stored, found.by_seed.tolist()])
+    write_json(folder / "prediction.json", {
+        "config": cfg.target, "N": N[0], "D": D[0], "flops": flops, "loss": loss,
+        "interval_80": [low, high], "interval_95": [lowest, highest],
+        "noise_of_one_run": found.noise, "deviation_of_learning_rate": penalty,
+        "loss_with_fixed_E": fixed_loss, "baselines": found.baselines(flops), "seconds": seconds,
+        "settings": plan.settings_of(target), "time": time.time(),
+        "sha256_of_fit": hashlib.sha256(evidence.encode()).hexdigest()})
+    ratio = N[0] * D[0] / (found.N * found.D).max()
+    best_N, best_D = found.law.optimal(flops)
+    print(f"{target}: N={N[0]:,.0f}, D={D[0]:,.0f}, {flops:.1e} FLOPs, {ratio:.1f} times those of "
+          "the ladder's largest run\n"
+          f"loss {loss:.4f}; 80%: {low:.4f} to {high:.4f}; 95%: {lowest:.4f} to {highest:.4f}; "
+          f"with E fixed {fixed_loss:.4f}\n"
+          f"{seconds:.0f} CPU seconds; learning rates x {target.factor:.3f}\n"
+          f"compute-optimal for these FLOPs: N={best_N:,.0f}, D={best_D:,.0f}, loss "
+          f"{found.law.loss(best_N, best_D):.4f}\n"
+          f"written to {folder / 'prediction.json'}. Next: python tools/scaling.py run "
+          f"--out_dir={cfg.out_dir}")
+    draw(plan, found)
+
+
+def interval(loss, deviation, width):
+    """loss, minus and plus so many relative deviations."""
+    return loss * (1 - width * deviation), loss * (1 + width * deviation)
+
+
+def check_target(cfg):
+    """Compare a large run with its prediction, and with two simpler predictions."""
+    if cfg.target is None:
+        raise UserError("check needs the folder of a large run: python tools/scaling.py check "
+                        "out-scaling/target-3x80-5200")
+    folder = Path(cfg.target)
+    prediction = read_json(folder / "prediction.json", (
+        "settings", "time", "loss", "interval_80", "interval_95", "baselines", "seconds"))
+    settings = prediction["settings"]
+    done = read_run(str(folder))
+    if done is None or not done.losses or done.losses[-1][0] != settings["max_iters"]:
+        raise UserError(f"the run in {folder} is not done: python tools/scaling.py run "
+                        f"--out_dir={folder.parent}")
+    expected = asdict(build(TrainConfig, settings)) | asdict(build(GPTConfig, settings))
+    for name, value in expected.items():
+        if name not in ("vocab_size", "compile") and done.settings.get(name, value) != value:
+            raise UserError(f"{folder} was trained with {name}={done.settings[name]}, but the "
+                            f"prediction is for {value}: train it again with `run`")
+    # train.py writes config.json when a run begins, and metrics.jsonl until it ends
+    began = min((folder / "config.json").stat().st_mtime,
+                (folder / "metrics.jsonl").stat().st_mtime - done.seconds)
+    if began < prediction["time"]:
+        raise UserError(f"the run in {folder} began {prediction['time'] - began:.0f} s before its "
+                        "prediction was written: only a run that begins later can test it")
+    loss = done.losses[-1][1]
+    seconds = done.seconds
+    clock = "seconds"
+    if (folder / "result.json").exists():
+        seconds = read_json(folder / "result.json", ("loss", "seconds"))["seconds"]
+        clock = "CPU seconds"
+    low, high = prediction["interval_80"]
+    lowest, highest = prediction["interval_95"]
+    verdict = "a miss"
+    if low <= loss <= high:
+        verdict = "a hit"
+    elif lowest <= loss <= highest:
+        verdict = "a miss, but inside the 95% interval"
+    predicted = prediction["loss"]
+    print(f"loss: predicted {predicted:.4f} ({low:.4f} to {high:.4f}), measured {loss:.4f}: "
+          f"{predicted / loss - 1:+.2%}, {verdict}")
+    for name, value in prediction["baselines"].items():
+        print(f"baseline, {name}: {value:.4f}: {value / loss - 1:+.2%}")
+    error = prediction["seconds"] / seconds - 1
+    verdict = "a miss"
+    if abs(error) <= HIT_SECONDS:
+        verdict = "a hit"
+    print(f"{clock}: predicted {prediction['seconds']:.0f}, measured {seconds:.0f}: {error:+.0%}, "
+          f"{verdict} (within {HIT_SECONDS:.0%})")
+    plan = read_plan(folder.parent)
+    draw(plan, read_study(plan, cfg.fixed_E)[-1])
+
+
+def draw(plan, found):
+    """The picture. Left: loss against FLOPs, one curve of the law per size. Right: the large runs,
+    predicted and measured."""
+    path = plan.out_dir / "scaling.png"
+    law = found.law
+    flops = 6 * found.N * found.D
+    with picture(path, 11, 5.5) as figure:
+        axes, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+        x = np.geomspace(flops.min(), LEAST_RATIO * flops.max(), 100)
+        for i, (n_layer, n_embd) in enumerate(plan.sizes):
+            chosen = slice(i * len(plan.horizons), (i + 1) * len(plan.horizons))
+            N = found.N[chosen][0]
+            of_size = x[x >= flops[chosen].min()]
+            axes.plot(flops[chosen], found.losses[chosen], "o", color=f"C{i}")
+            axes.plot(of_size, law.loss(N, of_size / 6 / N), color=f"C{i}",
+                      label=f"{n_layer} layers, {n_embd} channels: N = {N / 1e3:.0f}k")
+        best = [law.loss(*law.optimal(each)) for each in x]
+        axes.plot(x, best, "--", color="0.4", label="best size for these FLOPs, by the law")
+        axes.set(xscale="log", yscale="log", xlabel="FLOPs of training, 6 N D",
+                 ylabel="validation loss (nats per token)", title="the ladder and the law")
+        axes.yaxis.set_major_formatter("{x:.2f}")
+        axes.yaxis.set_minor_formatter("{x:.2f}")
+        axes.legend()
+        draw_targets(right, plan.out_dir)
+        for each in (axes, right):
+            each.grid(alpha=0.3, which="both")
+    print(f"picture  {path}", file=sys.stderr)
+
+
+def draw_targets(axes, out_dir):
+    """The large runs, one column each."""
+    labels = []
+    for i, file in enumerate(predictions(out_dir)):
+        prediction = read_json(file, ("loss", "interval_80", "interval_95", "baselines"))
+        labels.append(file.parent.name.removeprefix("target-").replace("-", "\n") + " steps")
+        axes.plot([i, i], prediction["interval_95"], color="black", linewidth=1)
+        axes.plot([i, i], prediction["interval_80"], color="0.6", linewidth=7,
+                  solid_capstyle="butt")
+        axes.plot(i, prediction["loss"], "_", color="black", markersize=14)
+        axes.plot([i, i], list(prediction["baselines"].values()), "x", color="tab:brown")
+        if (file.parent / "result.json").exists():
+            loss = read_json(file.parent / "result.json", ("loss",))["loss"]
+            axes.plot(i, loss, "*", color="red", markersize=12)
+    axes.plot([], [], color="0.6", linewidth=7, label="predicted, 80%")
+    axes.plot([], [], color="black", linewidth=1, label="95%")
+    axes.plot([], [], "*", color="red", markersize=12, label="measured")
+    axes.plot([], [], "x", color="tab:brown", label="baselines")
+    axes.set(xlim=(-0.6, max(len(labels), 1) - 0.4), title="large runs")
+    axes.set_xticks(range(len(labels)), labels, fontsize=8)
+    axes.legend()
+
+
+COMMANDS = {"plan": plan_ladder, "run": train_runs, "fit": print_fit,
+            "predict": predict_target, "check": check_target}
+
+
+def main(argv=None):
+    _, cfg = configure(__doc__, ScalingConfig, argv=argv, positional=["command", "target"])
+    COMMANDS[cfg.command](cfg)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
