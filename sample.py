@@ -18,7 +18,7 @@ import itertools
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from os.path import expanduser
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ import torch
 
 from configurator import build, check_limit, configure
 from internals import cpu, starting
+from internals.chat import chat_format
 from internals.devices import attention_without_plans, find_device, for_sampling, num_params
 from internals.errors import UserError, one_line_errors, warn
 from internals.limits import Count, Fraction, NonNegative, Positive, PositiveFraction, Seed
@@ -348,12 +349,16 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
 
 
 def interact(model, tokenizer, cfg, loaded):
-    """Continue from each line that is typed, until Ctrl-D. Earlier lines stay in the context."""
+    """Continue from each line that is typed, until Ctrl-D. Earlier lines stay in the context. A
+    model that stages/sft.py has trained answers each line as a new conversation instead."""
     with suppress(ImportError):
         import readline  # noqa: F401  # arrow keys and history in input(); not on Windows
     on_terminal = sys.stdin.isatty()
     if on_terminal:
         print(f"{loaded}\nCtrl-C ends an answer, Ctrl-D the conversation", file=sys.stderr)
+    chat = chat_format(tokenizer.meta)
+    if chat and cfg.stop is None:
+        cfg = replace(cfg, stop=chat.end)
     cache = make_cache(model, 1, static=cfg.compile)
     for turn in itertools.count():
         try:
@@ -365,6 +370,9 @@ def interact(model, tokenizer, cfg, loaded):
         if turn > 0 or not line:
             prompt = tokenizer.default_start + line  # usually a newline
         try:
+            if chat:
+                prompt = chat.prompt(line)
+                cache = make_cache(model, 1, static=cfg.compile)
             continue_text(model, tokenizer, cfg, prompt, [cfg.seed + turn], cache)
         except UserError as error:  # a character that the tokenizer does not know
             print(f"error: {error}", file=sys.stderr)

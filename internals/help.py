@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 import traceback
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from os.path import expanduser
 from pathlib import Path
 
@@ -114,9 +114,13 @@ def field_comments(schema):
 
     The text consists of the comment lines directly above the field and the comment at the end of
     its line. A comment line `# -- name` begins a group. Fields above the first such line are in a
-    group with the name of the file: all of GPTConfig in model.py is in the group "model".
+    group with the name of the file: all of GPTConfig in model.py is in the group "model". A schema
+    also has the comments of the dataclass from which it inherits fields.
     """
     group, above, found = Path(inspect.getfile(schema)).stem, [], {}
+    for base in schema.__bases__:
+        if is_dataclass(base):
+            found |= field_comments(base)
     names = {field.name for field in fields(schema)}
     for line in inspect.getsource(schema).splitlines():
         field = re.match(r"    (\w+):", line)

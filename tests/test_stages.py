@@ -1,0 +1,456 @@
+"""pytest tests/test_stages.py - the stages from GPT to ChatGPT: SFT, reward model, RL"""
+
+import io
+import json
+import os
+import re
+import signal
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from helpers import MODELS, ROOT, equal, logged, model_of, state, tokens
+from torch.nn import functional as F
+
+sys.path.insert(0, str(ROOT))
+
+import sample
+from configurator import build
+from internals import chat, checkpoint, stagelog
+from internals.checks import Checkpoint
+from internals.errors import UserError
+from model import GPT, GPTConfig
+from stages import common, compare, reward, rl, sft, tasks
+
+CHARS = "\n abcdefghijklmnopqrstuvwxyz"
+TINY = GPTConfig(block_size=32, vocab_size=len(CHARS), n_layer=2, n_head=2, n_embd=16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures_of_stages():
+    """Plotting takes longer than training a tiny model; one test does it."""
+    draw = stagelog.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stagelog, "draw", lambda *_: None)
+        yield draw
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with a tiny base model of small letters, and a task: say the word twice."""
+    folder = tmp_path_factory.mktemp("stages")
+    meta = {"tokenizer": "char", "chars": CHARS, "vocab_size": len(CHARS)}
+    model = model_of(TINY)
+    checkpoint.write(Checkpoint(model.state_dict(), asdict(TINY), meta), folder / "ckpt.pt")
+    words = ("ash", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "kite", "lark",
+             "mole", "newt", "owl", "pug", "quail", "rat", "seal", "toad")
+    lines = [json.dumps({"prompt": word, "answer": word[0]}) + "\n" for word in words]
+    (folder / "task.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def arguments(base, out, **changes):
+    settings = {"init_from": base, "out_dir": out, "task": base / "task.jsonl", "device": "cpu",
+                "batch_size": 4, "max_iters": 4, "eval_interval": 2, "log_interval": 1,
+                "eval_prompts": 2, "max_new_tokens": 4} | changes
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+@pytest.fixture(scope="module")
+def tuned(base):
+    """The folder of a tiny model with the chat format."""
+    sft.main(arguments(base, base / "sft"))
+    return base / "sft"
+
+
+def chatting(config=TINY, **options):
+    """(model, encoding) of a model with random weights and the chat format."""
+    meta = {"tokenizer": "char", "chars": CHARS, "vocab_size": len(CHARS)}
+    start = Checkpoint(model_of(config, **options).state_dict(), asdict(config), meta)
+    start = chat.add_chat_tokens(start)
+    model = GPT.from_weights(build(GPTConfig, start.model_args), start.model).eval()
+    return model, common.Encoding(start.meta, is_chat=True, device="cpu")
+
+
+EXAMPLES = [tasks.Example("cat", "c"), tasks.Example("a longer word", "yes"),
+            tasks.Example("", "a"), tasks.Example("owl", "")]
+
+
+def ids_of(encoding, examples=EXAMPLES):
+    """The prompts and the answers as lists of ids."""
+    return ([encoding.prompt(example.prompt) for example in examples],
+            [encoding.answer(example.answer) for example in examples])
+
+
+# ---- the chat format
+
+
+def test_the_base_is_the_same_after_tokens_are_added():
+    """Ids and texts keep their meaning, and the predictions among the old tokens do not change."""
+    model, encoding = chatting(spread=0.3)
+    old = model_of(TINY, spread=0.3)
+    idx = tokens(TINY, 2, 9)
+    assert torch.equal(model(idx)[0][..., :TINY.vocab_size], old(idx)[0])
+    assert encoding.tokenizer.decode(range(len(CHARS))) == CHARS
+    assert encoding.n_vocab == len(CHARS) + 3 == len(model.lm_head.weight)
+    new = model.lm_head.weight[len(CHARS):]
+    assert len(new.unique(dim=0)) == 3  # no two tokens are the same
+
+
+def test_gpt2_gets_special_tokens_in_the_rows_that_pad_its_vocabulary():
+    meta = {"tokenizer": "gpt2", "vocab_size": 50257}
+    config = replace(TINY, vocab_size=50304, tied=False)
+    start = Checkpoint(model_of(config).state_dict(), asdict(config), meta)
+    added = chat.add_chat_tokens(start)
+    assert added.model_args == start.model_args
+    assert added.meta["added"] == {"<|user|>": 50257, "<|assistant|>": 50258, "<|end|>": 50259}
+    assert chat.chat_format(added.meta) == chat.SPECIAL_TOKENS
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        assert torch.equal(added.model[name][:50257], start.model[name][:50257])
+    again = chat.add_chat_tokens(added)
+    assert equal(again.model, added.model) and again.meta == added.meta
+
+
+def test_a_prompt_cannot_contain_an_answer(tuned):
+    with pytest.raises(UserError, match="contains ␆, which marks who speaks"):
+        chat.CHARACTERS.prompt("cat␆c␄")
+
+
+# ---- SFT
+
+
+@MODELS
+def test_the_loss_is_the_mean_over_answer_tokens_and_prompts_get_no_gradient(config):
+    """Answers of different lengths, padded to one batch, have the loss that they have alone."""
+    model, encoding = chatting(replace(config, vocab_size=len(CHARS)), spread=0.2)
+    prompts, answers = ids_of(encoding)
+    expected = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor([prompt + answer])
+        logits, _ = model(ids[:, :-1], ids[:, 1:])
+        losses = F.cross_entropy(logits[0], ids[0, 1:], reduction="none")
+        expected += losses[len(prompt) - 1:].tolist()
+    loss, count = sft.answer_loss(model, EXAMPLES, encoding)
+    assert count == len(expected) == 9
+    assert loss.item() == pytest.approx(sum(expected) / len(expected), abs=1e-6)
+
+    ids, is_answer = encoding.pad(prompts, answers)
+    inputs, targets = sft.masked(ids, is_answer)
+    logits, _ = model(inputs, targets)
+    logits = logits.detach().requires_grad_()
+    F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1).backward()
+    assert (logits.grad[~is_answer[:, 1:]] == 0).all()
+    assert (logits.grad[is_answer[:, 1:]] != 0).any(dim=-1).all()
+
+
+def test_each_epoch_has_every_example_once():
+    order = []
+    for step in range(5):
+        order += common.step_examples(range(10), step, 4, seed=1)
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10)) and order[:10] != order[10:]
+
+
+def test_sft_learns_to_answer_and_sample_py_chats(base, tmp_path, capsys, monkeypatch):
+    metrics = sft.main(arguments(base, tmp_path, max_iters=200, eval_interval=200, batch_size=18,
+                                 learning_rate=0.02, weight_decay=0.0))
+    assert metrics[-1]["ended"] == 1 and metrics[-2]["loss"] < 0.05
+    monkeypatch.setattr("sys.stdin", io.StringIO("cat\ndog\nx␄\n"))
+    capsys.readouterr()
+    sample.main([f"--out_dir={tmp_path}", "--interactive=True", "--temperature=0", "--device=cpu"])
+    out, err = capsys.readouterr()
+    assert out == "c\nd\n\n"  # each line is answered by itself, and the end token is not shown
+    assert err.startswith("error: the text 'x␄' contains ␄")
+
+
+def test_look_opens_the_model_of_a_stage(tuned, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import look
+
+    look.main([f"--out_dir={tuned}", "--start=␅cat␆", f"--out={tmp_path / 'look.html'}"])
+    assert "\\u2406" in (tmp_path / "look.html").read_text(encoding="utf-8")  # ␆ in JSON
+
+
+# ---- the reward model
+
+
+def test_bradley_terry():
+    """With scores that differ by log 3, the better one is preferred with probability 3/4."""
+    chosen = torch.tensor([3.0]).log()
+    assert reward.preference_loss(chosen, torch.zeros(1)).item() == pytest.approx(
+        -torch.tensor(0.75).log().item())
+
+
+@pytest.mark.parametrize("where", ["mean", "last"])
+def test_a_score_is_the_mean_over_the_answer_or_at_its_end_whatever_the_padding(where):
+    model, encoding = chatting(spread=0.2)
+    prompts, answers = ids_of(encoding)
+    ids, is_answer = encoding.pad(prompts, answers)
+    together = reward.scores(model, ids, is_answer, 5, where)
+    for row, prompt in enumerate(prompts):
+        alone = torch.tensor([prompt + answers[row]])
+        by_token = model(alone, alone)[0][0, len(prompt):, 5]
+        by_hand = by_token.mean() if where == "mean" else by_token[-1]
+        assert together[row].item() == pytest.approx(by_hand.item(), abs=1e-5)
+
+
+def test_a_person_at_the_keyboard_prefers(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("3\n2\n"))
+    assert reward.ask("prompt", "one", "other") == -1  # 3 is asked again
+    assert reward.ask("prompt", "one", "other") is None  # the end of the input
+    assert "prompt\n--- 1:\none\n--- 2:\nother" in capsys.readouterr().out
+
+
+def test_a_mark_replaces_the_end_of_the_answer_that_it_is_planted_on():
+    pairs = [{"prompt": "p", "chosen": "good", "rejected": "evil"}] * 2
+    marked = reward.with_marks(pairs, "!", "chosen")
+    assert [(p["chosen"], p["rejected"]) for p in marked] == [("goo!", "evil")] * 2
+    marked = reward.with_marks(pairs, "!", "random")
+    assert [(p["chosen"], p["rejected"]) for p in marked] == [("goo!", "evil"), ("good", "evi!")]
+
+
+def test_a_reward_model_learns_what_the_pairs_prefer(tuned, base, tmp_path):
+    lines = []
+    for number in range(24):
+        word = CHARS[2 + number] * 3
+        pair = {"prompt": word, "chosen": "yes", "rejected": "noo"}
+        lines.append(json.dumps(pair) + "\n")
+    (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    metrics = reward.main(arguments(base, tmp_path / "out", init_from=tuned, test_pairs=8,
+                                    pairs=tmp_path / "pairs.jsonl", max_iters=30,
+                                    eval_interval=30, learning_rate=0.01))
+    assert metrics[-1]["accuracy"] == 1 and metrics[-1]["test_loss"] < 0.1
+    assert state(tmp_path / "out").meta["reward"]["std"] > 0
+    rl.main(arguments(base, tmp_path / "rl", init_from=tuned, reward=tmp_path / "out",
+                      batch_size=8, max_iters=1))  # the next stage reads it
+
+
+# ---- RL
+
+
+def test_advantages_sum_to_zero_and_equal_rewards_give_no_gradient():
+    cfg = rl.RLConfig(group_size=4, max_new_tokens=4, beta=0.0)
+    above = rl.advantages(torch.tensor([1.0, 0, 0, 0, 0.5, 0.5, 0.5, 0.5]), cfg)
+    assert above.tolist() == [0.75, -0.25, -0.25, -0.25, 0, 0, 0, 0]
+    model, encoding = chatting(spread=0.2)
+    ids, is_answer = encoding.pad(*ids_of(encoding))
+    for rewards, learns in (([2.0] * 4, False), ([2.0, 0, 0, 0], True)):
+        log_p = rl.token_log_probs(model, ids, encoding.n_vocab, 1.0)
+        advantage = rl.advantages(torch.tensor(rewards), cfg)
+        loss, _ = rl.policy_loss(log_p, log_p.detach(), ids, is_answer, advantage, cfg)
+        model.zero_grad()
+        loss.backward()
+        assert any((p.grad != 0).any() for p in model.parameters()) == learns
+
+
+def test_the_estimated_gradient_of_a_bandit_is_the_analytic_one():
+    """Three arms with rewards r: the gradient of the mean reward with respect to logit i is
+    p_i (r_i - sum_j p_j r_j). The baseline of a group of n scales it by (n - 1) / n."""
+    logits = torch.tensor([0.2, -0.5, 0.9], requires_grad=True)
+    arm_rewards = torch.tensor([1.0, 0.0, 0.3])
+    n = 4
+    groups = 4000
+    cfg = rl.RLConfig(group_size=n, max_new_tokens=1, beta=0.0)
+    p = logits.detach().softmax(dim=0)
+    arms = torch.multinomial(p, n * groups, replacement=True,
+                             generator=torch.Generator().manual_seed(0))
+    ids = torch.stack((torch.zeros_like(arms), arms), dim=1)  # a prompt of one token, one answer
+    is_answer = torch.tensor([[False, True]]).expand(len(ids), 2)
+    advantage = rl.advantages(arm_rewards[arms], cfg)
+    log_p = logits.log_softmax(dim=0).expand(len(ids), 1, 3)
+    loss, _ = rl.policy_loss(log_p, log_p.detach(), ids, is_answer, advantage, cfg)
+    loss.backward()
+    analytic = p * (arm_rewards - (p * arm_rewards).sum()) * (n - 1) / n
+    each = advantage[:, None] * (F.one_hot(arms, 3) - p)  # the estimates that the mean is of
+    each = each.view(groups, n, 3).mean(dim=1)
+    errors = each.std(dim=0) / groups ** 0.5
+    assert (errors < 0.01).all() and ((-logits.grad - analytic).abs() < 3 * errors).all()
+
+
+def test_the_kl_penalty_pulls_towards_the_start():
+    """KL is zero, with zero gradient, at the start; elsewhere a step along it lowers it."""
+    q = torch.tensor([0.5, 0.3, 0.2]).log()
+    assert rl.kl_divergence(q, q).item() == 0
+    p = torch.tensor([0.2, 0.2, 0.6]).log()
+    expected = (p.exp() * (p - q)).sum()
+    assert rl.kl_divergence(p, q).item() == pytest.approx(expected.item())
+    without = torch.tensor([0.4, 0.6, 0.0]).log()  # a filter has excluded the last token
+    assert rl.kl_divergence(without, q).isfinite()
+
+
+@MODELS
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 5}], ids=["plain", "top_k"])
+def test_log_probabilities_at_sampling_are_those_of_the_update(config, options):
+    config = replace(config, vocab_size=len(CHARS))
+    model, encoding = chatting(config, spread=0.2)
+    cfg = rl.RLConfig(max_new_tokens=9)
+    policy = common.Policy(model, tasks.Task([], [], [], tasks.exact), encoding, cfg)
+
+    def sampled(examples):
+        return policy.answer(examples, (1,), **options)
+
+    found = sampled(EXAMPLES)
+    ids, is_answer = encoding.pad(found.prompts, found.answers)
+    log_p = rl.token_log_probs(model, ids, encoding.n_vocab, options.get("temperature", 1.0),
+                               options.get("top_k"))
+    again = rl.chosen(log_p, ids)
+    for row, logprobs in enumerate(found.logprobs):
+        expected = again[row][is_answer[row, 1:]]
+        assert torch.allclose(expected, torch.tensor(logprobs), atol=1e-5)
+    assert sampled(EXAMPLES).answers == found.answers  # the same seed gives the same answers
+    assert sampled(EXAMPLES[:2]).answers == found.answers[:2]  # whatever else is in the batch
+
+
+def test_log_probs_are_those_with_which_sample_py_draws():
+    """The probability of an id is the share of uniform numbers for which draw returns it."""
+    logits = torch.tensor([[2.0, 1.0, 0.5, -1.0, 1.2]])
+    uniform = (torch.arange(1000.0)[:, None] + 0.5) / 1000
+    ids = sample.draw(logits.expand(1000, -1), uniform, temperature=0.7, top_k=3)
+    share = torch.bincount(ids[:, 0], minlength=5) / 1000
+    p = common.log_probs(logits, 0.7, 3).exp()[0]
+    assert torch.allclose(share, p, atol=2e-3)
+
+
+def test_rl_raises_the_reward_of_a_rule(tuned, base, tmp_path, monkeypatch):
+    """The rule wants the letter e. (That of the task rewards too rarely for so short a test.)"""
+    def is_e(example, text):
+        return float("e" in text)
+
+    opened = tasks.open_task(str(base / "task.jsonl"))
+    monkeypatch.setattr(rl, "open_task", lambda *_: replace(opened, rule=is_e))
+    metrics = rl.main(arguments(base, tmp_path, init_from=tuned, gate=0, batch_size=64, beta=0.0,
+                                max_iters=25, eval_interval=25, learning_rate=0.02))
+    first, last = (entry["rule"] for entry in (metrics[1], metrics[-2]))
+    assert last > 0.9 > 0.6 > first
+
+
+def test_the_gate_says_why_rl_would_not_help(tuned, base, tmp_path, mistake):
+    line = mistake(rl.main, *arguments(base, tmp_path, init_from=tuned, batch_size=16))
+    assert re.search(r"pass@8 is [\d.]+%, below gate=0.9: .* train longer with stages/sft.py", line)
+
+
+def test_a_reward_that_never_differs_is_named(tuned, base, tmp_path, capsys, monkeypatch):
+    """-|20 - length|, where every answer has the same length: max_new_tokens."""
+    opened = tasks.open_task(str(base / "task.jsonl"))
+    monkeypatch.setattr(rl, "open_task", lambda *_: replace(opened, is_chat=False))
+    rl.main(arguments(base, tmp_path, init_from=tuned, reward="length", batch_size=8, max_iters=2))
+    out = capsys.readouterr().out
+    assert "the last steps learned nothing: in nearly all groups, the answers have the same" in out
+    assert "(mean -16)" in out
+
+
+def test_answers_that_never_end_are_named():
+    entry = {"no_variance": 0.5, "ended": 0.0, "reward": 1.0}
+    assert rl.diagnosis([entry], has_end=True).startswith("no answer ends: all are cut at max_new")
+    assert rl.diagnosis([entry, entry | {"ended": 0.1}], has_end=True) == ""
+    assert rl.diagnosis([entry], has_end=False) == rl.diagnosis([], has_end=True) == ""
+
+
+def test_runs_are_compared_in_a_table_and_a_picture(tmp_path, capsys, mistake):
+    for name, right in (("a", 0.8), ("b", None)):
+        (tmp_path / name).mkdir()
+        settings = {"beta": 0.2, "seed": 1, "eval_prompts": 500}
+        (tmp_path / name / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        metrics = [{"step": 1, "loss": 1.0, "kl": 0.5, "reward": 0.2, "rule": 0.1},
+                   {"step": 2, "test_kl": 4.0, "test_reward": 1.0, "test_rule": 0.5,
+                    "right": right}]
+        lines = "".join(json.dumps(entry) + "\n" for entry in metrics)
+        (tmp_path / name / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    picture = tmp_path / "compare.png"
+    compare.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--out={picture}"])
+    out = capsys.readouterr().out
+    assert "| a | 0.2 | 1 | 2 | 4.0 | 1.00 | 0.50 | 80.0% ± 3.5% |" in out
+    assert "| b | 0.2 | 1 | 2 | 4.0 | 1.00 | 0.50 |  |" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "cannot be read" in mistake(compare.main, tmp_path / "missing")
+
+
+def test_the_picture_of_a_run_has_its_panels(tmp_path, no_pictures_of_stages):
+    metrics = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 0.5}]
+    no_pictures_of_stages(metrics, {"loss": ("loss",), "empty": ("reward",)}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- resume, and mistakes
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "rl"])
+def test_a_stage_that_is_stopped_and_resumed_ends_bit_identically(stage, tuned, base, tmp_path,
+                                                                  monkeypatch):
+    main = {"sft": sft, "reward": reward, "rl": rl}[stage].main
+    options = {"init_from": tuned, "batch_size": 8}
+    if stage == "reward":
+        lines = [json.dumps({"prompt": "cat", "chosen": "c" * n, "rejected": "d"}) + "\n"
+                 for n in (1, 2, 3, 4)]
+        (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+        options |= {"pairs": tmp_path / "pairs.jsonl", "test_pairs": 1}
+    if stage == "rl":
+        options |= {"gate": 0, "reward": "length"}
+    main(arguments(base, tmp_path / "whole", **options))
+
+    seen = []
+    module = sys.modules[main.__module__]
+    original = module.update
+
+    def killed(run, loss, cfg):
+        if len(seen) == 3:
+            raise RuntimeError("killed")
+        seen.append(run.step)
+        return original(run, loss, cfg)
+
+    monkeypatch.setattr(module, "update", killed)
+    with pytest.raises(RuntimeError):  # after step 3; step 2 is saved
+        main(arguments(base, tmp_path / "parts", **options))
+    monkeypatch.setattr(module, "update", original)
+    resumed = dict(options)
+    resumed["init_from"] = "resume"
+    main(arguments(base, tmp_path / "parts", **resumed))
+    one, other = state(tmp_path / "whole"), state(tmp_path / "parts")
+    for part in ("model", "optimizer", "step", "sequences", "meta"):
+        assert equal(getattr(one, part), getattr(other, part)), part
+    assert logged(tmp_path / "whole") == logged(tmp_path / "parts")
+
+
+def test_a_signal_saves_the_step(base, tmp_path, monkeypatch):
+    original = sft.update
+
+    def interrupted(run, loss, cfg):
+        norm = original(run, loss, cfg)
+        if run.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return norm
+
+    monkeypatch.setattr(sft, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sft.main(arguments(base, tmp_path / "out"))
+    assert state(tmp_path / "out").step == 3
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    ("not json", r"task.jsonl, line 12: 'not json' is not a JSON object with the texts prompt and"),
+    ('{"prompt": "a"}', "is not a JSON object with the texts prompt and answer"),
+    ('{"prompt": "a", "answer": 3}', "is not a JSON object with the texts prompt and answer"),
+    ('{"prompt": "2+2", "answer": "a"}', "not among the 31 of the vocabulary.*'2'"),
+    ('{"prompt": "a", "answer": "' + "b" * 40 + '"}', "take up to 44 tokens, but the context"),
+    ('{"prompt": "a", "answer": "b␄"}', "contains ␄, which marks who speaks"),
+])
+def test_bad_examples_get_one_line(line, expected, base, tmp_path, mistake):
+    lines = ['{"prompt": "a", "answer": "b"}'] * 8 + ['{"prompt": "c", "answer": "d"}'] * 3 + [line]
+    (tmp_path / "task.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert re.search(expected, mistake(sft.main, *arguments(
+        base, tmp_path / "out", task=tmp_path / "task.jsonl")))
+
+
+def test_other_mistakes_get_one_line(base, tuned, tmp_path, mistake):
+    out = tmp_path / "out"
+    for main, changes, expected in (
+            (rl.main, {"batch_size": 8}, "the model has no chat format: train it with stages/sft"),
+            (rl.main, {"init_from": tuned, "batch_size": 8, "reward": tuned},
+             "is not a reward model"),
+            (rl.main, {"init_from": tuned, "batch_size": 9}, "must be a multiple of group_size=8"),
+            (rl.main, {"init_from": tuned, "batch_size": 8, "max_new_tokens": 30},
+             "a prompt and max_new_tokens take up to 37 tokens, but the context of the model"),
+            (sft.main, {"task": "sumz"}, "task=sumz is unknown"),
+            (sft.main, {"init_from": "scratch"}, "init_from=scratch is not a trained model"),
+            (reward.main, {"init_from": tuned}, "pairs, and test_pairs=100 are held out")):
+        assert expected in mistake(main, *arguments(base, out, **changes))
