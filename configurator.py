@@ -102,7 +102,7 @@ def split(argv, types):
                     value = words.pop(0)
                 else:
                     raise UserError(f"--{name} needs a value: --{name}=VALUE")
-            if name not in TEXTS:
+            if name not in TEXTS:  # cmd.exe keeps single quotes; in a prompt, they are meant
                 value = unquoted(value)
             options[name] = value
     return options, others
@@ -189,7 +189,7 @@ def check_limit(field, value):
 def limit_of(field):
     """The Limit in the type of a dataclass field, such as Count or Count | None; None if the type
     has no limit."""
-    kind = OF_MODEL.get(field.name, field.type)  # model.py has plain types
+    kind = OF_MODEL.get(field.name, field.type)  # GPTConfig's types have no limits
     for part in (kind, *get_args(kind)):
         if get_origin(part) is Annotated:
             return part.__metadata__[0]

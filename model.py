@@ -54,7 +54,7 @@ class Attend(nn.Module):
     """softmax(scale q k^T) v: each token's output is a weighted mean of the values.
 
     q (B, nh, T, hs), k and v of n tokens (B, nh, n, hs) -> (B, nh, T, hs). mask (T, n): True if a
-    query may attend to a key; None: causal. On a CPU, train.py and sample.py use CPUAttend."""
+    query may attend to a key; None: causal. A CPU uses CPUAttend (internals/cpu.py)."""
 
     def __init__(self, dropout, scale):
         super().__init__()
@@ -83,7 +83,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         self.n_head = config.n_head
-        self.layer = layer  # index of the block, its key in KVCache.layers
+        self.layer = layer  # index of the block: where KVCache.layers has its keys and values
         # q, k and v come from one matrix: one product is faster than three, and GPT-2 stores it so
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -93,7 +93,7 @@ class CausalSelfAttention(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.qk_norm = nn.Identity()
         if config.qk_norm:
-            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)  # faster than RMSNorm
+            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)  # whatever `norm` is
 
     def forward(self, x, rope=None, cache=None):
         B, T, C = x.shape
@@ -289,8 +289,9 @@ class GPT(nn.Module):
                  top_k: int | None = None) -> Tensor:
         """idx (B, T) -> idx and its continuation (B, T + max_new_tokens). Call model.eval() first,
         or dropout is on. Every token recomputes the window. sample.py has a KV cache instead, and
-        samples from the same probabilities. For that, both drop the older half of a full window:
-        moving all tokens to new positions for each new one would make a cache useless."""
+        samples from the same probabilities. A cache would be useless if all tokens moved to new
+        positions for each new one, so sample.py drops the older half of a full window, and this
+        does the same."""
         if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
             raise ValueError(f"temperature={temperature} must be 0 or more, and top_k={top_k} must "
                              "be 1 or more, or None")

@@ -242,7 +242,7 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
     excerpt = reader.excerpt()
     if isinstance(tokenizer, CharTokenizer):
         units.check_vocabulary(tokenizer, kind, reader)
-    trial = tokenizer  # for the estimate
+    trial = tokenizer  # for the estimate of time and size that is printed first
     if trial is None:
         _, chars = units.survey(excerpt.blocks)
         trial = CharTokenizer(chars)
@@ -250,7 +250,7 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
     if cfg.dry_run:
         return None
     bins.announce_replacing(folder)
-    n_characters = None  # known only for one text: where its last part, for validation, begins
+    n_characters = None  # used only for one text: where its last part, for validation, begins
     if reader.one_text or tokenizer is None:
         with estimate.progress(reader.size, "reading") as advance:
             # documents end with a newline, so it is in their vocabulary
@@ -261,6 +261,7 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
 
     val_fraction = cfg.val_fraction
     if not reader.one_text:
+        # with few documents: the nearest fraction that leaves one in each split
         val_fraction = units.usable_fraction(reader, val_fraction)
     counts = units.Counts()
     partial = bins.Partial(folder, identity=[reader.identity, tokenizer.meta, val_fraction])
@@ -313,7 +314,7 @@ def prepare_corpus(folder, command=None, cfg=None, **options):
 def open_dataset(name, data_dir=None, vocab_size=None):
     """Open a dataset; returns an internals.dataset.Dataset. data_dir: None: data/. vocab_size: see
     internals.dataset.load. If one of CORPORA is missing, one process prepares it, and the others
-    wait. (openwebtext and fineweb are large, and prepared by hand.)"""
+    wait. (openwebtext and fineweb are large: run prepare.py for them yourself.)"""
     folder = Path(data_dir or DATA) / name
     if name in CORPORA and not (folder / "train.bin").exists():
         with locked(folder):

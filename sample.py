@@ -249,7 +249,7 @@ def stream(model, idx, sampler, cache):
 
 def next_logits(model, cache):
     """The logits (B, 1, V) of the token that follows those in the cache."""
-    with attention_without_plans():  # cuDNN would spend 45 ms on a plan for each new length
+    with attention_without_plans():  # not cuDNN's, which takes 45 ms to prepare a new length
         if not cache.keep:
             logits, _ = model.forward(cache.ids)  # bypasses torch.compile: each length differs
             return logits
@@ -324,7 +324,7 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
     else:
         separator = f"\n{SEPARATOR}\n"
     samples = [Sample(prompt, tokenizer, cfg.stop) for _ in seeds]
-    waiting = show(samples, separator)
+    waiting = show(samples, separator)  # prints; returns the samples that are not done
     sampler = Sampler(seeds, tokenizer.n_vocab, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p,
                       cfg.repetition_penalty)
     tokens = stream(model, idx, sampler, cache)
@@ -367,7 +367,7 @@ def interact(model, tokenizer, cfg, loaded):
             print()
             return
         prompt = line
-        if turn > 0 or not line:
+        if turn > 0 or not line:  # ends the answer before; a prompt must not be empty
             prompt = tokenizer.default_start + line  # usually a newline
         try:
             if chat:

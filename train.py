@@ -41,7 +41,7 @@ from model import GPT, GPTConfig
 from prepare import open_dataset, tokenizer_from_meta
 from sample import complete
 
-MAX_SKIPPED = 10  # the run ends after this many updates in a row that were not finite
+MAX_SKIPPED = 10  # the run ends after at least this many updates in a row that are not finite
 
 
 @dataclass
@@ -69,7 +69,7 @@ class TrainConfig:
     data_dir: str | None = None  # folder of the datasets; None: data/ next to train.py
     gradient_accumulation_steps: Count = 40  # micro-batches per step, over all processes
     batch_size: Count = 12  # sequences per micro-batch
-    # sequences start only at multiples of it; if all lines are equally long, give their length
+    # sequences start at multiples of it: with the length of equally long lines, at their begin
     align: Count = 1
     # -- model
     init_from: str = "scratch"  # or resume, auto (resume if possible), a folder, gpt2
@@ -88,7 +88,7 @@ class TrainConfig:
     # -- schedule
     max_iters: Natural = 600000  # steps
     decay_lr: bool = True  # False: constant learning rates without warmup
-    cooldown: Fraction = 0.0  # linear decay over this last part of the decay; 0: cosine decay
+    cooldown: Fraction = 0.0  # linear decay over this last share of decay_steps; 0: cosine
     # steps of linear warmup; None: 10% of lr_decay_iters, at most 2000
     warmup_iters: Natural | None = None
     lr_decay_iters: Count | None = None  # the step at which the decay ends; None: max_iters
@@ -108,11 +108,12 @@ class TrainConfig:
 
     @property
     def decay_steps(self):
-        return self.lr_decay_iters or max(1, self.max_iters)  # the function below divides by it
+        return self.lr_decay_iters or max(1, self.max_iters)  # learning_rate() divides by it
 
     @property
     def warmup_steps(self):
-        """Steps of warmup. One that would fill the run or the decay is cut to a tenth of it."""
+        """Steps of warmup. If it would be as long as the run or the decay, it becomes a tenth of
+        the shorter one."""
         steps = self.warmup_iters
         if steps is None:
             steps = min(2000, self.decay_steps // 10)
@@ -132,7 +133,7 @@ def learning_rate(step, cfg):
     linearly in the last part of the steps (Hägele et al. 2024). After the decay it is min_lr."""
     if not cfg.decay_lr:
         return cfg.learning_rate
-    if step < cfg.warmup_steps:  # AdamW has averaged few gradients so far
+    if step < cfg.warmup_steps:  # AdamW has averaged few gradients, so it errs
         return cfg.learning_rate * (step + 1) / (cfg.warmup_steps + 1)
     highest = cfg.learning_rate
     lowest = highest / 10
@@ -252,7 +253,7 @@ def begin(cfg, model_cfg, start, world):
     """Build the Run from a new model, from given weights, or from a checkpoint.
 
     start: the Checkpoint; its model is None for a new model. Its tensors are removed from it, to
-    free memory. world: its device becomes the CPU if Apple's GPU computes something else.
+    free memory. world: its device becomes the CPU if Apple's GPU computes another loss.
     """
     torch.manual_seed(cfg.seed)
     if start.model is None:
@@ -277,7 +278,7 @@ def begin(cfg, model_cfg, start, world):
     run = Run.starting_at(
         start, model=model, wrapped=world.wrap(compiled), optimizer=optimizer, scaler=scaler,
         dtype=dtype, how=how)
-    start.model = None  # only now, because Run looks at it
+    start.model = None  # only now: Run.was_trained is whether there was a model
     start.optimizer = None
     return run
 
@@ -312,19 +313,20 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
     if is_better:
         run.best_loss = losses["val"]
         run.best_step = run.step
-    if is_better and (run.step > 0 or run.was_trained):  # a new model is not worth saving
+    if is_better and (run.step > 0 or run.was_trained):  # a new model is not worth it
         save(run, cfg, data, log, "best.pt")
     # the checkpoint from which this process has resumed need not be written again
-    wants_every = cfg.always_save_checkpoint and run.step > run.first_step
-    if run.step > 0 and (is_better or wants_every):
+    saves_worse = cfg.always_save_checkpoint and run.step > run.first_step
+    if run.step > 0 and (is_better or saves_worse):
         save(run, cfg, data, log, "ckpt.pt")
         run.saved_step = run.step
     if tokenizer and math.isfinite(losses["val"]):
+        # sampling uses cumsum, which has no deterministic algorithm on CUDA
         with autocast, devices.allow_nondeterministic():
             text = complete(run.model, tokenizer, tokenizer.default_start, cfg.sample_tokens,
                             seed=cfg.seed)
         log.sample(text)
-    log.after_evaluation(run.step)  # plots; the next line times the steps alone
+    log.after_evaluation(run.step)  # plots, and stops the time of the evaluation
 
 
 def train(run, cfg, data, world, log, signals):
@@ -387,7 +389,8 @@ def train(run, cfg, data, world, log, signals):
         largest = cfg.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), largest)
         finite = torch.isfinite(loss + norm)
-        # changes nothing if skip, which is decided on the device; updates the scaler too
+        # if skip is true, no weight changes; it stays on the device, so the CPU does not wait.
+        # The scaler is updated in any case
         run.optimizer.step(skip=~finite, scaler=run.scaler)
         run.model.zero_grad(set_to_none=True)
         run.step += 1  # even if the update was skipped
@@ -422,7 +425,7 @@ def main(argv=None):
     given = read_settings(__doc__, TrainConfig, GPTConfig, argv=argv, expand=expand_names)
     # what init_from names, and the settings that result
     cfg, model_cfg, start = starting_point(given, TrainConfig, learning_rate)
-    # of bins without a meta.json, see dataset.load
+    # needed only for bins without a meta.json (see dataset.load)
     vocab_size = given.get("vocab_size", start.model_args.get("vocab_size"))
     with World(cfg.device, cfg.backend, cfg.deterministic) as world:
         world.must_agree(start.step, "the processes found different checkpoints: out_dir must be "

@@ -45,7 +45,7 @@ def attention(x, weights, name, n_head):  # (T, C) -> (T, C)
     hs = x.shape[1] // n_head
     # Each token gets three vectors: its query says what it looks for, its key says what it offers,
     # and its value is what it passes on to the tokens that attend to it.
-    qkv = linear(x, weights, f"{name}.c_attn")  # (T, 3 C)
+    qkv = linear(x, weights, f"{name}.c_attn")  # (T, 3 C); "c": a linear layer
     q, k, v = np.split(qkv, 3, axis=-1)  # (T, C) each
     # Causality: a token must not see later tokens, because it is trained to predict the next one.
     future = np.triu(np.ones((len(x), len(x)), dtype=bool), k=1)  # True above the diagonal
@@ -56,7 +56,7 @@ def attention(x, weights, name, n_head):  # (T, C) -> (T, C)
         # the softmax one-hot, and its gradient would vanish.
         scores = q[:, part] @ k[:, part].T / np.sqrt(hs)  # (T, T)
         scores[future] = -np.inf  # exp(-inf) = 0: no attention to later tokens
-        probabilities = softmax(scores)  # row i: how much token i takes from each token
+        probabilities = softmax(scores)  # row t: how much token t takes from each
         heads.append(probabilities @ v[:, part])  # (T, hs): a weighted mean of values
     return linear(np.concatenate(heads, axis=-1), weights, f"{name}.c_proj")
 
@@ -77,7 +77,7 @@ def gpt2(ids, weights, n_layer, n_head):
         # output to the stream, so gradients flow unchanged through the sum to the first layer.
         x = x + attention(layer_norm(x, weights, f"{block}.ln_1"), weights, f"{block}.attn", n_head)
         x = x + mlp(layer_norm(x, weights, f"{block}.ln_2"), weights, f"{block}.mlp")
-    # Weight tying: the LM head is the token embedding.
+    # Weight tying: the last linear layer (the LM head), which gives logits, is the token embedding.
     return layer_norm(x, weights, "transformer.ln_f") @ wte.T
 
 

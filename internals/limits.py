@@ -30,8 +30,8 @@ PositiveFraction = Annotated[float, Limit("above 0 and at most 1", above=0, most
 ProperFraction = Annotated[float, Limit("above 0 and below 1", above=0, below=1)]
 Seed = Annotated[int, Limit("at least 0 and below 2**63", least=0, below=2**63)]
 
-# The limits of GPTConfig's fields. model.py imports nothing from the project, so it cannot use
-# these types.
+# The limits of GPTConfig's fields: model.py imports nothing of the project when it is imported, so
+# it cannot use these types.
 OF_MODEL = {"block_size": Count, "vocab_size": Count, "n_layer": Count, "n_head": Count,
             "n_embd": Count, "dropout": Probability, "norm_eps": ProperFraction,
             "attn_scale": Positive, "softcap": NonNegative}
