@@ -276,8 +276,8 @@ def begin(cfg, model_cfg, start, world):
     compiled = devices.compiled(model, cfg, dtype)
     how = "eager" if compiled is model else "compiled"  # for the log
     run = Run.starting_at(
-        start, model=model, wrapped=world.wrap(compiled), optimizer=optimizer, scaler=scaler,
-        dtype=dtype, how=how)
+        start, model=model, compiled=compiled, optimizer=optimizer, scaler=scaler, dtype=dtype,
+        how=how)
     start.model = None  # only now: Run.was_trained is whether there was a model
     start.optimizer = None
     return run
@@ -338,7 +338,9 @@ def train(run, cfg, data, world, log, signals):
     data: a Dataset. world, log, signals: the processes, the RunLog and the StopSignals.
     """
     device = world.device
-    model = run.wrapped  # computes the same as run.model, with torch.compile and DDP around it
+    # computes the same as run.model, with torch.compile and DDP around it. It is a local variable,
+    # because DDP must be gone before the processes disconnect
+    model = world.wrap(run.compiled)
     micro_batches = cfg.gradient_accumulation_steps
     # the name of the setting is for the error message, if the division has a remainder
     accumulation = world.per_process(micro_batches, "gradient_accumulation_steps")

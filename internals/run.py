@@ -21,7 +21,7 @@ class Run:
 
     Of this process only:
 
-    wrapped: the same model with torch.compile and DDP around it; it is trained.
+    compiled: the same model with torch.compile around it, if that works; it is trained.
     how: "compiled" or "eager".
     dtype: the name of the dtype of matrix products.
     first_step: the step at which this process began.
@@ -31,7 +31,7 @@ class Run:
     """
 
     model: GPT
-    wrapped: torch.nn.Module
+    compiled: torch.nn.Module
     optimizer: Optimizers
     scaler: torch.amp.GradScaler
     dtype: str
@@ -47,7 +47,7 @@ class Run:
 
     @classmethod
     def starting_at(cls, start, **parts):
-        """A Run at the step of a Checkpoint. parts: model, wrapped, optimizer, scaler, dtype, how.
+        """A Run at the step of a Checkpoint. parts: model, compiled, optimizer, scaler, dtype, how.
         """
         return cls(
             **parts, step=start.step, sequences=start.sequences, best_loss=start.best_loss,

@@ -258,6 +258,7 @@ def fresh_store(monkeypatch):
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
 
 
+@pytest.mark.faults
 def test_torchrun_restarts_from_the_last_checkpoint(whole, tiny, tmp_path, fresh_store):
     restarted = tmp_path / "restarted"
     code, printed = finished(*torchrun(2, "tests/faulty_train.py", "die", "14",
