@@ -1,5 +1,6 @@
 """pytest tests/test_ddp.py - several processes are one run (gloo, two CPU cores)"""
 
+import gc
 import os
 import re
 import shutil
@@ -314,3 +315,23 @@ def test_two_machines_are_one_run_and_one_can_be_killed_and_started_again(
     assert printed.count("2 x cpu, 1 threads") == 2 and printed.count("resuming from") == 1, printed
     assert sign in printed and printed.count("done in") == 1, printed
     assert same_run(whole, restarted)
+
+
+def test_no_ddp_model_is_left_when_the_processes_disconnect(tiny, monkeypatch):
+    """Destroyed later, it could wait for a process that has ended."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "localhost",
+                        "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    destroy, left = torch.distributed.destroy_process_group, []
+
+    def disconnect():
+        left.append([each for each in gc.get_objects()
+                     if type(each) is torch.nn.parallel.DistributedDataParallel])
+        destroy()
+
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", disconnect)
+    main(tiny())
+    assert left == [[]]
