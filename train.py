@@ -55,7 +55,7 @@ class TrainConfig:
     log_interval: Count = 1  # steps between log lines
     eval_iters: Count = 200  # batches per evaluation and split: always the same sequences
     eval_only: bool = False  # evaluate once and write nothing
-    dry_run: bool = False  # measure three steps, print what a run takes, write no run
+    dry_run: bool = False  # measure three steps, print what a run takes, save nothing
     always_save_checkpoint: bool = True  # False: save an evaluation only if it is best
     snapshots: bool = False  # save the weights at steps 0, 5, 10, 20, 40, ..., for look.py
     patience: Natural = 0  # stop after so many evaluations without improvement; 0: never
@@ -69,7 +69,8 @@ class TrainConfig:
     data_dir: str | None = None  # folder of the datasets; None: data/ next to train.py
     gradient_accumulation_steps: Count = 40  # micro-batches per step, over all processes
     batch_size: Count = 12  # sequences per micro-batch
-    # sequences start at multiples of it: with the length of equally long lines, at their begin
+    # sequences start at multiples of it. If all lines of a text are equally long, give their
+    # length: then every sequence starts with a line
     align: Count = 1
     # -- model
     init_from: str = "scratch"  # or resume, auto (resume if possible), a folder, gpt2
@@ -133,7 +134,7 @@ def learning_rate(step, cfg):
     linearly in the last part of the steps (Hägele et al. 2024). After the decay it is min_lr."""
     if not cfg.decay_lr:
         return cfg.learning_rate
-    if step < cfg.warmup_steps:  # AdamW has averaged few gradients, so it errs
+    if step < cfg.warmup_steps:  # AdamW has averaged few gradients so far
         return cfg.learning_rate * (step + 1) / (cfg.warmup_steps + 1)
     highest = cfg.learning_rate
     lowest = highest / 10
@@ -313,9 +314,9 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
     if is_better:
         run.best_loss = losses["val"]
         run.best_step = run.step
-    if is_better and (run.step > 0 or run.was_trained):  # a new model is not worth it
+    if is_better and (run.step > 0 or run.was_trained):  # a new model need not be saved
         save(run, cfg, data, log, "best.pt")
-    # the checkpoint from which this process has resumed need not be written again
+    # not the first evaluation of a resumed run: that checkpoint exists already
     saves_worse = cfg.always_save_checkpoint and run.step > run.first_step
     if run.step > 0 and (is_better or saves_worse):
         save(run, cfg, data, log, "ckpt.pt")
@@ -326,7 +327,7 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
             text = complete(run.model, tokenizer, tokenizer.default_start, cfg.sample_tokens,
                             seed=cfg.seed)
         log.sample(text)
-    log.after_evaluation(run.step)  # plots, and stops the time of the evaluation
+    log.after_evaluation(run.step)  # plots; the evaluation does not count as training time
 
 
 def train(run, cfg, data, world, log, signals):
