@@ -5,7 +5,7 @@
     python tools/scaling.py fit                          fit L(N, D) = E + A / N^a + B / D^b
     python tools/scaling.py predict config/scaling.py    write down the loss of the large run
     python tools/scaling.py run                          train it, too
-    python tools/scaling.py check out-scaling/target-3x80-5200    was the prediction right?
+    python tools/scaling.py check out-scaling/target-4x160-3500    was the prediction right?
 
 N: the weights of linear layers, the LM head included, because every token is multiplied with them;
 the token embedding is only looked up. D: training tokens. Losses are in nats per token. Every run
@@ -69,7 +69,7 @@ class ScalingConfig:
     minutes: Positive = 15  # plan: time for the ladder on quiet cores
     processes: Count = 2  # runs at a time, each on one thread
     # plan: the sizes to choose from, as n_layer x n_embd, the smallest first
-    sizes: str = "2x16,2x32,3x48,3x64,3x96,4x128"
+    sizes: str = "2x32,3x48,3x96,4x128,4x160"
     dataset: str | None = None  # a dataset instead of the one in the config file
     data_dir: str | None = None  # folder of the datasets; None: data/ of this repository
     n_layer: Count | None = None  # layers of the large run; None: as in its config file
@@ -720,7 +720,7 @@ def check_target(cfg):
     """Compare a large run with its prediction, and with two simpler predictions."""
     if cfg.target is None:
         raise UserError("check needs the folder of a large run: python tools/scaling.py check "
-                        "out-scaling/target-3x80-5200")
+                        "out-scaling/target-4x160-3500")
     folder = Path(cfg.target)
     prediction = read_json(folder / "prediction.json", (
         "settings", "time", "loss", "interval_80", "interval_95", "baselines", "seconds"))
