@@ -1,16 +1,12 @@
-"""pytest -m faults - the long campaigns: a hundred SIGKILLs, and a disk that is really full"""
+"""pytest -m faults - the long campaign: a hundred SIGKILLs"""
 
 import os
 import random
 import signal
-import subprocess
 import time
 
 import pytest
-from helpers import MODERN, finished, same_run, script, state, torchrun, wait_for
-
-from internals.errors import UserError
-from train import main
+from helpers import MODERN, finished, same_run, script, torchrun, wait_for
 
 pytestmark = pytest.mark.faults
 KILLS = 25  # of each of the four
@@ -44,37 +40,3 @@ def test_kills_at_random_moments_change_nothing(tiny, tmp_path, optimizer, dtype
     code, printed = finished(*command(killed, "auto"))
     assert code == 0, printed
     assert same_run(whole, killed)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A function: a folder on a disk of so many kilobytes, a tmpfs."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(kilobytes):
-        result = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs",
-                                 str(folder)], capture_output=True, text=True)
-        if result.returncode:
-            pytest.skip(f"a small disk needs the right to mount one: {result.stderr.strip()}")
-        return folder
-
-    yield mount
-    subprocess.run(["umount", "--lazy", str(folder)], capture_output=True)
-
-
-@pytest.mark.parametrize("kilobytes", range(8, 600, 24))
-def test_a_full_disk_ends_in_one_line_and_keeps_the_newest_checkpoint(
-        tiny, tmp_path, small_disk, kilobytes):
-    """Disks of many sizes are full at many different writes."""
-    disk = small_disk(kilobytes)
-    settings = {"max_iters": 24, "eval_interval": 4, "out_dir": disk / "out"}
-    try:
-        main(tiny(**settings))
-    except (UserError, OSError) as error:  # what one_line_errors prints
-        assert "No space left" in str(error) or "disk" in str(error)
-    if (disk / "out" / "best.pt").exists():
-        assert state(disk / "out", "best.pt").step % 4 == 0
-    if (disk / "out" / "ckpt.pt").exists():  # of any step, if metrics.jsonl did not fit
-        assert 0 < state(disk / "out").step <= 24
-    assert not list((disk / "out").glob("*.tmp"))
