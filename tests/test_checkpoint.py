@@ -230,9 +230,6 @@ def test_a_file_that_would_grow_when_it_is_read_is_refused(out):
         read(out / "ckpt.pt")
 
 
-# ---- a full disk
-
-
 def test_a_file_that_cannot_grow_is_one_line_and_the_old_one_stays(out, mistake):
     resource = pytest.importorskip("resource")
     before = (out / "best.pt").read_bytes()

@@ -180,9 +180,6 @@ def test_a_config_file_is_also_looked_for_next_to_the_scripts(tmp_path, monkeypa
     assert capsys.readouterr().err == f"config   {ROOT / file}\n"
 
 
-# ---- what shells leave in the words
-
-
 def test_a_tilde_that_the_shell_leaves_in_a_path_is_the_home_folder(config, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
@@ -202,9 +199,6 @@ def test_a_prompt_and_a_separator_keep_their_quotes_and_their_tilde(text):
     assert (cfg.start, cfg.stop) == (text, text)
     cfg = read("a", f"--separator={text}", schema=PrepareConfig, positional=["sources"])
     assert cfg.separator == text
-
-
-# ---- limits, and settings that are words
 
 
 @pytest.mark.parametrize("name, good, bad, limit", [
@@ -237,9 +231,6 @@ def test_words_without_dashes_can_be_settings():
                            (["a", "b", "c"], "unexpected argument 'c': only out_dir, folder")):
         with pytest.raises(UserError, match=message):
             read(*words, schema=Export, positional=names)
-
-
-# ---- help
 
 
 def help_of(capsys, *schemas, argv=("--help",), **options):
@@ -275,9 +266,6 @@ def test_every_setting_of_the_scripts_has_a_comment_and_its_help_fits(capsys, sc
     printed = help_of(capsys, schema)
     assert max(map(len, printed.splitlines())) <= 100
     assert not re.search(r"gpt-?$", printed, re.M)  # a choice on two lines
-
-
-# ---- errors and defaults
 
 
 def test_an_error_is_one_line_whatever_its_message_has(capsys):

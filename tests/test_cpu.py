@@ -128,9 +128,6 @@ def test_linear_layers_stay_if_a_version_of_torch_has_no_such_kernels(monkeypatc
     assert model(tokens(WIDE_TINY, 1, 5))[0].isfinite().all()
 
 
-# ---- dropout
-
-
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_dropout_zeroes_that_many_and_keeps_the_mean(p):
     n = 1_000_003
@@ -154,9 +151,6 @@ def test_dropout_drops_in_training_only():
     ones = torch.ones(1000)
     assert torch.equal(dropout.eval()(ones), ones)
     assert 400 < (dropout.train()(ones) == 0).sum() < 600
-
-
-# ---- speed_up
 
 
 @MODELS

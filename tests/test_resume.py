@@ -11,10 +11,12 @@ from helpers import (
     MODERN,
     Payload,
     equal,
+    finished,
     logged,
     same_run,
     script,
     state,
+    torchrun,
     wait_for,
 )
 
@@ -146,9 +148,6 @@ def test_the_best_model_is_kept_once_even_if_the_run_is_killed_and_resumed_again
     assert (tmp_path / "best-until-12.pt").read_bytes() == b"the best of the run"
 
 
-# ---- the order of the data
-
-
 @pytest.mark.parametrize("batch_size, accumulation", [(5, 1), (4, 6)])
 def test_a_run_resumed_with_another_batch_size_takes_the_next_sequence(
         tiny, tmp_path, monkeypatch, batch_size, accumulation):
@@ -177,7 +176,7 @@ def test_a_run_resumed_with_another_batch_size_takes_the_next_sequence(
 
 
 def test_killed_run_resumes_bit_identically(tiny, tmp_path):
-    """SIGKILL at a random moment, then to the end; test_faults.py has a hundred."""
+    """SIGKILL at a random moment, then to the end."""
     settings = {"max_iters": 120, "eval_interval": 30, "eval_iters": 4, "dropout": 0.2}
     whole = tmp_path / "whole"
     killed = tmp_path / "killed"
@@ -190,6 +189,40 @@ def test_killed_run_resumes_bit_identically(tiny, tmp_path):
     rest, _ = run.communicate()
     assert "done in" not in rest
     main(command)
+    assert same_run(whole, killed)
+
+
+KILLS = 25  # of each of the four
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("optimizer, dtype, processes", [
+    ("adamw", "float32", 1), ("muon", "bfloat16", 1), ("adamw", "bfloat16", 1),
+    ("muon", "float32", 2)])
+def test_kills_at_random_moments_change_nothing(tiny, tmp_path, optimizer, dtype, processes):
+    """In each life the run is killed at a random moment of steps, evaluation and saving."""
+    settings = {"max_iters": 4000, "eval_interval": 25, "eval_iters": 8, "dropout": 0.2,
+                "dtype": dtype, "optimizer": optimizer, "log_interval": 5}
+    if optimizer == "muon":
+        settings |= MODERN
+
+    def command(out_dir, start):
+        run = ("train.py", *tiny(out_dir=out_dir, init_from=start, **settings))
+        return run if processes == 1 else torchrun(processes, *run)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    code, printed = finished(*command(whole, "scratch"))
+    assert code == 0, printed
+    chance = random.Random(0)
+    for kill in range(KILLS):
+        run = script(*command(killed, "auto"), start_new_session=True)
+        wait_for(run, "| val")  # it has begun
+        time.sleep(chance.uniform(0, 0.6))
+        os.killpg(run.pid, signal.SIGKILL)
+        rest, _ = run.communicate()
+        assert "done in" not in rest, f"it ended after {kill} kills: more steps are needed"
+    code, printed = finished(*command(killed, "auto"))
+    assert code == 0, printed
     assert same_run(whole, killed)
 
 

@@ -245,9 +245,6 @@ def test_logits_of_nan_during_training_do_not_end_complete(trained):
     assert complete(model, tokenizer, "Line", max_new_tokens=5).startswith("Line")
 
 
-# ---- stop strings
-
-
 def test_samples_that_end_at_different_times_end_independently(trained, capsys, tmp_path):
     """Each ends at its own stop string, and sampling ends with the last of them."""
     path = tmp_path / "samples.jsonl"

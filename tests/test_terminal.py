@@ -70,9 +70,6 @@ def test_a_log_on_a_full_disk_does_not_end_the_run(tiny, tmp_path, monkeypatch, 
     assert error.startswith("error: the run is done, but its output could not be printed")
 
 
-# ---- how a script ends
-
-
 def test_a_script_ends_by_a_signal_unless_it_is_a_guest_or_torchrun_started_it(monkeypatch):
     """In Jupyter (%run) and under python -i, the interpreter gets the exception and lives on."""
     ended_by = []
@@ -105,9 +102,6 @@ import model, train, sample, prepare, configurator
 sys.exit(state() != before)
 """
     assert finished("-c", code) == (0, "")
-
-
-# ---- parts that never end a run
 
 
 def test_a_picture_and_a_tracker_that_fail_are_one_warning_each(tmp_path, capsys, monkeypatch):

@@ -113,9 +113,6 @@ def test_targets_are_the_inputs_one_token_on():
     assert x.dtype == y.dtype == torch.int64
 
 
-# ---- what does not change a run
-
-
 def test_evaluation_logging_and_samples_change_no_loss_by_one_bit(tiny):
     plain = losses(main(tiny()))
     assert len(plain) == 12
@@ -292,9 +289,6 @@ def test_a_tracker_gets_what_the_metrics_get(tiny, monkeypatch):
     tracker.finish.assert_called_once()
 
 
-# ---- numbers that are not finite
-
-
 def poison(monkeypatch, steps, what="loss"):
     """Make the training loss, or only its gradient, NaN in these steps."""
     def watched(seed, step, rank):
@@ -348,9 +342,6 @@ def test_ten_bad_steps_in_a_row_end_the_run_however_rarely_it_logs(
         main(command)
     weights = state(tmp_path / "out").model.values()
     assert all(weight.isfinite().all() for weight in weights)
-
-
-# ---- device, precision, compilation
 
 
 def test_a_compiler_that_fails_gives_one_warning_and_training_continues(tiny, monkeypatch, capsys):
