@@ -108,13 +108,16 @@ def noisy(law, random, noise=0.0045, seeds=2):
     return law.loss(N, D)[:, None] * (1 + noise * random.normal(size=(len(N), seeds)))
 
 
+@pytest.mark.parametrize("q", scaling.LAWS)
 @pytest.mark.parametrize("law", [LAW, Law(0.8, 0.5, 0.6, 0.2, 0.3), Law(1.6, 0.1, 0.4, 0.6, 0.7)])
-def test_the_fit_recovers_five_known_parameters(law):
+def test_the_fit_recovers_five_known_parameters(law, q):
+    law = replace(law, q=q)
     losses = law.loss(N, D)
-    found = fit_law(N, D, losses)
+    found = fit_law(N, D, losses, q=q)
     for name in "EABab":
         assert getattr(found, name) == pytest.approx(getattr(law, name), rel=1e-4)
-    fixed = fit_law(N, D, losses, fixed_E=law.E)
+    assert Fit(N, D, np.stack([losses, losses], axis=1)).law.q == q
+    fixed = fit_law(N, D, losses, fixed_E=law.E, q=q)
     assert fixed.B == pytest.approx(law.B, rel=1e-4) and fixed.b == pytest.approx(law.b, rel=1e-4)
 
 
@@ -132,7 +135,7 @@ def test_the_80_percent_interval_covers_70_to_90_of_100_measurements():
 def test_coefficients_are_never_negative_and_nothing_non_negative_fits_better():
     random = np.random.default_rng(0)
     designs = random.normal(size=(50, 8, 3))
-    values = random.normal(size=8)
+    values = random.normal(size=(50, 8))
     coefficients, misfit = non_negative(designs, values)
     assert (coefficients >= 0).all() and (coefficients == 0).any() and (coefficients > 0).any()
     errors = (designs @ coefficients[:, :, None])[:, :, 0] - values
@@ -142,20 +145,22 @@ def test_coefficients_are_never_negative_and_nothing_non_negative_fits_better():
     assert (slopes[coefficients == 0] > -1e-9).all()
 
 
+@pytest.mark.parametrize("q", scaling.LAWS)
 @pytest.mark.parametrize("i, name", enumerate("EABab"))
-def test_the_derivatives_of_the_law_are_right(i, name):
-    value = getattr(LAW, name)
-    low = replace(LAW, **{name: value - 1e-6}).loss(N, D)
-    high = replace(LAW, **{name: value + 1e-6}).loss(N, D)
+def test_the_derivatives_of_the_law_are_right(i, name, q):
+    law = replace(LAW, q=q)
+    value = getattr(law, name)
+    low = replace(law, **{name: value - 1e-6}).loss(N, D)
+    high = replace(law, **{name: value + 1e-6}).loss(N, D)
     expected = (np.log(high) - np.log(low)) / 2e-6
-    assert LAW.gradient(N, D)[:, i] == pytest.approx(expected, rel=1e-6)
+    assert law.gradient(N, D)[:, i] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_large_run_is_predicted_trained_and_checked(ladder, capsys):
     ladder(["fit"])
     fitted = capsys.readouterr().out
     assert "| 3x48-1600 | 84,912 | 819,200 |" in fitted  # 12 * 3 * 48^2 + 41 * 48
-    assert "| both |" in fitted and "E fixed: L = " in fitted
+    assert "| both |" in fitted and "q = 1 describes the ladder best" in fitted
     powers = re.search(r"width\^(\S+) steps\^(\S+),", fitted)
     assert float(powers[1]) == pytest.approx(-0.9, abs=0.25)
     assert float(powers[2]) == pytest.approx(-0.3, abs=0.15)
