@@ -48,6 +48,10 @@ TINY_RUN = {
 }
 
 
+def command_line(settings):
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
 def tracked(*patterns):
     """The files of the project that match patterns such as "tools/*.py". Files that a user has
     added to the clone are left out; without git, they cannot be told apart."""

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from helpers import TINY_RUN, equal
+from helpers import TINY_RUN, command_line, equal
 
 import sample
 import train
@@ -30,7 +30,7 @@ def runs(data_dir, tmp_path_factory):
         made[name] = folder / name
         settings = TINY_RUN | {"data_dir": data_dir, "out_dir": made[name], "max_iters": 4}
         settings |= changes
-        train.main([f"--{key}={value}" for key, value in settings.items()])
+        train.main(command_line(settings))
     return made
 
 
@@ -133,16 +133,13 @@ MOMENT = ("optimizer", 0, "state", 3)
 
 @pytest.mark.parametrize("damage, message", [
     (change("model", to=3), "model must be a dict of weights"),
-    (change("model", WTE, to=lambda w: w.to(torch.int64)), "not torch.int64"),
     (change("model", WTE, to=lambda w: w[0]), "wte.weight has the shape (16,), not (41, 16)"),
     (change("model", WTE, to=torch.zeros(1).expand(41, 16)), "more numbers than are stored"),
     (change("model", "lm_head.weight", to=lambda w: w + 1), "differs from the token embedding"),
     (change("model", FC), "it lacks the weight transformer.h.0.mlp.c_fc.weight, which this model."),
     (change("model", "transformer.h.0.gate", to=torch.zeros(3)),
      "this model.py does not have the weights 'transformer.h.0.gate'"),
-    (change("model_args", to=[1]), "model_args must be a dict, not [1]"),
     (change("model_args", "n_head"), "model_args has no n_head"),
-    (change("model_args", "n_layer", to="two"), "n_layer must be int"),
     (change("model_args", "experts", to=8), "this model.py has no setting 'experts'"),
     (change("meta", "chars", to="abc"), "vocab_size must be 3"),
     (change("meta", to=lambda meta: meta | {"chars": meta["chars"] + "Ω", "vocab_size": 42}),
@@ -159,12 +156,9 @@ def test_a_damaged_field_is_one_line(mistake, lone, damage, message):
 
 @pytest.mark.parametrize("damage, message", [
     (change("config"), "it has no optimizer state"),
-    (change("iter_num"), "iter_num=None must be a whole number"),
     (change("iter_num", to=-1), "iter_num=-1 must be a whole number"),
-    (change("sequences", to="8"), "sequences='8' must be a whole number"),
     (change("scaler", to=[1]), "its scaler is not the state of a gradient scaler"),
     (change("config", "optimizer", to="muon"), "its optimizer is not muon as this version has it"),
-    (change("optimizer", to=[7]), "its optimizer has no state"),
     (change(*MOMENT), "its optimizer is not adamw"),
     (change(*MOMENT, "exp_avg"), "its optimizer is not adamw"),
     (change(*MOMENT, "exp_avg", to=torch.zeros(2)), "its optimizer is not adamw"),

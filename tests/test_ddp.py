@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from helpers import (
     TINY_RUN,
+    command_line,
     equal,
     finished,
     free_port,
@@ -230,7 +231,7 @@ def whole(data_dir, tmp_path_factory):
     """An undisturbed run of two processes with the settings RESTARTS."""
     folder = tmp_path_factory.mktemp("whole")
     settings = TINY_RUN | RESTARTS | {"data_dir": data_dir, "out_dir": folder}
-    command = [f"--{name}={value}" for name, value in settings.items()]
+    command = command_line(settings)
     code, printed = ranks(2, "train.py", *command)
     assert code == 0, printed
     return folder

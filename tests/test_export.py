@@ -5,7 +5,7 @@ import json
 import export
 import pytest
 import torch
-from helpers import AWKWARD, TINY_RUN
+from helpers import AWKWARD, TINY_RUN, command_line
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import prepare
@@ -40,7 +40,7 @@ def runs(texts, tmp_path_factory):
     for name in "chars", "bpe":
         settings = TINY_RUN | {"dataset": name, "data_dir": texts, "out_dir": folder / name,
                                "block_size": 64, "max_iters": 10, "eval_iters": 1}
-        train.main([f"--{key}={value}" for key, value in settings.items()])
+        train.main(command_line(settings))
         export.main([str(folder / name), str(folder / f"{name}-hf")])
         made[name] = folder / name, folder / f"{name}-hf"
     return made
@@ -51,7 +51,7 @@ def greedy(init_from, capsys, start, count=30, **settings):
     capsys.readouterr()
     settings = {"start": start, "max_new_tokens": count, "temperature": 0, "num_samples": 1,
                 "dtype": "float32", "device": "cpu"} | init_from
-    sample.main([f"--{name}={value}" for name, value in settings.items()])
+    sample.main(command_line(settings))
     return capsys.readouterr().out.removesuffix(f"\n{sample.SEPARATOR}\n")
 
 
@@ -120,7 +120,7 @@ def test_added_tokens_survive_fine_tuning_and_export(texts, tmp_path):
     settings = {"init_from": tmp_path / "chat", "dataset": "bpe", "data_dir": texts,
                 "out_dir": tmp_path / "out", "max_iters": 1, "eval_iters": 1, "device": "cpu",
                 "batch_size": 1, "gradient_accumulation_steps": 1, "sample_tokens": 0}
-    train.main([f"--{key}={value}" for key, value in settings.items()])
+    train.main(command_line(settings))
     export.main([str(tmp_path / "out"), str(tmp_path / "hf")])
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")

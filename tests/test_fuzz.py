@@ -19,7 +19,7 @@ import traceback
 import evaluate
 import pytest
 import torch
-from helpers import MODERN, TINY_RUN
+from helpers import MODERN, TINY_RUN, command_line
 
 import sample
 import train
@@ -160,7 +160,7 @@ def good(data_dir, tmp_path_factory):
 
 def run_train(folder, **settings):
     settings = SHORT | {"out_dir": folder / "out", "data_dir": folder / "data"} | settings
-    train.main([f"--{name}={value}" for name, value in settings.items()])
+    train.main(command_line(settings))
 
 
 def use(name, folder, chance):

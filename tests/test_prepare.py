@@ -137,9 +137,8 @@ BPE = {"tokenizer": "gpt2", "vocab_size": 50257}
 
 @pytest.mark.parametrize("meta", [
     GOOD | {"chars": "", "vocab_size": 0}, GOOD | {"chars": "aa"}, GOOD | {"vocab_size": 99},
-    GOOD | {"vocab_size": True}, GOOD | {"chars": ["a", "b"]}, GOOD | {"tokenizer": "gpt2"},
-    BPE | {"vocab_size": 50304}, GOOD | {"train_tokens": -1}, GOOD | {"train_sha256": 3}, [GOOD],
-    {"tokenizer": "char", "vocab_size": 2}, b"", b"\xff\xfe\x00", b"[" * 10**5, b"9" * 10**5,
+    GOOD | {"tokenizer": "gpt2"}, BPE | {"vocab_size": 50304}, GOOD | {"train_tokens": -1},
+    {"tokenizer": "char", "vocab_size": 2}, b"", b"[" * 10**5, b"9" * 10**5,
     json.dumps(GOOD).encode().ljust(2**24 + 1),  # it is not even read
 ], ids=lambda meta: f"{meta!s:.50}")
 def test_a_meta_file_that_describes_no_tokenizer_is_refused(tmp_path, meta):

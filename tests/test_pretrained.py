@@ -140,7 +140,7 @@ def test_other_heads_are_skipped_with_a_line(tmp_path, capsys):
     model = theirs()
     saved(model, tmp_path)
     heads = ["score.weight", "transformer.v_head.summary.weight"]
-    with_weights(tmp_path, **dict.fromkeys(heads, torch.ones(3)))
+    with_weights(tmp_path, **{name: torch.ones(3) for name in heads})
     assert_same(GPT.from_pretrained(tmp_path), model)
     line = (f"warning: {tmp_path} has weights that the language model does not need, and that are "
             f"skipped: {', '.join(heads)}\n")

@@ -10,6 +10,7 @@ import torch
 from helpers import (
     MODERN,
     Payload,
+    command_line,
     equal,
     finished,
     logged,
@@ -102,7 +103,7 @@ def test_a_schedule_that_is_hardly_meant_is_told_before_the_run(tiny, capsys, se
 def test_settings_given_on_a_resume_are_checked_together_with_those_of_the_run(
         tiny, tmp_path, mistake, given, message):
     main(tiny(max_iters=4))
-    argv = [f"--{name}={value}" for name, value in ({"max_iters": 5} | given).items()]
+    argv = command_line({"max_iters": 5} | given)
     resume = [f"--out_dir={tmp_path / 'out'}", "--init_from=resume", *argv]
     if message:
         assert message in mistake(main, *resume)
@@ -127,7 +128,7 @@ def test_losses_of_other_sequences_are_not_compared(tiny, data_dir, tmp_path, ca
     content = (out / "best.pt").read_bytes()
     capsys.readouterr()
     settings = {"max_iters": 13, "learning_rate": 5.0, "decay_lr": False} | given
-    options = [f"--{name}={value}" for name, value in settings.items()]
+    options = command_line(settings)
     main([f"--out_dir={out}", "--init_from=resume", *options])
     printed = capsys.readouterr().out
     kept = out / "best-until-12.pt"

@@ -12,7 +12,7 @@ from itertools import islice
 
 import pytest
 import torch
-from helpers import MODELS, MODERN_TINY, TINY_RUN, model_of, script, state, tokens
+from helpers import MODELS, MODERN_TINY, TINY_RUN, command_line, model_of, script, state, tokens
 
 import prepare
 import sample
@@ -44,7 +44,7 @@ def trained(data_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
     settings = TINY_RUN | {"data_dir": data_dir, "out_dir": out, "max_iters": 200, "dropout": 0,
                            "eval_interval": 100, "n_embd": 32}
-    train_main([f"--{name}={value}" for name, value in settings.items()])
+    train_main(command_line(settings))
     return out
 
 

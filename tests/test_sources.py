@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import finished
+from helpers import command_line, finished
 
 import prepare
 from internals.data import bins, formats, sources, units
@@ -49,7 +49,7 @@ def tables_are_loaded_once(bpe, monkeypatch):
 def run(tmp_path):
     """A function: prepare sources as the dataset `d` with settings; returns it."""
     def prepared(*words, **settings):
-        options = [f"--{name}={value}" for name, value in settings.items()]
+        options = command_line(settings)
         main([*map(str, words), f"--data_dir={tmp_path / 'data'}", "--name=d", *options])
         return load(tmp_path / "data" / "d")
 
@@ -444,8 +444,8 @@ def test_stdin_and_pipes_are_read_once(run, refused, tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text(story(0, words=3000))
     expected = sha(run(path))
-    with open(path) as file:
-        monkeypatch.setattr(sys, "stdin", file)
+    with open(path) as file, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", file)
         assert sha(run("-")) == expected
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "data"}
     pipe = tmp_path / "pipe.txt"

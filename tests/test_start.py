@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from helpers import equal
+from helpers import command_line, equal
 
 import sample
 import train
@@ -174,7 +174,7 @@ def nano(tmp_path, data_dir):
 def resumed(out, tmp_path, **settings):
     """The metrics of the run in `out`, resumed for one step."""
     settings = {"data_dir": tmp_path / "nano-data", "max_iters": 11, "device": "cpu"} | settings
-    options = [f"--{name}={value}" for name, value in settings.items()]
+    options = command_line(settings)
     metrics = train.main(["--init_from=resume", f"--out_dir={out}", *options])
     assert [m["step"] for m in metrics] == [10, 11, 11]
     return metrics
