@@ -2,7 +2,7 @@
 
     python tools/scaling.py plan config/scaling.py       choose the small runs: sizes x horizons
     python tools/scaling.py run                          train them; continues after a kill
-    python tools/scaling.py fit                          fit L(N, D) = E + A / N^a + B / D^b
+    python tools/scaling.py fit                          fit a law L(N, D) to their losses
     python tools/scaling.py predict config/scaling.py    write down the loss of the large run
     python tools/scaling.py run                          train it, too
     python tools/scaling.py check out-scaling/target-4x160-3500    was the prediction right?
