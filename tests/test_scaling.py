@@ -27,6 +27,7 @@ D = np.tile(51_200 * 2.0 ** np.arange(5), 3)
 TARGET = np.array([236e3]), np.array([2.66e6])
 LAW = Law(E=1.3, A=0.15, B=0.5, a=0.35, b=0.45)
 VOCABULARY = 41  # of the dataset `tiny`
+SIZES = "2x16,2x32,3x48,3x64,3x96,4x128"
 
 
 def fake_train(settings, folder):
@@ -77,7 +78,7 @@ def study(tmp_path, data_dir, monkeypatch):
     monkeypatch.setattr(scaling, "MOST_EPOCHS", 20_000)  # the text has 3,600 characters
 
     def command(words, **settings):
-        settings = {"out_dir": tmp_path / "out", "data_dir": data_dir} | settings
+        settings = {"out_dir": tmp_path / "out", "data_dir": data_dir, "sizes": SIZES} | settings
         options = command_line(settings)
         scaling.main([*map(str, words), *options])
 
@@ -146,7 +147,7 @@ def test_coefficients_are_never_negative_and_nothing_non_negative_fits_better():
 
 
 @pytest.mark.parametrize("q", scaling.LAWS)
-@pytest.mark.parametrize("i, name", enumerate("EABab"))
+@pytest.mark.parametrize("i, name", list(enumerate("EABab")))
 def test_the_derivatives_of_the_law_are_right(i, name, q):
     law = replace(LAW, q=q)
     value = getattr(law, name)
