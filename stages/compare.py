@@ -5,7 +5,7 @@
 The horizontal axis is the square root of the KL divergence, as in Gao et al. (2022): for small
 changes of a distribution, KL grows with the square of the change. The dots are evaluations on test
 prompts, the thin lines the logged training steps. Every run begins at KL 0. The table has the last
-evaluation of each run, with the 95% interval of the share of right answers.
+evaluation of each run, with 95% intervals.
 """
 
 import json
@@ -58,7 +58,7 @@ def table(runs):
             right = f"{share:.1%} ± {margin:.1%}"
         cells = [Path(folder).name, settings["beta"], settings["seed"], last["step"],
                  f"{last['test_kl']:.1f}", f"{last['test_reward']:.2f}",
-                 f"{last['test_rule']:.2f}", right]
+                 f"{last['test_rule']:.2f} ± {last['rule_margin']:.2f}", right]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
