@@ -19,6 +19,7 @@ import sample
 from configurator import build
 from internals import chat, checkpoint, stagelog
 from internals.checks import Checkpoint
+from internals.jsonlines import write_json_lines
 from model import GPT, GPTConfig
 from stages import answers, common, compare, diagnosis, pairs, reward, rl, sft, tasks
 
@@ -27,7 +28,7 @@ TINY = GPTConfig(block_size=32, vocab_size=len(CHARS), n_layer=2, n_head=2, n_em
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_pictures_of_stages():
+def drawn():
     """Plotting takes longer than training a tiny model; one test does it."""
     draw = stagelog.draw
     with pytest.MonkeyPatch.context() as patch:
@@ -44,8 +45,8 @@ def base(tmp_path_factory):
     checkpoint.write(Checkpoint(model.state_dict(), asdict(TINY), meta), folder / "ckpt.pt")
     words = ("ash", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "kite", "lark",
              "mole", "newt", "owl", "pug", "quail", "rat", "seal", "toad")
-    lines = [json.dumps({"prompt": word, "answer": word[0]}) + "\n" for word in words]
-    (folder / "task.jsonl").write_text("".join(lines), encoding="utf-8")
+    examples = [{"prompt": word, "answer": word[0]} for word in words]
+    write_json_lines(folder / "task.jsonl", examples)
     return folder
 
 
@@ -210,12 +211,8 @@ def test_a_mark_replaces_the_end_of_the_answer_that_it_is_planted_on():
 
 
 def test_a_reward_model_learns_what_the_pairs_prefer(tuned, base, tmp_path, mistake):
-    lines = []
-    for number in range(24):
-        word = CHARS[2 + number] * 3
-        pair = {"prompt": word, "chosen": "yes", "rejected": "noo"}
-        lines.append(json.dumps(pair) + "\n")
-    (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    both = [{"prompt": 3 * char, "chosen": "yes", "rejected": "noo"} for char in CHARS[2:26]]
+    write_json_lines(tmp_path / "pairs.jsonl", both)
     metrics = reward.main(arguments(base, tmp_path / "out", init_from=tuned, test_pairs=8,
                                     pairs=tmp_path / "pairs.jsonl", max_iters=30,
                                     eval_interval=30, learning_rate=0.01))
@@ -344,29 +341,21 @@ def test_answers_that_never_end_are_named():
     assert diagnosis.diagnosis([entry], has_end=False) == ""
 
 
-def test_runs_are_compared_in_a_table_and_a_picture(tmp_path, capsys, mistake):
-    for name, right in (("a", 0.8), ("b", None)):
-        (tmp_path / name).mkdir()
-        settings = {"beta": 0.2, "seed": 1, "eval_prompts": 500}
-        (tmp_path / name / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-        metrics = [{"step": 1, "loss": 1.0, "kl": 0.5, "reward": 0.2, "rule": 0.1},
-                   {"step": 2, "test_kl": 4.0, "test_reward": 1.0, "test_rule": 0.5,
-                    "rule_margin": 0.1, "right": right}]
-        lines = "".join(json.dumps(entry) + "\n" for entry in metrics)
-        (tmp_path / name / "metrics.jsonl").write_text(lines, encoding="utf-8")
-    picture = tmp_path / "compare.png"
-    compare.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--out={picture}"])
-    out = capsys.readouterr().out
-    assert "| a | 0.2 | 1 | 2 | 4.0 | 1.00 | 0.50 ± 0.10 | 80.0% ± 3.5% |" in out
-    assert "| b | 0.2 | 1 | 2 | 4.0 | 1.00 | 0.50 ± 0.10 |  |" in out
-    assert picture.read_bytes().startswith(b"\x89PNG")
+def test_runs_are_compared_in_a_table_and_pictures(tmp_path, capsys, mistake, drawn):
+    metrics = [{"step": 1, "loss": 1.0, "kl": 0.5, "reward": 0.2, "rule": 0.1},
+               {"step": 2, "test_kl": 4.0, "test_reward": 1.0, "test_rule": 0.5,
+                "rule_margin": 0.1, "right": 0.8}]
+    settings = {"beta": 0.2, "seed": 1, "eval_prompts": 500}
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    lines = "".join(json.dumps(entry) + "\n" for entry in metrics)
+    (tmp_path / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    compare.main([str(tmp_path), f"--out={tmp_path / 'compare.png'}"])
+    line = f"| {tmp_path.name} | 0.2 | 1 | 2 | 4.0 | 1.00 | 0.50 ± 0.10 | 80.0% ± 3.5% |"
+    assert line in capsys.readouterr().out
     assert "cannot be read" in mistake(compare.main, tmp_path / "missing")
-
-
-def test_the_picture_of_a_run_has_its_panels(tmp_path, no_pictures_of_stages):
-    metrics = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 0.5}]
-    no_pictures_of_stages(metrics, {"loss": ("loss",), "empty": ("reward",)}, tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    drawn(metrics, {"loss": ("loss",), "empty": ("entropy",)}, tmp_path / "picture.png")
+    for name in ("compare.png", "picture.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 # ---- resume, and mistakes
@@ -382,9 +371,8 @@ def test_a_stage_that_is_stopped_and_resumed_ends_bit_identically(stage, tuned, 
     main = {"sft": sft, "reward": reward, "rl": rl}[stage].main
     options = {"init_from": tuned, "batch_size": 8}
     if stage == "reward":
-        lines = [json.dumps({"prompt": "cat", "chosen": "c" * n, "rejected": "d"}) + "\n"
-                 for n in (1, 2, 3, 4)]
-        (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+        both = [{"prompt": "cat", "chosen": "c" * n, "rejected": "d"} for n in (1, 2, 3, 4)]
+        write_json_lines(tmp_path / "pairs.jsonl", both)
         options |= {"pairs": tmp_path / "pairs.jsonl", "test_pairs": 1}
     if stage == "rl":
         options |= {"gate": 0}
