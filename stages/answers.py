@@ -71,9 +71,10 @@ class Encoding:
         ids = torch.zeros(B, T, dtype=torch.int64)
         is_answer = torch.zeros(B, T, dtype=torch.bool)
         for row in range(B):
+            both = prompts[row] + answers[row]
             begin = len(prompts[row])
-            end = begin + len(answers[row])
-            ids[row, :end] = torch.tensor(prompts[row] + answers[row])
+            end = len(both)
+            ids[row, :end] = torch.tensor(both)
             is_answer[row, begin:end] = True
         return ids.to(self.device), is_answer.to(self.device)
 
@@ -114,9 +115,9 @@ class Answered:
     def shown(self):
         """The first two prompts and answers, to be read."""
         lines = []
-        for example, text in zip(self.examples[:2], self.texts[:2], strict=True):
+        for example, text in zip(self.examples, self.texts, strict=True):
             lines.append(f"{example.prompt} > {text}")
-        return "\n".join(lines)
+        return "\n".join(lines[:2])
 
 
 @dataclass
@@ -136,12 +137,12 @@ class Policy:
         function of (cfg.seed, purpose, i). The model must be in eval mode."""
         encoding = self.encoding
         prompts = [encoding.prompt(example.prompt) for example in examples]
-        seeds = [mix(self.cfg.seed, *purpose, i) for i in range(len(prompts))]
         answers = [None] * len(prompts)
         for rows in batches(prompts):
-            idx = torch.tensor([prompts[row] for row in rows], device=encoding.device)
-            row_seeds = [seeds[row] for row in rows]
-            sampler = Sampler(row_seeds, encoding.n_vocab, temperature)
+            idx = [prompts[row] for row in rows]
+            idx = torch.tensor(idx, device=encoding.device)
+            seeds = [mix(self.cfg.seed, *purpose, row) for row in rows]
+            sampler = Sampler(seeds, encoding.n_vocab, temperature)
             ids = continuations(self.model, idx, sampler, encoding.end, self.cfg.max_new_tokens)
             for row, new in zip(rows, ids, strict=True):
                 if encoding.end in new:  # what follows it is not part of the answer
@@ -189,7 +190,7 @@ def continuations(model, idx, sampler, end, max_new_tokens):
     """Continue idx (B, T) until every row has the id `end`. Returns the new ids, a list of lists.
     """
     tokens = []
-    ended = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)
+    ended = torch.zeros_like(idx[:, :1], dtype=torch.bool)  # (B, 1)
     longest = idx.shape[1] + max_new_tokens  # a cache for the whole context would be slower
     cache = KVCache(len(idx), longest, cpu.cache_dtype(model))
     new = stream(model, idx, sampler, cache)

@@ -13,6 +13,7 @@ from internals.parallel import World
 from internals.signals import StopSignals
 from internals.starting import starting_point
 from model import GPTConfig
+from prepare import tokenizer_from_meta
 from stages.answers import Encoding, Policy
 from train import begin, learning_rate, training_starts
 
@@ -74,12 +75,14 @@ class StageConfig:
 
 def read_stage(doc, schema, argv):
     """The settings of a command line, and the Checkpoint that the stage starts from. Raises
-    UserError if it is not the checkpoint of a trained model."""
+    UserError if it is not that of a trained model, or if the token ids of the model have no text.
+    """
     given = read_settings(doc, schema, argv=argv)
     cfg, _, start = starting_point(given, schema, learning_rate)
     if start.model is None:
         raise UserError(f"init_from={given['init_from']} is not a trained model: a stage starts "
                         "from the folder of one, or resumes with --init_from=resume")
+    tokenizer_from_meta(start.meta)
     return cfg, start
 
 

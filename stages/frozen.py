@@ -31,6 +31,14 @@ class Frozen:
             start = self.read(cfg.reward, Path(cfg.out_dir, "reward.pt"))
             self.reward_model = RewardModel(start, cfg.reward, meta, device)
 
+    def rewards(self, found, ids, is_answer):
+        """The rewards (B,) of Answered answers, whose ids are also given as Encoding.pad returns
+        them."""
+        if self.reward_model is None:
+            rule = torch.tensor(found.rule, device=ids.device)
+            return rule.float()
+        return self.reward_model.rewards(ids, is_answer)
+
     def read(self, path, copy):
         if not self.is_new:
             return checkpoint.read(copy)

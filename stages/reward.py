@@ -95,7 +95,8 @@ def text_scores(policy, prompts, answers):
     encoding = policy.encoding
     ids, is_answer = encoding.pad_texts(prompts, answers)
     token = score_token(encoding.meta)
-    return scores(policy.model, ids, is_answer, token, policy.cfg.score)
+    where = policy.cfg.score
+    return scores(policy.model, ids, is_answer, token, where)
 
 
 def pair_scores(policy, pairs):
@@ -125,7 +126,8 @@ def evaluate(policy, tests, answers):
     prompts = [each["prompt"] for each in answers]
     texts = [each["answer"] for each in answers]
     own = text_scores(policy, prompts, texts)
-    rule = torch.tensor([float(each["rule"]) for each in answers])
+    rule = [float(each["rule"]) for each in answers]
+    rule = torch.tensor(rule)
     both = torch.stack((own.cpu(), rule))
     correlation = torch.corrcoef(both)[0, 1]
     values = {
@@ -178,7 +180,8 @@ def main(argv=None):
         run, policy = common.begin_stage(cfg, start, task, world)
         if is_new:  # the answers are written before the model learns to score, and without ★
             encoding = Encoding(writer_meta, task.is_chat, world.device)
-            writer = Policy(run.model.eval(), task, encoding, cfg)
+            run.model.eval()
+            writer = Policy(run.model, task, encoding, cfg)
             pairs, answers = pairs_of.collect(writer)
         else:
             pairs, answers = pairs_of.read(cfg.out_dir)

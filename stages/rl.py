@@ -127,20 +127,13 @@ def policy_loss(log_p, log_q, ids, is_answer, advantage, cfg):
     kl = kl_divergence(log_p, log_q).masked_fill(is_prompt, 0.0)
     total = (cfg.beta * kl - gain).sum()
     n = len(ids)
-    return total / (n * cfg.max_new_tokens), kl.sum().item() / n
+    loss = total / (n * cfg.max_new_tokens)
+    kl_per_answer = kl.sum().item() / n
+    return loss, kl_per_answer
 
 
 # --------------------------------------------------------------------------------------------------
 # Training
-
-
-def reward_of(found, ids, is_answer, reward_model):
-    """The rewards (B,) of Answered answers, whose ids are also given as Encoding.pad returns them.
-    reward_model: a RewardModel; None: the rule of the task."""
-    if reward_model is None:
-        rule = torch.tensor(found.rule, device=ids.device)
-        return rule.float()
-    return reward_model.rewards(ids, is_answer)
 
 
 @torch.no_grad()
@@ -159,7 +152,8 @@ def evaluate(policy, frozen):
         log_p = log_probs(policy.model, ids, policy)
         log_q = log_probs(frozen.reference, ids, policy)
         by_token = kl_divergence(log_p, log_q) * is_answer[:, 1:]
-        rewards += reward_of(found, ids, is_answer, frozen.reward_model).tolist()
+        reward = frozen.rewards(found, ids, is_answer)
+        rewards += reward.tolist()
         rule += found.rule
         kl += by_token.sum(dim=1).tolist()
     standard_error = pstdev(rule) / math.sqrt(len(rule))
@@ -187,7 +181,7 @@ def train(run, policy, frozen, log, signals):
         prompts = common.step_examples(policy.task.prompts, step, n_prompts, cfg.seed)
         found = policy.answer_each(prompts, cfg.group_size, (3, step), cfg.temperature)
         ids, is_answer = encoding.pad(found.prompts, found.answers)
-        rewards = reward_of(found, ids, is_answer, frozen.reward_model)
+        rewards = frozen.rewards(found, ids, is_answer)
         advantage = advantages(rewards, cfg)
 
         # make the better ones more likely
@@ -198,7 +192,9 @@ def train(run, policy, frozen, log, signals):
         norm = common.update(run, loss, cfg)
 
         groups = rewards.view(-1, cfg.group_size)
-        is_same = groups.amax(dim=1) == groups.amin(dim=1)
+        highest = groups.amax(dim=1)
+        lowest = groups.amin(dim=1)
+        is_same = highest == lowest
         by_token = entropy(log_p.detach())  # (B, T - 1)
         in_answers = by_token[is_answer[:, 1:]]
         log.step(run.step, {
@@ -224,12 +220,17 @@ def main(argv=None):
     if cfg.batch_size % cfg.group_size:
         raise UserError(f"batch_size={cfg.batch_size} must be a multiple of group_size="
                         f"{cfg.group_size}")
+    if cfg.init_from == "resume" and cfg.reward != start.config["reward"]:
+        raise UserError(f"reward={cfg.reward}, but the run to resume has {start.config['reward']}: "
+                        "leave it out, or start a new run from the folder of this one")
     task = open_task(cfg.task, cfg.data_dir)
     with common.opened(cfg, start) as (world, signals):
         run, policy = common.begin_stage(cfg, start, task, world)
         policy.model.eval()
-        prompts = [example.prompt for example in task.prompts + task.tests]
-        common.check_length(prompts, [None] * len(prompts), policy)
+        examples = task.prompts + task.tests
+        prompts = [example.prompt for example in examples]
+        answers = [None] * len(prompts)
+        common.check_length(prompts, answers, policy)
         frozen = Frozen(cfg, start.meta, world.device)
         if run.step == 0 and task.is_chat and cfg.reward == "rule":
             check_gate(policy)

@@ -402,7 +402,7 @@ def test_a_stage_that_is_stopped_and_resumed_ends_bit_identically(stage, tuned, 
     assert state(tmp_path / "parts").step == 4
 
 
-def test_a_new_run_keeps_all_files_of_the_earlier_one(tuned, base, tmp_path):
+def test_a_new_run_keeps_all_files_of_the_earlier_one(tuned, base, tmp_path, mistake):
     """The earlier run can be resumed in the folder that it is moved to."""
     options = {"init_from": tuned, "batch_size": 8, "gate": 0}
     rl.main(arguments(base, tmp_path / "out", **options))
@@ -411,6 +411,9 @@ def test_a_new_run_keeps_all_files_of_the_earlier_one(tuned, base, tmp_path):
     previous = tmp_path / "out" / "previous-1"
     rl.main(arguments(base, previous, **options | {"init_from": "resume"}))
     assert equal(before, state(previous).model)
+    options |= {"init_from": "resume", "reward": base}
+    line = mistake(rl.main, *arguments(base, previous, **options))
+    assert f"reward={base}, but the run to resume has rule" in line
 
 
 def test_a_signal_saves_the_step(base, tmp_path, monkeypatch):
@@ -443,7 +446,7 @@ def test_bad_examples_get_one_line(line, expected, base, tmp_path, mistake):
         base, tmp_path / "out", task=tmp_path / "task.jsonl")))
 
 
-def test_other_mistakes_get_one_line(base, tuned, tmp_path, mistake):
+def test_other_mistakes_get_one_line(base, tuned, tmp_path, mistake, monkeypatch):
     out = tmp_path / "out"
     for main, changes, expected in (
             (rl.main, {"batch_size": 8}, "the model has no chat format: train it with stages/sft"),
@@ -456,3 +459,10 @@ def test_other_mistakes_get_one_line(base, tuned, tmp_path, mistake):
             (sft.main, {"init_from": "scratch"}, "init_from=scratch is not a trained model"),
             (reward.main, {"init_from": tuned}, "pairs, and test_pairs=100 are held out")):
         assert expected in mistake(main, *arguments(base, out, **changes))
+    meta = {"tokenizer": "none", "vocab_size": TINY.vocab_size}
+    checkpoint.write(Checkpoint(model_of(TINY).state_dict(), asdict(TINY), meta), tmp_path / "a.pt")
+    for main in (sft.main, reward.main, rl.main):
+        line = mistake(main, *arguments(base, out, init_from=tmp_path / "a.pt", batch_size=8))
+        assert "28 token ids has no text" in line
+    monkeypatch.setattr(sft, "open_task", lambda *_: tasks.Task([], [], [], tasks.exact))
+    assert "has no examples of right answers" in mistake(sft.main, *arguments(base, out))
