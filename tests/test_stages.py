@@ -288,10 +288,9 @@ def test_log_probabilities_at_sampling_are_those_of_the_update(config, temperatu
     stream = answers.stream
 
     def recorded(model, idx, sampler, cache):
-        seeds = [generator.initial_seed() for generator in sampler.generators]
         for ids, logits in stream(model, idx, sampler, cache):
             log_p = (logits / sampler.temperature).log_softmax(dim=-1).gather(1, ids)
-            for seed, each in zip(seeds, log_p[:, 0].tolist(), strict=True):
+            for seed, each in zip(sampler.seeds, log_p[:, 0].tolist(), strict=True):
                 seen.setdefault(seed, []).append(each)
             yield ids, logits
 
