@@ -22,8 +22,8 @@ const TOUR = {
     card: "attention-card",
     explain: ({layer, head, share}) => [
       `Head ${head + 1} of layer ${layer + 1} gives ${percent(share)} of its weight to the previous `
-      + `${unit}, more than any other head${share >= CLEAR ? ": its map is dark just below the "
-        + "diagonal" : ""}.`],
+      + `${unit}, more than any other head${share >= CLEAR ? ": see the line just below the "
+        + "diagonal of its map" : ""}.`],
   },
   time: {
     title: ({moment}, ages) => `What step ${grouped(ages[moment].step)} has learned`,
@@ -49,22 +49,37 @@ const TOUR = {
   },
 };
 
-/** Draw a button per discovery. */
+/** Draw a button per discovery. One that needs other ages waits until their models run. */
 function drawTour(discoveries, ages) {
   $("tour").hidden = discoveries.length === 0;
   const isThree = discoveries.length === 3;
   $("tour-title").textContent = isThree ? "Three things to find" : "Things to find";
-  $("tour-buttons").replaceChildren(...discoveries.map((found, i) => element("button", {
-    type: "button", "data-found": i,
-  }, `${i + 1}. ${TOUR[found.kind].title(found, ages)}`)));
+  $("tour-buttons").replaceChildren(...discoveries.map((found, i) => {
+    const title = `${i + 1}. ${TOUR[found.kind].title(found, ages)}`;
+    const button = element("button", {type: "button", "data-found": i}, title);
+    button.disabled = found.moment !== undefined && page.starting;
+    return button;
+  }));
 }
 
-/** Say what a discovery shows, and scroll to its card. seen: the text as it is shown now. */
-function showDiscovery(found, seen, vocab, ages, seenAt) {
+/** Show the recorded text with the token, head and step of a discovery, and say what it shows. */
+function discover(found) {
+  setPlaying(false);
+  if (page.live) {
+    if (decode(page.ids) !== decode(data.ids)) keepForUndo();
+    if (page.off.size) toggle("all");
+    resetText();
+  }
+  setMoment(found.moment ?? page.main);
+  selectHead(found.layer, found.head);
+  select(found.token);
+  for (const age of [ages[page.moment], ages[page.moment - 1]]) while (age?.live?.step());
+  if (page.live) ages[page.main].ablated = data.moments[data.main].ablated_loss;
+  drawTop();
+  drawBottom();
   const {explain, card} = TOUR[found.kind];
-  say($("tour-text"), ...explain(found, seen, vocab, ages, seenAt));
+  say($("tour-text"), ...explain(found, seenNow(), vocab, ages, seenAt));
   for (const node of document.querySelectorAll(".found")) node.classList.remove("found");
   $(card).classList.add("found");
-  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  $(card).scrollIntoView({block: "center", behavior: isCalm ? "auto" : "smooth"});
+  $(card).scrollIntoView({block: "center", behavior: calm.matches ? "auto" : "smooth"});
 }
