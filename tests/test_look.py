@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from internals import checkpoint, checks
 from model import GPTConfig
-from prepare import CharTokenizer
 from sample import draw, make_cache, stream
 from train import main as train
 
@@ -273,7 +272,7 @@ def test_the_page_has_each_snapshot_and_the_best_model_among_them(trained, data)
 
 def test_a_page_contains_no_path_and_its_title_says_what_the_model_is(trained, data, tmp_path,
                                                                       capsys):
-    assert data["title"] == "A GPT with 7,472 parameters, trained on the characters of tiny.txt"
+    assert data["title"] == "A GPT with 7,472 parameters, trained on tiny.txt"
     assert str(trained.parent) not in (trained / "new/page.html").read_text(encoding="utf-8")
     html = tmp_path / "file.html"
     look.main([f"--out_dir={trained / 'best.pt'}", f"--out={html}"])  # a file of the run
@@ -429,14 +428,14 @@ def test_a_model_that_does_not_run_in_the_page_says_why(tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize("count, source, expected", [
     (607_872, "Shakespeare's plays, from the package x==1",
-     "A GPT with 0.6M parameters, trained on the characters of Shakespeare's plays"),
+     "A GPT with 0.6M parameters, trained on Shakespeare's plays"),
     (11_000_000, "/home/me/secret/novel.txt",
-     "A GPT with 11M parameters, trained on the characters of novel.txt"),
+     "A GPT with 11M parameters, trained on novel.txt"),
     (124_439_808, None, "A GPT with 124M parameters"),
     (8_160, None, "A GPT with 8,160 parameters"),
 ])
 def test_the_title_says_what_the_model_is_without_a_path(count, source, expected):
-    assert look.title(count, CharTokenizer("ab"), {"source": source}) == expected
+    assert look.title(count, source) == expected
 
 
 # ---- mistakes

@@ -134,7 +134,7 @@ def record(model, idx):
         for part in (block, block.attn, block.mlp):
             hooks.append(part.register_forward_hook(keep))
     try:
-        logits = logits_of(model, idx)
+        logits, _ = model(idx, idx)  # with targets, it returns the logits of all positions
     finally:
         for hook in hooks:
             hook.remove()
@@ -147,7 +147,7 @@ def record(model, idx):
         added.append(torch.stack((outputs[block.attn], outputs[block.mlp])))
     attends = [block.attn.attend for block in blocks]
     return Recording(
-        logits=logits,
+        logits=logits[0],
         stream=torch.stack(stream),
         added=torch.stack(added),
         attention=torch.stack([attend.weights[0] for attend in attends]),
@@ -156,11 +156,11 @@ def record(model, idx):
 
 
 @torch.no_grad()
-def logits_of(model, idx):
-    """The logits (T, V) of a text (1, T): with targets, the model returns those of all positions.
-    """
+def logits_of(model, idx, n_vocab):
+    """The logits (T, n_vocab) of a text (1, T), in float64. The ids from n_vocab on, which only pad
+    the vocabulary, are left out, as in sampling."""
     logits, _ = model(idx, idx)
-    return logits[0]
+    return logits[0, :, :n_vocab].cpu().double()  # Apple's GPUs have no float64
 
 
 @torch.no_grad()
@@ -182,10 +182,10 @@ def ablation(model, idx, n_vocab):
         attend = block.attn.attend
         for number in range(config.n_head):
             attend.off = number
-            losses[layer, number] = text_loss(logits_of(model, idx), idx, n_vocab)
+            losses[layer, number] = text_loss(logits_of(model, idx, n_vocab), idx)
         attend.off = None
         hook = block.mlp.register_forward_hook(zeros_instead)
-        losses[layer, -1] = text_loss(logits_of(model, idx), idx, n_vocab)
+        losses[layer, -1] = text_loss(logits_of(model, idx, n_vocab), idx)
         hook.remove()
     return losses
 
@@ -195,10 +195,9 @@ def zeros_instead(module, inputs, output):
     return torch.zeros_like(output)
 
 
-def text_loss(logits, idx, n_vocab):
+def text_loss(logits, idx):
     """The mean cross-entropy of a text, in nats per token, from logits (T, V) and idx (1, T)."""
-    logits = logits[:-1, :n_vocab].cpu().double()  # Apple's GPUs have no float64
-    return F.cross_entropy(logits, idx[0, 1:].cpu())
+    return F.cross_entropy(logits[:-1], idx[0, 1:].cpu())
 
 
 @torch.no_grad()
@@ -209,17 +208,17 @@ def votes(model, seen, first, second):
     its MLP, and the biases. The residual stream x is the sum of what the parts add to it. The final
     norm divides x by a number that depends on x; with this number given, norm and LM head are
     linear, so the contributions of the parts sum to the difference of the logits."""
-    direction, constant = gap_direction(model, seen.stream[-1], first, second)
+    u, constant = gap_direction(model, seen.stream[-1], first, second)
     hs = model.config.n_embd // model.config.n_head
-    parts = [(seen.stream[0] * direction).sum(dim=-1)]
+    parts = [dot(u, seen.stream[0])]
     for layer, block in enumerate(model.transformer.h):
         c_proj = block.attn.c_proj
-        wanted = direction @ c_proj.weight  # (T, C): what the heads should output
+        wanted = u @ c_proj.weight  # (T, C): what the heads should output
         wanted = wanted.unflatten(-1, (-1, hs)).transpose(0, 1)  # (nh, T, hs)
-        parts += (seen.heads[layer] * wanted).sum(dim=-1)
-        parts.append((seen.added[layer, 1] * direction).sum(dim=-1))
+        parts += dot(wanted, seen.heads[layer])  # one per head
+        parts.append(dot(u, seen.added[layer, 1]))
         if c_proj.bias is not None:
-            constant = constant + direction @ c_proj.bias
+            constant = constant + u @ c_proj.bias
     return torch.stack([*parts, constant], dim=-1)
 
 
@@ -229,15 +228,23 @@ def gap_direction(model, x, first, second):
     ln_f = model.transformer.ln_f
     weight = model.lm_head.weight
     u = weight[first] - weight[second]
-    constant = torch.zeros_like(x[:, 0])
+    constant = torch.zeros(len(x), device=x.device)
     if isinstance(ln_f, nn.LayerNorm):
         if ln_f.bias is not None:
             constant = u @ ln_f.bias
-        u = u * ln_f.weight
-        u = u - u.mean(dim=-1, keepdim=True)  # the norm subtracts the mean of x
-        x = x - x.mean(dim=-1, keepdim=True)
-    square = x.square().mean(dim=-1, keepdim=True)
-    return u / (square + ln_f.eps).sqrt(), constant
+        u = centered(u * ln_f.weight)  # the norm subtracts the mean of x
+        x = centered(x)
+    scale = (dot(x, x) / x.shape[-1] + ln_f.eps).sqrt()
+    return u / scale[:, None], constant
+
+
+def centered(x):
+    """x without its mean."""
+    return x - x.mean(dim=-1, keepdim=True)
+
+
+def dot(x, y):
+    return (x * y).sum(dim=-1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -325,25 +332,24 @@ def short_count(count):
 def packed(tensor, dtype):
     """The numbers of a tensor, compressed, in base64. dtype: of NumPy, such as "<f4"."""
     array = tensor.cpu().numpy()
-    data = zlib.compress(array.astype(dtype).tobytes(), 9)
+    data = array.astype(dtype).tobytes()
+    data = zlib.compress(data, 9)
     return base64.b64encode(data).decode()
 
 
 def moment(model, idx, n_vocab):
-    """(what the page shows of a model, as plain values; the Recording).
-
-    The ids from n_vocab on, which only pad the vocabulary, are left out, as in sampling. The lists
-    are indexed by layer, if they depend on it, and then by position."""
+    """(what the page shows of a model, as plain values; the Recording). The lists are indexed by
+    layer, if they depend on it, and then by position."""
     seen = record(model, idx)
-    logits = seen.logits[:, :n_vocab].cpu().double()
-    probs = logits.softmax(dim=-1)
-    top = probs.topk(min(TOP, n_vocab))
+    logits = logits_of(model, idx, n_vocab)
+    top = logits.softmax(dim=-1).topk(min(TOP, n_vocab))
     first = top.indices[:, 0].to(idx.device)
     second = top.indices[:, min(1, n_vocab - 1)].to(idx.device)
     entropy = Categorical(logits=logits).entropy() / math.log(2)  # bits
-    came = idx[0, 1:, None].cpu()  # the token that follows each token but the last
-    came_logits = logits[:-1].gather(1, came)
-    came_probs = probs[:-1].gather(1, came)
+    before = logits[:-1]
+    came = before.gather(1, idx[0, 1:, None].cpu())  # logits of the tokens that came
+    higher = before > came
+    ties = before == came
     lens_ids = []
     lens_probs = []
     for x in seen.stream:
@@ -357,9 +363,9 @@ def moment(model, idx, n_vocab):
         "top_ids": top.indices.tolist(),
         "top_probs": top.values.tolist(),
         "entropy": entropy.tolist(),
-        "next_prob": came_probs[:, 0].tolist(),
-        "next_rank": (1 + (logits[:-1] > came_logits).sum(dim=-1)).tolist(),
-        "next_ties": (logits[:-1] == came_logits).sum(dim=-1).tolist(),
+        "next_prob": next_probs(logits, idx),
+        "next_rank": (higher.sum(dim=-1) + 1).tolist(),
+        "next_ties": ties.sum(dim=-1).tolist(),
         "lens_ids": lens_ids,
         "lens_probs": lens_probs,
         "votes": votes(model, seen, first, second).tolist(),
@@ -368,9 +374,17 @@ def moment(model, idx, n_vocab):
         "ablated_loss": None,
     }
     if T > 1:
-        result["loss"] = text_loss(seen.logits, idx, n_vocab).item()
+        result["loss"] = text_loss(logits, idx).item()
         result["ablated_loss"] = ablation(model, idx, n_vocab).tolist()
     return result, seen
+
+
+def next_probs(logits, idx):
+    """The probabilities (T - 1) of the tokens that came, from logits (T, V) and idx (1, T)."""
+    probs = logits[:-1].softmax(dim=-1)
+    came = idx[0, 1:].cpu()
+    probs = probs.gather(1, came[:, None])
+    return probs.flatten().tolist()
 
 
 def build_model(weights, settings, device, levels=None):
@@ -402,7 +416,8 @@ def continuation(model, tokenizer, idx, n_new, cfg):
 
 def dice(seed, n):
     """The n random numbers in [0, 1) that sampling with this seed uses."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator()
+    generator.manual_seed(seed)
     return [torch.rand(1, generator=generator).item() for _ in range(n)]
 
 
@@ -422,16 +437,14 @@ def new_tokens(T, block_size, cfg):
 
 
 def chosen_steps(steps, main, limit):
-    """At most `limit` of the steps. The first, the last and `main` stay; of the others, those go
-    whose neighbors are closest to each other on a log scale."""
+    """At most `limit` of the steps, which is 3 or more. The first, the last and `main` stay; of the
+    others, those go whose neighbors are closest to each other on a log scale."""
     steps = sorted({*steps, main})
-    while len(steps) > max(1, limit):
+    while len(steps) > limit:
         gaps = {}
-        for before, step, after in zip(steps, steps[1:], steps[2:], strict=False):
-            if step != main:
-                gaps[step] = math.log((after + 1) / (before + 1))
-        if not gaps:
-            return [main] if limit == 1 else steps
+        for i in range(1, len(steps) - 1):
+            if steps[i] != main:
+                gaps[steps[i]] = math.log((steps[i + 1] + 1) / (steps[i - 1] + 1))
         steps.remove(min(gaps, key=gaps.get))
     return steps
 
@@ -443,18 +456,14 @@ def text_of(tokenizer, i):
     return tokenizer.decode_bytes([i]).decode("utf-8", "backslashreplace")
 
 
-def title(parameters, tokenizer, meta):
-    """What the model is, in words: the heading of the page."""
+def title(parameters, source):
+    """What the model is, in words: the heading of the page. source: of the training text."""
     words = f"A GPT with {short_count(parameters)} parameters"
-    source = meta.get("source")
     if not source:
         return words
-    unit = "tokens"
-    if isinstance(tokenizer, CharTokenizer):
-        unit = "characters"
     corpus = str(source).split(", from ")[0]
     corpus = corpus.replace("\\", "/").split("/")[-1]  # no path: the page is sent to others
-    return f"{words}, trained on the {unit} of {corpus}"
+    return f"{words}, trained on {corpus}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -534,8 +543,9 @@ def discoveries(shown, ids, attention, n_prompt, probs, spaces):
         found.append(opening | {"kind": "lens", "row": row})
     shares = previous_token_shares(attention)
     layer, number = place_of_largest(shares)
-    found.append({"kind": "previous", "token": token, "layer": layer, "head": number,
-                  "share": shares[layer, number].item()})
+    share = shares[layer, number].item()
+    previous = {"kind": "previous", "layer": layer, "head": number, "share": share}
+    found.append(opening | previous)
     if len(probs) > 1:
         when, where = most_learned(probs, ids, spaces)
         found.append(opening | {"kind": "time", "moment": when, "token": where + 1})
@@ -600,16 +610,21 @@ def check_attention(this, n_moments):
 
 def live_part(this, weights, levels, logits):
     """What the page needs to run a model: its weights, logits to compare its own with, and the loss
-    without rounding."""
+    with and without rounding."""
+    compared = logits
+    if levels == SNAPSHOT_LEVELS:
+        compared = logits[-1:]  # of the last token
     part = {
         "weights": packed_weights(weights, this.settings, levels),
-        "logits": packed(logits[:, :this.tokenizer.n_vocab], "<f4"),
+        "logits": packed(compared, "<f4"),
+        "loss": None,
         "exact_loss": None,
     }
     if this.idx.shape[1] > 1:
         exact = build_model(weights, this.settings, this.idx.device)
-        loss = text_loss(logits_of(exact, this.idx), this.idx, this.tokenizer.n_vocab)
-        part["exact_loss"] = loss.item()
+        exact_logits = logits_of(exact, this.idx, this.tokenizer.n_vocab)
+        part["loss"] = text_loss(logits, this.idx).item()
+        part["exact_loss"] = text_loss(exact_logits, this.idx).item()
     return part
 
 
@@ -619,7 +634,7 @@ def moments_of(this):
     paths = snapshots_of(this.cfg)
     levels = levels_of(this, paths)
     check_attention(this, len(levels))
-    prompt = this.idx[:, :this.n_prompt]
+    n_vocab = this.tokenizer.n_vocab
     moments = []
     probs = []
     for step in levels:
@@ -628,18 +643,18 @@ def moments_of(this):
         if not is_main:  # the checkpoint has the same weights as the snapshot of its step
             weights = checkpoint.read_snapshot(paths[step], this.start.model_args)
         model = build_model(weights, this.settings, this.idx.device, levels[step])
-        shown, seen = moment(model, this.idx, this.tokenizer.n_vocab)
-        probs.append(shown["next_prob"])
-        logits = seen.logits
+        logits = logits_of(model, this.idx, n_vocab)
+        probs.append(next_probs(logits, this.idx))
+        shown = {"step": step}
+        if is_main or levels[step] is None:  # else the page computes the rest itself
+            recorded, seen = moment(model, this.idx, n_vocab)
+            shown |= recorded
         if is_main:
             main = shown
             attention = seen.attention
-        elif levels[step] is not None:  # the page computes the rest itself
-            shown = {"loss": shown["loss"]}
-            logits = logits[-1:]
         if levels[step] is not None:
             shown |= live_part(this, weights, levels[step], logits)
-        shown["step"] = step
+        prompt = this.idx[:, :this.n_prompt]
         shown["film_ids"], shown["film_probs"] = continuation(
             model, this.tokenizer, prompt, FILM_TOKENS, this.cfg)
         moments.append(shown)
@@ -654,7 +669,7 @@ def used_vocabulary(this, moments):
     used = set(this.idx[0].tolist())
     for shown in moments:
         used.update(shown["film_ids"])
-        for row in itertools.chain(shown["top_ids"], shown["lens_ids"]):
+        for row in shown["top_ids"] + shown["lens_ids"]:
             used.update(row)
     return {i: text_of(this.tokenizer, i) for i in sorted(used)}
 
@@ -689,7 +704,7 @@ def look(start, tokenizer, prompt, cfg):
         val_loss = start.best_loss
     return {
         "name": printable(Path(name).resolve().name),  # no path: the page is sent to others
-        "title": printable(title(parameters, tokenizer, start.meta)),
+        "title": printable(title(parameters, start.meta.get("source"))),
         "unit": unit,
         "config": asdict(settings),
         "parameters": parameters,

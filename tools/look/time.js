@@ -3,9 +3,9 @@
 
 function drawMoment(seen, ages, moment, main) {
   const {step} = ages[moment];
-  const loss = `loss of this text ${seen.loss === null ? "…" : fixed(seen.loss)}`;
-  const name = moment === main ? ", this page's model" : "";
-  const label = `${grouped(step)} · ${loss}${name}`;
+  const name = moment === main ? " (this page's model)" : "";
+  const loss = seen.loss === null ? "…" : fixed(seen.loss);
+  const label = `${grouped(step)}${name} · loss of this text ${loss}`;
   say($("moment-label"), label);
   $("moment").setAttribute("aria-valuetext", `step ${label}`);
   [...$("ticks").children].forEach((tick, i) => tick.classList.toggle("now", i === moment));

@@ -34,9 +34,9 @@ const TOUR = {
       return ["At step ", `${grouped(ages[moment - 1].step)}, `, word(vocab[id]), " after ",
         context(seen, token - 1, vocab), ` had ${percent(before.entries[token - 1].chance(id).p)}; `
         + `at step ${grouped(ages[moment].step)} it has `
-        + `${percent(seen.entries[token - 1].chance(id).p)}. No other ${unit} of this text gained more `
-        + `at once. The loss of the text fell from ${fixed(before.loss)} to ${fixed(seen.loss)}. Move `
-        + "the slider, or press Play."];
+        + `${percent(seen.entries[token - 1].chance(id).p)}. Except for white space, no other ${unit} `
+        + `of this text gained more at once. The loss of the text went from ${fixed(before.loss)} to `
+        + `${fixed(seen.loss)}. Move the slider, or press Play.`];
     },
   },
   cause: {
