@@ -51,8 +51,8 @@ function typed(event) {
   const names = unknown.slice(0, 10).map(visible).join(" ");
   const isOne = unknown.length === 1;
   say($("unknown"), unknown.length === 0 ? ""
-    : `Left out, because ${isOne ? "it is" : "they are"} not among the ${grouped(nVocab)} characters `
-      + `of this model: ${names}${unknown.length > 10 ? " …" : ""}`);
+    : `Left out, because ${isOne ? "it is" : "they are"} not among the ${grouped(nVocab)} `
+      + `characters of this model: ${names}${unknown.length > 10 ? " …" : ""}`);
   const [before] = encode(box.value.slice(0, box.selectionStart));
   setText(ids, ids.length, before.length - 1);
   setPrompt(ids);

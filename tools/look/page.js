@@ -262,8 +262,8 @@ function invitation() {
   const snapshots = data.moments.filter((_, i) => i !== data.main);
   if (snapshots.length === 0) return `Type a line, and see which ${unit}s it expected.`;
   if (!snapshots[0].weights) {
-    return `Type a line, and see which ${unit}s it expected. Press Play to see how well it predicted `
-      + "the recorded text at each step of its training.";
+    return `Type a line, and see which ${unit}s it expected. Press Play to see how well it `
+      + "predicted the recorded text at each step of its training.";
   }
   return "Type a line and press Play: see how well it predicts your line at each step of its "
     + "training.";
@@ -305,8 +305,8 @@ function proofOf(difference) {
     : `; those of the snapshots, to 6 bits, changed it by at most ${fixed(most, 4)}`;
   const cost = loss === null ? "" : " Rounding changed the loss of the recorded text from "
     + `${fixed(exact, 4)} to ${fixed(loss, 4)} nats per ${unit}${others}.`;
-  return `The model runs in this page, with weights rounded to 8 bits. Its logits differ by at most `
-    + `${shown} from those of PyTorch with the same weights.${cost}`;
+  return "The model runs in this page, with weights rounded to 8 bits. Its logits differ by at "
+    + `most ${shown} from those of PyTorch with the same weights.${cost}`;
 }
 
 /** Whether the model runs here: show what only then has a use, or hide it. */
@@ -363,10 +363,10 @@ function chooseTheme(theme) {
 function showAges() {
   $("moment").max = ages.length - 1;
   $("moment").value = page.moment;
-  $("training").hidden = ages.length === 1;
+  for (const id of ["training", "film-card", "copy"]) $(id).hidden = ages.length === 1;
   drawTicks(ages);
   $("film").replaceChildren();
-  $("film-card").hidden = ages.length === 1;
+  if (ages.length === 1) $("text-card").after($("votes-card")); // fills the left column
 }
 
 async function start() {

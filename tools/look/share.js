@@ -63,8 +63,8 @@ function filmPicture(ages, prompt, vocab, nVocab, title) {
   });
   context.font = "13px system-ui, sans-serif";
   context.fillStyle = color("--muted");
-  context.fillText("One prompt, continued by every age of the model. Orange: the model was surprised "
-    + "by its own choice.", 24, height - 26, width - 48);
+  context.fillText("One prompt, continued by every age of the model. Orange: the model was "
+    + "surprised by its own choice.", 24, height - 26, width - 48);
   return canvas;
 }
 
@@ -113,9 +113,10 @@ function applyHash(hash) {
   if (hash.token && token >= 0) select(token - windowStart());
   const [layer, head] = (hash.head ?? "").split(".").map(Number);
   if (layer >= 0 && head >= 0) selectHead(layer, head);
-  for (const name of (hash.off ?? "").split(" ")) {
+  for (const name of (hash.off ?? "").match(/\d+\.\d+/g) ?? []) {
     const [inLayer, part] = name.split(".").map(Number);
-    if (page.live && inLayer < config.n_layer && part <= config.n_head) toggle(`${inLayer}.${part}`);
+    const exists = inLayer < config.n_layer && part <= config.n_head;
+    if (page.live && exists) toggle(`${inLayer}.${part}`);
   }
   const moment = ages.findIndex(({step}) => `${step}` === hash.step);
   if (moment >= 0) setMoment(moment);

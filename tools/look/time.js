@@ -22,8 +22,8 @@ function drawFilm(ages, moment, prompt, vocab, nVocab) {
   const text = visible(prompt.map((id) => vocab[id]).join(""));
   const shown = text.length > 16 ? `…${text.slice(-16)}` : text;
   say($("film-intro"), "The prompt ", element("b", {class: "token"}, shown),
-    ", continued by the model at each step of its training. The random numbers are the same in each "
-    + "row.");
+    ", continued by the model at each step of its training. The random numbers are the same in "
+    + "each row.");
   ages.forEach((age, i) => {
     if (!rows[i]) $("film").append(filmRow(age.step));
     const row = rows[i];

@@ -21,9 +21,9 @@ const TOUR = {
     title: () => `The head that looks back one ${unit}`,
     card: "attention-card",
     explain: ({layer, head, share}) => [
-      `Head ${head + 1} of layer ${layer + 1} gives ${percent(share)} of its weight to the previous `
-      + `${unit}, more than any other head${share >= CLEAR ? ": see the line just below the "
-        + "diagonal of its map" : ""}.`],
+      `Head ${head + 1} of layer ${layer + 1} gives ${percent(share)} of its weight to the `
+      + `previous ${unit}, more than any other head`,
+      share >= CLEAR ? ": see the line just below the diagonal of its map." : "."],
   },
   time: {
     title: ({moment}, ages) => `What step ${grouped(ages[moment].step)} has learned`,
@@ -31,12 +31,12 @@ const TOUR = {
     explain: ({token, moment}, seen, vocab, ages, seenAt) => {
       const before = seenAt(moment - 1);
       const id = seen.ids[token];
-      return ["At step ", `${grouped(ages[moment - 1].step)}, `, word(vocab[id]), " after ",
-        context(seen, token - 1, vocab), ` had ${percent(before.entries[token - 1].chance(id).p)}; `
-        + `at step ${grouped(ages[moment].step)} it has `
-        + `${percent(seen.entries[token - 1].chance(id).p)}. Except for white space, no other ${unit} `
-        + `of this text gained more at once. The loss of the text went from ${fixed(before.loss)} to `
-        + `${fixed(seen.loss)}. Move the slider, or press Play.`];
+      const [from, to] = [before, seen].map(({entries}) => entries[token - 1].chance(id).p);
+      return [`At step ${grouped(ages[moment - 1].step)}, `, word(vocab[id]), " after ",
+        context(seen, token - 1, vocab), ` had ${percent(from)}; at step `
+        + `${grouped(ages[moment].step)} it has ${percent(to)}. Except for white space, no other `
+        + `${unit} of this text gained more at once. The loss of the text went from `
+        + `${fixed(before.loss)} to ${fixed(seen.loss)}. Move the slider, or press Play.`];
     },
   },
   cause: {
@@ -44,8 +44,8 @@ const TOUR = {
     card: "attention-card",
     explain: ({layer, head}, seen) => [
       `Without head ${head + 1} of layer ${layer + 1}, the loss of this text would be `
-      + `${fixed(seen.ablated[layer][head], 3)} instead of ${fixed(seen.plainLoss, 3)}: no other head `
-      + "matters more here."],
+      + `${fixed(seen.ablated[layer][head], 3)} instead of ${fixed(seen.plainLoss, 3)}: no other `
+      + "head matters more here."],
   },
 };
 
@@ -78,8 +78,9 @@ function discover(found) {
   drawTop();
   drawBottom();
   const {explain, card} = TOUR[found.kind];
-  say($("tour-text"), ...explain(found, seenNow(), vocab, ages, seenAt));
   for (const node of document.querySelectorAll(".found")) node.classList.remove("found");
   $(card).classList.add("found");
-  $(card).scrollIntoView({block: "center", behavior: calm.matches ? "auto" : "smooth"});
+  $(card).querySelector(".title").after($("tour-text"));
+  say($("tour-text"), ...explain(found, seenNow(), vocab, ages, seenAt));
+  $(card).scrollIntoView({behavior: calm.matches ? "auto" : "smooth"});
 }

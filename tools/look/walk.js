@@ -87,8 +87,8 @@ function numbersOf(seen, at, vocab, data, s) {
     "Values": () => [row("What attention adds, all heads together:"), strip(layer.attended)],
     "MLP": () => numbersOfMlp(seen, at, vocab, data.n_vocab),
     "Layers": () => [row("The stream after the last layer:"), strip(entry.x)],
-    "Probabilities": () => [table([[unit, ["logit", "p"]], ...entry.top.slice(0, 8).map(([id, p]) => (
-      [visible(vocab[id]), [entry.logits[id], percent(p)]]))])],
+    "Probabilities": () => [table([[unit, ["logit", "p"]],
+      ...entry.top.map(([id, p]) => [visible(vocab[id]), [entry.logits[id], percent(p)]])])],
   };
 }
 
