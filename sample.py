@@ -28,7 +28,14 @@ import torch
 from configurator import build, check_limit, configure
 from internals import cpu, starting
 from internals.chat import chat_format
-from internals.devices import attention_without_plans, find_device, for_sampling, num_params
+from internals.devices import (
+    attention_without_plans,
+    compiled_once,
+    find_device,
+    for_sampling,
+    num_params,
+    read_late,
+)
 from internals.errors import UserError, one_line_errors, warn
 from internals.limits import Count, Fraction, NonNegative, Positive, PositiveFraction, Seed
 from internals.streaming import SEPARATOR, Sample, read_prompt, show, write_samples
@@ -171,12 +178,14 @@ def make_cache(model, batch_size, **options):
 class Sampler:
     """Chooses the next tokens of a batch: called with logits (B, V) and the ids (B, n) so far, it
     returns ids (B, 1). Sample i has its own random numbers, from seeds[i]; see `draw` and
-    `penalize`. `stream` passes only the first n_vocab logits: later ids pad the vocabulary. Raises
-    ValueError for a value outside the limits in SampleConfig."""
+    `penalize`. `stream` passes only the first n_vocab logits: later ids pad the vocabulary.
+    compile: whether to use torch.compile. Raises ValueError for a value outside the limits in
+    SampleConfig."""
 
     def __init__(self, seeds, n_vocab=None, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0,
-                 repetition_penalty=1.0):
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+                 repetition_penalty=1.0, compile=False):
+        self.seeds = seeds
+        self.numbers = None  # made at the first call, on the device of the logits
         self.n_vocab = n_vocab
         self.temperature = temperature
         self.top_k = top_k
@@ -186,12 +195,25 @@ class Sampler:
         for field in fields(SampleConfig):
             if field.name in SAMPLER_SETTINGS:
                 check_limit(field, getattr(self, field.name))
+        self.compile = compile
 
     def __call__(self, logits, ids):
-        uniform = [torch.rand(1, generator=generator) for generator in self.generators]
-        uniform = torch.stack(uniform).to(logits.device)  # (B, 1)
+        if self.numbers is None:
+            self.numbers = uniform_numbers(self.seeds, logits.device)
+        uniform = next(self.numbers)  # (B, 1)
         logits = penalize(logits, ids, self.repetition_penalty)
-        return draw(logits, uniform, self.temperature, self.top_k, self.top_p, self.min_p)
+        choose = compiled_once(draw, logits.device.type) if self.compile else draw
+        return choose(logits, uniform, self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+def uniform_numbers(seeds, device):
+    """Yields numbers in [0, 1), (B, 1), without end; row i depends on seeds[i] alone. They are made
+    on the CPU, so that they are the same for every device, and copied for many tokens at once."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    while True:
+        rows = [torch.rand(256, generator=generator) for generator in generators]
+        numbers = torch.stack(rows).to(device)  # (B, 256)
+        yield from numbers.split(1, dim=1)
 
 
 def penalize(logits, ids, penalty):
@@ -310,6 +332,13 @@ def load_model(init_from: str = "resume", out_dir: str | Path = "out",
     return model, tokenizer
 
 
+def with_logprobs(tokens):
+    """Yields ids (B, 1) and their log-probabilities (B, 1), from the ids and logits of `stream`."""
+    for ids, logits in tokens:
+        logprobs = logits.float().log_softmax(dim=-1)
+        yield ids, logprobs.gather(1, ids)
+
+
 def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
     """Sample continuations of `prompt`, one per seed, and print them. Returns Samples. Raises
     UserError if the logits are NaN."""
@@ -326,12 +355,13 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
     samples = [Sample(prompt, tokenizer, cfg.stop) for _ in seeds]
     waiting = show(samples, separator)  # prints; returns the samples that are not done
     sampler = Sampler(seeds, tokenizer.n_vocab, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p,
-                      cfg.repetition_penalty)
+                      cfg.repetition_penalty, cfg.compile)
     tokens = stream(model, idx, sampler, cache)
+    tokens = with_logprobs(itertools.islice(tokens, cfg.max_new_tokens))
+    if cfg.compile and not cfg.interactive:  # a conversation must not contain a token too many
+        tokens = read_late(tokens)
     try:
-        for ids, logits in itertools.islice(tokens, cfg.max_new_tokens):
-            logprobs = logits.float().log_softmax(dim=-1)
-            logprobs = logprobs.gather(1, ids)  # (B, 1)
+        for ids, logprobs in tokens:
             new_ids = ids[:, 0].tolist()
             new_logprobs = logprobs[:, 0].tolist()
             for sample, token, logprob in zip(samples, new_ids, new_logprobs, strict=True):

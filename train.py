@@ -99,7 +99,8 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     # dtype of matrix products
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA
+    # torch.compile; auto: on CUDA, if the run is long enough; graphs: as CUDA graphs, untested
+    compile: bool | Literal["auto", "graphs"] = "auto"
     deterministic: bool = False  # the same bits every time on a GPU too, but slower
     seed: Seed = 1337  # determines everything that is random
 
@@ -274,7 +275,7 @@ def begin(cfg, model_cfg, start, world):
         optimizer.load_state_dict(start.optimizer)
     if start.scaler:
         scaler.load_state_dict(start.scaler)
-    compiled = devices.compiled(model, cfg, dtype)
+    compiled = devices.compiled(model, cfg, dtype, steps=cfg.max_iters - start.step)
     how = "eager" if compiled is model else "compiled"  # for the log
     run = Run.starting_at(
         start, model=model, compiled=compiled, optimizer=optimizer, scaler=scaler, dtype=dtype,
@@ -395,7 +396,7 @@ def train(run, cfg, data, world, log, signals):
         # if skip is true, no weight changes; it stays on the device, so the CPU does not wait.
         # The scaler is updated in any case
         run.optimizer.step(skip=~finite, scaler=run.scaler)
-        run.model.zero_grad(set_to_none=True)
+        run.model.zero_grad(set_to_none=cfg.compile != "graphs")
         run.step += 1  # even if the update was skipped
         run.sequences += step_sequences
         # end of the core. Below: logging, and ending a run that skips every update

@@ -1,6 +1,7 @@
 """The capabilities of this machine: device, dtype, torch.compile, memory, peak FLOP/s."""
 
 import copy
+import functools
 import os
 import re
 import sys
@@ -9,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
 
 from internals import cpu
 from internals.errors import UserError, reason, warn
@@ -111,24 +113,44 @@ class WithoutLogits(nn.Module):
         return None, self.model(idx, targets)[1]
 
 
-def compiled(model, cfg, dtype):
+# FLOPs of a run for which torch.compile pays on a GPU: it takes about 20 s, and made a step of
+# config/quickstart.py (1e12 FLOPs) 10 ms faster on an H200
+PAYS = 2e15
+
+
+def wants_compile(model, device, cfg, steps):
+    """Whether a run of so many steps should use torch.compile."""
+    if cfg.compile != "auto":
+        return bool(cfg.compile)
+    if device.type != "cuda":
+        return False
+    tokens = steps * cfg.gradient_accumulation_steps * cfg.batch_size * model.block_size
+    return tokens * flops_per_token(model) >= PAYS
+
+
+def compiled(model, cfg, dtype, steps):
     """The model, compiled for training: it returns (None, loss). To find out whether compilation
-    works, one forward and backward pass is run. If that fails, for example because there is no
+    works, a few forward and backward passes are run. If they fail, for example because there is no
     compiler or the GPU is too old, prints a warning and returns `model` itself.
 
-    cfg: a TrainConfig, for compile ("auto" compiles on CUDA only) and batch_size. dtype: of matrix
-    products.
+    cfg: a TrainConfig. dtype: of matrix products. steps: of this run, for compile="auto".
     """
     device = model.transformer.wte.weight.device
-    if cfg.compile is False or (cfg.compile == "auto" and device.type != "cuda"):
+    if not wants_compile(model, device, cfg, steps):
         return model
+    graphs = cfg.compile == "graphs"
     # with the shape and the strides of the batches in train.py, or it would be compiled again
     ids = torch.zeros(cfg.batch_size, model.block_size + 1, dtype=torch.int64, device=device)
+    if graphs:  # a graph must add to gradients that exist, or they would be in the graph's memory
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
     try:
-        faster = torch.compile(WithoutLogits(model))
-        with autocast_to(dtype, device):
-            loss = faster(ids[:, :-1], ids[:, 1:])[1]
-        loss.backward()
+        faster = torch.compile(
+            WithoutLogits(model), mode="reduce-overhead" if graphs else "default")
+        for _ in range(3 if graphs else 1):  # a graph is recorded in the second pass
+            with autocast_to(dtype, device):
+                loss = faster(ids[:, :-1], ids[:, 1:])[1]
+            loss.backward()
         return faster
     except torch.OutOfMemoryError:
         raise
@@ -137,7 +159,7 @@ def compiled(model, cfg, dtype):
              f"({type(error).__name__}: {reason(error):.100})")
         return model
     finally:
-        model.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=not graphs)
 
 
 def for_sampling(model, dtype, compile):
@@ -157,24 +179,31 @@ def for_sampling(model, dtype, compile):
     model.to(getattr(torch, find_dtype(dtype, device, n_embd)))
     cpu.speed_up(model, inference=not compile)  # torch.compile cannot handle packed layers
     if compile:
-        mode = "reduce-overhead" if device.type == "cuda" else "default"
         # what Module.compile sets: calls of the model are compiled, model.forward stays as it is
-        model._compiled_call_impl = CompiledOrPlain(model.forward, mode)
+        model._compiled_call_impl = CompiledOrPlain(model.forward, device.type)
     return model
 
 
-class CompiledOrPlain:
-    """A function that is compiled at its first call. If that fails, prints a warning, and calls the
-    plain function from then on."""
+@functools.cache
+def compiled_once(function, device_type):
+    """The CompiledOrPlain of a function: always the same, so that it is compiled only once."""
+    return CompiledOrPlain(function, device_type)
 
-    def __init__(self, function, mode):
+
+class CompiledOrPlain:
+    """A function that is compiled at its first call; on a GPU, as a CUDA graph. If that fails,
+    prints a warning, and calls the plain function from then on."""
+
+    def __init__(self, function, device_type):
+        mode = "reduce-overhead" if device_type == "cuda" else "default"
         self.function = function
         self.compiled = torch.compile(function, mode=mode)
 
     def __call__(self, *args, **kwargs):
         if self.compiled is not None:
             try:
-                return self.compiled(*args, **kwargs)
+                # a CUDA graph writes its results into the same memory each time
+                return tree_map_only(torch.Tensor, torch.clone, self.compiled(*args, **kwargs))
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # torch.compile raises many kinds
@@ -182,6 +211,36 @@ class CompiledOrPlain:
                      f"({type(error).__name__}: {reason(error):.100})")
                 self.compiled = None
         return self.function(*args, **kwargs)
+
+
+class CopyToCPU:
+    """Copies of tensors on the CPU. They are complete after `wait`, which returns them."""
+
+    def __init__(self, tensors):
+        self.copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        self.event = None
+        if tensors[0].is_cuda:
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def wait(self):
+        if self.event is not None:
+            self.event.synchronize()
+        return self.copies
+
+
+def read_late(results):
+    """Copies tuples of tensors to the CPU. Each is yielded only after the next one was requested,
+    so that a GPU computes the next token while the CPU prints this one. If the caller stops early,
+    the last result was computed in vain."""
+    waiting = None
+    for tensors in results:
+        copy_of_this = CopyToCPU(tensors)
+        if waiting is not None:
+            yield waiting.wait()
+        waiting = copy_of_this
+    if waiting is not None:
+        yield waiting.wait()
 
 
 def peak_flops(device, dtype):

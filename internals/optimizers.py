@@ -2,6 +2,8 @@
 
 import torch
 
+from internals.devices import compiled_once
+
 
 class Optimizers:
     """One or two optimizers as one: AdamW, and then Muon if it is used.
@@ -68,7 +70,8 @@ def make_optimizer(model, cfg, dtype):
     optimizers = [torch.optim.AdamW(groups, cfg.learning_rate, betas, fused=True)]
     if muon:
         products = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        optimizers.append(Muon(muon, cfg.muon_lr, cfg.momentum, cfg.weight_decay, products))
+        optimizers.append(Muon(muon, cfg.muon_lr, cfg.momentum, cfg.weight_decay, products,
+                               compile=cfg.compile == "graphs"))
         for group in optimizers[1].param_groups:
             group["scale"] = cfg.muon_lr / cfg.learning_rate
     return Optimizers(optimizers)
@@ -84,8 +87,9 @@ class Muon(torch.optim.Optimizer):
     faster (docs/benchmarks.md).
     """
 
-    def __init__(self, named, lr, momentum, weight_decay, dtype):
-        """named: {name: (out, in) matrix}. dtype: of the matrix products in `orthogonal`."""
+    def __init__(self, named, lr, momentum, weight_decay, dtype, compile=False):
+        """named: {name: (out, in) matrix}. dtype: of the matrix products in `orthogonal`.
+        compile: whether to compile `orthogonal`."""
         groups = {}
         for name, p in named.items():
             rows, columns = p.shape
@@ -97,7 +101,11 @@ class Muon(torch.optim.Optimizer):
                           for (_, parts), params in groups.items()],
                          {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
-        self.found_inf = torch.zeros((), device=self.param_groups[0]["params"][0].device)
+        device = self.param_groups[0]["params"][0].device
+        self.found_inf = torch.zeros((), device=device)
+        self.orthogonal = orthogonal
+        if compile:
+            self.orthogonal = compiled_once(orthogonal, device.type)
 
     @torch.no_grad()
     def step(self):
@@ -116,7 +124,7 @@ class Muon(torch.optim.Optimizer):
             update = grads.lerp(momentum, mu)  # Nesterov momentum
             rows, cols = params[0].shape
             rows //= group["parts"]
-            update = orthogonal(update.view(-1, rows, cols), self.dtype)
+            update = self.orthogonal(update.view(-1, rows, cols), self.dtype)
             # without this factor, the entries of tall matrices would change more slowly
             update *= max(1, rows / cols) ** 0.5
             for p, change in zip(params, update.view_as(grads), strict=True):

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from internals import cpu, outdir
-from internals.devices import mfu, num_params, peak_flops, peak_memory
+from internals.devices import memory_bytes, mfu, num_params, peak_flops, peak_memory
 from internals.errors import UserError, give_up, reason, warn
 from internals.plots import draw_losses
 from internals.words import duration
@@ -272,18 +272,40 @@ class DryRunLog(RunLog):
         memory = f"at most {16 * weights / 1e9:.2f} GB for weights, gradients and optimizer"
         if peak := peak_memory(device):
             memory += f"; {peak / 1e9:.2f} GB at the peak of these steps"
+        larger = None
+        if device.type == "cuda":
+            larger = larger_batch(
+                cfg, self.world.size, 16 * weights, peak, memory_bytes(device))
         evaluations = cfg.max_iters // cfg.eval_interval + 1
         evaluation = self.evaluation_seconds * cfg.eval_iters  # it was of one batch
         total = cfg.max_iters * seconds + evaluations * evaluation
         self.say(f"dry run: nothing was written to {self.out_dir}")
         self.say(f"  parameters  {weights:,}")
         self.say(f"  memory      {memory}")
+        if larger:
+            self.say(f"  faster      {larger}")
         self.say(f"  data        {self.epoch_tokens:,} tokens per epoch, "
                  f"{self.epoch_tokens / self.step_tokens:,.0f} steps")
         self.say(f"  speed       {seconds * 1e3:.0f} ms per step, "
                  f"{short(self.step_tokens / seconds)} tok/s")
         self.say(f"  time        {duration(total)}: {cfg.max_iters:,} steps, and {evaluations:,} "
                  f"evaluations of {duration(evaluation)}")
+
+
+def larger_batch(cfg, processes, fixed, peak, available):
+    """Settings with the largest micro-batch that takes at most 90% of the memory, for the same
+    number of tokens per step; None if that is the present one. Larger matrix products are faster.
+
+    fixed: bytes that do not depend on the micro-batch. peak: bytes that the present one takes.
+    available: bytes of the device."""
+    per_sequence = (peak - fixed) / cfg.batch_size
+    best = None
+    for parts in range(2, cfg.gradient_accumulation_steps // processes + 1):
+        needed = fixed + per_sequence * cfg.batch_size * parts
+        if cfg.gradient_accumulation_steps % (parts * processes) == 0 and needed < 0.9 * available:
+            best = (f"--batch_size={parts * cfg.batch_size} --gradient_accumulation_steps="
+                    f"{cfg.gradient_accumulation_steps // parts} would take {needed / 1e9:.1f} GB")
+    return best
 
 
 def short(number):

@@ -18,7 +18,7 @@ from helpers import (
 )
 
 import sample
-from internals.devices import for_sampling
+from internals.devices import for_sampling, read_late
 from internals.optimizers import make_optimizer
 from sample import Sampler, make_cache, stream
 from tools import look
@@ -44,7 +44,8 @@ def exact_products():
 @pytest.mark.parametrize("settings", [
     {"dtype": "float32"}, {"dtype": "bfloat16"}, {"dtype": "float16"}, MODERN,
     MODERN | {"dtype": "bfloat16", "compile": True},
-], ids=["float32", "bfloat16", "float16", "modern", "compiled"])
+    MODERN | {"dtype": "bfloat16", "compile": "graphs", "gradient_accumulation_steps": 2},
+], ids=["float32", "bfloat16", "float16", "modern", "compiled", "graphs"])
 def test_a_run_learns_samples_and_resumes_bit_identically(tiny, tmp_path, capsys, settings):
     settings = RUN | {"compile": False, "deterministic": True} | settings
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -109,11 +110,21 @@ def test_a_compiled_sampler_writes_the_same_text():
     texts = []
     for compiled in (False, True):
         model = for_sampling(model_of(config, spread=0.2).to(DEVICE), "float32", compiled)
-        cache = make_cache(model, 2, static=compiled)
+        cache = make_cache(model, 20, static=compiled)
         prompt = tokens(config, 1, 5).to(DEVICE)
-        written = stream(model, prompt, Sampler([1, 2], temperature=0.5), cache)
-        texts.append([ids[:, 0].tolist() for ids, _ in itertools.islice(written, 40)])
+        sampler = Sampler(range(20), temperature=0.5, top_k=8, compile=compiled)
+        written = itertools.islice(stream(model, prompt, sampler, cache), 40)
+        texts.append([ids[:, 0].tolist() for ids, _ in read_late(written)])
     assert texts[0] == texts[1]
+
+
+def test_graphs_have_the_losses_of_an_ordinary_run(tiny, tmp_path):
+    settings = RUN | MODERN | {"dtype": "float32", "dropout": 0.0, "gradient_accumulation_steps": 2}
+    curves = []
+    for compile in (False, "graphs"):
+        metrics = main(tiny(out_dir=tmp_path / str(compile), compile=compile, **settings))
+        curves.append([loss for _, loss in losses(metrics)])
+    assert curves[0] == pytest.approx(curves[1], abs=1e-3)
 
 
 def test_the_scripts_find_the_gpu(tiny, tmp_path, capsys):

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,12 +101,16 @@ def noisy(law, random, noise=0.0045, seeds=2):
     return law.loss(N, D)[:, None] * (1 + noise * random.normal(size=(len(N), seeds)))
 
 
+@pytest.mark.parametrize("q", scaling.LAWS)
 @pytest.mark.parametrize("law", [LAW, Law(0.8, 0.5, 0.6, 0.2, 0.3), Law(1.6, 0.1, 0.4, 0.6, 0.7)])
-def test_the_fit_recovers_five_known_parameters(law):
-    found = fit_law(N, D, law.loss(N, D))
+def test_the_fit_recovers_five_known_parameters(law, q):
+    law = replace(law, q=q)
+    losses = law.loss(N, D)
+    found = fit_law(N, D, losses, q=q)
     for name in "EABab":
         assert getattr(found, name) == pytest.approx(getattr(law, name), rel=1e-4)
-    fixed = fit_law(N, D, law.loss(N, D), fixed_E=law.E)
+    assert Fit(N, D, np.stack([losses, losses], axis=1)).law.q == q
+    fixed = fit_law(N, D, losses, fixed_E=law.E, q=q)
     assert fixed.B == pytest.approx(law.B, rel=1e-4) and fixed.b == pytest.approx(law.b, rel=1e-4)
 
 
@@ -123,7 +128,7 @@ def test_the_80_percent_interval_covers_70_to_90_of_100_measurements():
 def test_coefficients_are_never_negative_and_nothing_non_negative_fits_better():
     random = np.random.default_rng(0)
     designs = random.normal(size=(50, 8, 3))
-    values = random.normal(size=8)
+    values = random.normal(size=(50, 8))
     coefficients, misfit = non_negative(designs, values)
     assert (coefficients >= 0).all() and (coefficients == 0).any() and (coefficients > 0).any()
     errors = (designs @ coefficients[:, :, None])[:, :, 0] - values
@@ -133,12 +138,14 @@ def test_coefficients_are_never_negative_and_nothing_non_negative_fits_better():
     assert (slopes[coefficients == 0] > -1e-9).all()
 
 
-def test_the_derivatives_of_the_law_are_right():
-    gradient = LAW.gradient(N, D)
+@pytest.mark.parametrize("q", scaling.LAWS)
+def test_the_derivatives_of_the_law_are_right(q):
+    law = replace(LAW, q=q)
+    gradient = law.gradient(N, D)
     for i, name in enumerate("EABab"):
         values = []
         for step in (-1e-6, 1e-6):
-            moved = Law(**(vars(LAW) | {name: getattr(LAW, name) + step}))
+            moved = replace(law, **{name: getattr(law, name) + step})
             values.append(np.log(moved.loss(N, D)))
         assert gradient[:, i] == pytest.approx((values[1] - values[0]) / 2e-6, rel=1e-6)
 
@@ -163,7 +170,7 @@ def test_a_large_run_is_predicted_trained_and_checked(ladder, capsys):
     ladder(["fit"])
     fitted = capsys.readouterr().out
     assert "| 3x48-1600 | 84,912 | 819,200 |" in fitted  # 12 * 3 * 48^2 + 41 * 48
-    assert "| both |" in fitted and "E fixed: L = " in fitted
+    assert "| both |" in fitted and "q = 1 describes the ladder best" in fitted
     powers = re.search(r"width\^(\S+) steps\^(\S+),", fitted)
     assert float(powers[1]) == pytest.approx(-0.9, abs=0.25)
     assert float(powers[2]) == pytest.approx(-0.3, abs=0.15)

@@ -362,7 +362,7 @@ def test_ten_bad_steps_in_a_row_end_the_run_however_rarely_it_logs(
 def test_a_compiler_that_fails_gives_one_warning_and_training_continues(tiny, monkeypatch, capsys):
     plain = losses(main(tiny(compile=False)))
 
-    def broken(model):
+    def broken(model, mode):
         raise RuntimeError("no C++ compiler\nin many words")
 
     monkeypatch.setattr(torch, "compile", broken)

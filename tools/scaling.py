@@ -2,10 +2,10 @@
 
     python tools/scaling.py plan config/scaling.py       choose the small runs: sizes x horizons
     python tools/scaling.py run                          train them; continues after a kill
-    python tools/scaling.py fit                          fit L(N, D) = E + A / N^a + B / D^b
+    python tools/scaling.py fit                          fit a law L(N, D) to their losses
     python tools/scaling.py predict config/scaling.py    write down the loss of the large run
     python tools/scaling.py run                          train it, too
-    python tools/scaling.py check out-scaling/target-3x80-5200    was the prediction right?
+    python tools/scaling.py check out-scaling/target-4x160-3500    was the prediction right?
 
 N: the weights of linear layers, the LM head included, because every token is multiplied with them;
 the token embedding is only looked up. D: training tokens. Losses are in nats per token. Every run
@@ -17,6 +17,7 @@ import functools
 import hashlib
 import json
 import math
+import operator
 import os
 import subprocess
 import sys
@@ -47,6 +48,7 @@ TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 HORIZONS = [100, 200, 400, 800, 1600, 3200, 6400]  # steps
 FEWEST_SIZES = 3  # of a ladder
 FEWEST_HORIZONS = 5  # a 16-fold range of D
+LAWS = (1.0, 2.0)  # the exponents q of Law that are tried
 SEEDS = (1, 2)  # two runs per cell of the ladder: how far they are apart is the noise
 RATES = (1 / 3, 1, 3)  # the learning rates that are tried in a corner, times a first guess
 RATE_SETTINGS = ("learning_rate", "embedding_lr", "muon_lr", "min_lr")
@@ -67,7 +69,7 @@ class ScalingConfig:
     minutes: Positive = 15  # plan: time for the ladder on quiet cores
     processes: Count = 2  # runs at a time, each on one thread
     # plan: the sizes to choose from, as n_layer x n_embd, the smallest first
-    sizes: str = "2x16,2x32,3x48,3x64,3x96,4x128"
+    sizes: str = "2x32,3x48,3x96,4x128,4x160"
     dataset: str | None = None  # a dataset instead of the one in the config file
     data_dir: str | None = None  # folder of the datasets; None: data/ of this repository
     n_layer: Count | None = None  # layers of the large run; None: as in its config file
@@ -83,33 +85,45 @@ class ScalingConfig:
 
 @dataclass
 class Law:
-    """L(N, D) = E + A / N^a + B / D^b (Hoffmann et al. 2022, equation 2), with N and D in units of
-    1e5. misfit: the sum of the squared relative errors of the fit."""
+    """L(N, D) = E + (x^q + y^q)^(1/q) with x = A / N^a, y = B / D^b, and N and D in units of 1e5.
+
+    q = 1 is the law of Hoffmann et al. (2022, equation 2): the terms of size and data are added. A
+    larger q lets the larger term decide; q = 1 / b is the law of Kaplan et al. (2020, equation
+    1.5). misfit: the sum of the squared relative errors of the fit."""
 
     E: float
     A: float
     B: float
     a: float
     b: float
+    q: float = 1.0
     misfit: float = 0.0
 
     def described(self, cells):
-        return (f"L = {self.E:.3f} + {self.A:.3f} / (N/1e5)^{self.a:.3f} + {self.B:.3f} / "
-                f"(D/1e5)^{self.b:.3f}, rms error {math.sqrt(self.misfit / cells):.2%}")
+        error = math.sqrt(self.misfit / cells)
+        return (f"E = {self.E:.3f}, x = {self.A:.3f} / (N/1e5)^{self.a:.3f}, "
+                f"y = {self.B:.3f} / (D/1e5)^{self.b:.3f}, rms error {error:.2%}")
+
+    def terms(self, N, D):
+        return self.A * (N / 1e5) ** -self.a, self.B * (D / 1e5) ** -self.b
 
     def loss(self, N, D):
-        return self.E + self.A * (N / 1e5) ** -self.a + self.B * (D / 1e5) ** -self.b
+        x, y = self.terms(N, D)
+        return self.E + (x**self.q + y**self.q) ** (1 / self.q)
 
     def gradient(self, N, D):
         """The derivatives of log L by E, A, B, a, b: (n, 5). A term that the fit has set to zero
         has none."""
-        n = np.atleast_1d(N) / 1e5
-        d = np.atleast_1d(D) / 1e5
-        size = n ** -self.a
-        data = d ** -self.b
-        columns = [np.full(len(n), float(self.E > 0)), size * (self.A > 0), data * (self.B > 0),
-                   -self.A * np.log(n) * size, -self.B * np.log(d) * data]
-        return np.stack(columns, axis=1) / self.loss(n * 1e5, d * 1e5)[:, None]
+        N = np.atleast_1d(N)
+        D = np.atleast_1d(D)
+        x, y = self.terms(N, D)
+        both = (x**self.q + y**self.q) ** (1 / self.q)
+        by_x = (x / both) ** (self.q - 1)  # the derivative of `both` by x
+        by_y = (y / both) ** (self.q - 1)
+        columns = [np.full(len(N), float(self.E > 0)), by_x * x / max(self.A, 1e-300),
+                   by_y * y / max(self.B, 1e-300), -by_x * x * np.log(N / 1e5),
+                   -by_y * y * np.log(D / 1e5)]
+        return np.stack(columns, axis=1) / self.loss(N, D)[:, None]
 
     def optimal(self, flops):
         """The N and D with 6 N D = flops that have the lowest loss."""
@@ -122,17 +136,17 @@ class Law:
 def non_negative(designs, values):
     """Least squares without negative coefficients, for many problems at once.
 
-    designs (G, n, k), values (n,) -> coefficients (G, k), sums of squared errors (G,). The best
+    designs (G, n, k), values (G, n) -> coefficients (G, k), sums of squared errors (G,). The best
     non-negative solution is the ordinary solution for some of the columns, so all subsets of the
-    columns are tried: 7 if k = 3."""
+    columns are tried: 3 if k = 2."""
     count, _, k = designs.shape
     best = np.zeros((count, k))
-    misfit = np.full(count, values @ values)
+    misfit = (values**2).sum(axis=1)
     for size in range(1, k + 1):
         for columns in map(list, combinations(range(k), size)):
             part = designs[:, :, columns]
             gram = part.mT @ part + 1e-13 * np.eye(size)  # the last term: if columns are the same
-            found = np.linalg.solve(gram, (part.mT @ values)[:, :, None])
+            found = np.linalg.solve(gram, part.mT @ values[:, :, None])
             squares = ((part @ found)[:, :, 0] - values) ** 2
             squares = squares.sum(axis=1)
             better = (found >= 0).all(axis=(1, 2)) & (squares < misfit)
@@ -142,34 +156,36 @@ def non_negative(designs, values):
     return best, misfit
 
 
-def fit_law(N, D, losses, fixed_E=None):
+def fit_law(N, D, losses, fixed_E=None, q=1.0):
     """The Law that minimizes the sum of squared relative errors. N, D, losses: arrays (n,).
 
-    Variable projection (Golub & Pereyra 1973): for given exponents a and b the law is linear in E,
-    A and B, so only a and b are searched for, on a grid that becomes finer around its best point.
+    Variable projection (Golub & Pereyra 1973): for given E, a and b, (L - E)^q is linear in A^q and
+    B^q, so only E, a and b are searched for, on a grid that becomes finer around its best point.
     fixed_E: E has this value and is not fitted."""
-    low = np.array([0.01, 0.01])
-    high = np.array([2.0, 2.0])
-    values = np.ones(len(losses))  # everything is divided by the measured loss
+    lowest = 0.999 * losses.min()
+    low = np.array([0.0, 0.01, 0.01])  # E, a, b
+    high = np.array([lowest, 2.0, 2.0])
     if fixed_E is not None:
-        values = values - fixed_E / losses
-    for _ in range(26):
-        a, b = np.meshgrid(np.linspace(low[0], high[0], 13), np.linspace(low[1], high[1], 13))
-        a = a.reshape(-1, 1)  # (G, 1): one row per pair of exponents
-        b = b.reshape(-1, 1)
-        terms = [(N / 1e5) ** -a, (D / 1e5) ** -b]
-        if fixed_E is None:
-            terms.insert(0, np.ones((len(a), len(losses))))
-        coefficients, misfit = non_negative(np.stack(terms, axis=2) / losses[:, None], values)
+        low[0] = high[0] = min(fixed_E, lowest)
+    limits = low, np.array([lowest, 9.0, 9.0])
+    for _ in range(40):
+        axes = np.linspace(low, high, 9).T
+        if fixed_E is not None:
+            axes = [low[:1], axes[1], axes[2]]
+        E, a, b = (values.reshape(-1, 1) for values in np.meshgrid(*axes))  # (G, 1)
+        # an error in L is to first order an error in (L - E)^q, divided by q (L - E)^(q - 1)
+        rest = losses - E  # (G, n)
+        weight = 1 / (q * rest ** (q - 1) * losses)
+        terms = [(N / 1e5) ** (-q * a) * weight, (D / 1e5) ** (-q * b) * weight]
+        coefficients, misfit = non_negative(np.stack(terms, axis=2), rest**q * weight)
         best = misfit.argmin()
-        center = np.array([a[best, 0], b[best, 0]])
-        width = (high - low) * 0.3  # not less: the best point lies in a narrow, slanted valley
-        low = np.maximum(0.01, center - width)
-        high = center + width
-    found = coefficients[best].tolist()
-    if fixed_E is not None:
-        found.insert(0, fixed_E)
-    return Law(*found, *center.tolist(), float(misfit[best]))
+        center = np.array([E[best, 0], a[best, 0], b[best, 0]])
+        width = (high - low) * 0.35  # not less: the best point lies in a narrow, slanted valley
+        low = np.maximum(limits[0], center - width)
+        high = np.minimum(limits[1], center + width)
+    A, B = coefficients[best] ** (1 / q)
+    E, a, b = center.tolist()
+    return Law(E, float(A), float(B), a, b, q, float(misfit[best]))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -395,7 +411,8 @@ class Rule:
 class Fit:
     """What the losses of a ladder say. N, D: arrays (cells,); by_seed: losses (cells, seeds).
 
-    law, fixed: the Law with E fitted, and with E fixed. noise: the relative standard deviation of
+    laws: one Law for each q in LAWS. law: the one that describes the ladder best. fixed: the same
+    with E fixed. noise: the relative standard deviation of
     one run: that between seeds or, if it is larger, the one that the misfit of the law implies."""
 
     def __init__(self, N, D, by_seed, fixed_E=None):
@@ -404,7 +421,8 @@ class Fit:
         self.by_seed = by_seed
         self.losses = by_seed.mean(axis=1)
         self.fixed_E = float(self.losses.min() * 2 / 3 if fixed_E is None else fixed_E)
-        self.law = fit_law(N, D, self.losses)
+        self.laws = [fit_law(N, D, self.losses, q=q) for q in LAWS]
+        self.law = min(self.laws, key=operator.attrgetter("misfit"))
         seeds = by_seed.shape[1]
         variances = by_seed.var(axis=1, ddof=1) / self.losses**2
         self.seed_noise = math.sqrt(variances.mean())
@@ -415,7 +433,7 @@ class Fit:
 
     @functools.cached_property
     def fixed(self):
-        return fit_law(self.N, self.D, self.losses, self.fixed_E)
+        return fit_law(self.N, self.D, self.losses, self.fixed_E, self.law.q)
 
     @property
     def excludes_fixed(self):
@@ -466,7 +484,7 @@ def seconds_terms(N, D):
 def fit_seconds(N, D, seconds):
     """The coefficients (4,) of seconds_terms."""
     terms = seconds_terms(N, D) / seconds[:, None]
-    coefficients, _ = non_negative(terms[None], np.ones(len(seconds)))
+    coefficients, _ = non_negative(terms[None], np.ones((1, len(seconds))))
     return coefficients[0]
 
 
@@ -619,7 +637,7 @@ def print_fit(cfg):
     for name, left_out in (("the longest horizon", longest), ("the largest size", largest),
                            ("both", longest | largest)):
         kept = ~left_out
-        smaller = fit_law(found.N[kept], found.D[kept], found.losses[kept])
+        smaller = fit_law(found.N[kept], found.D[kept], found.losses[kept], q=law.q)
         predicted = smaller.loss(found.N[-1], found.D[-1])
         print(f"| {name} | {measured:.4f} | {predicted:.4f} | {predicted / measured - 1:+.2%} |")
     verdict = "exclude" if found.excludes_fixed else "do not exclude"
@@ -629,7 +647,10 @@ def print_fit(cfg):
     print(f"\nlearning rates: width^{rule.p[1]:.2f} steps^{rule.p[2]:.2f}, "
           f"{math.exp(rule.p[0]):.2f} times those of the config for its run\n"
           f"noise of one run: {found.noise:.2%} (between seeds {found.seed_noise:.2%})\n"
-          f"E free:  {law.described(len(errors))}\n"
+          "L = E + (x^q + y^q)^(1/q), x: size, y: data")
+    for each in found.laws:
+        print(f"q = {each.q:g}: {each.described(len(errors))}")
+    print(f"q = {law.q:g} describes the ladder best\n"
           f"E fixed: {found.fixed.described(len(errors))}\n"
           f"E is {law.E:.3f} ± {math.sqrt(found.covariance[0, 0]):.3f}; the data {verdict} "
           f"{found.fixed.E:.3f}")
@@ -672,7 +693,8 @@ def predict_target(cfg):
         "config": cfg.target, "N": N[0], "D": D[0], "flops": flops, "loss": loss,
         "interval_80": [low, high], "interval_95": [lowest, highest],
         "noise_of_one_run": found.noise, "deviation_of_learning_rate": penalty,
-        "loss_with_fixed_E": fixed_loss, "baselines": found.baselines(flops), "seconds": seconds,
+        "q": found.law.q, "loss_with_fixed_E": fixed_loss, "baselines": found.baselines(flops),
+        "seconds": seconds,
         "settings": plan.settings_of(target), "time": time.time(),
         "sha256_of_fit": hashlib.sha256(evidence.encode()).hexdigest()})
     ratio = N[0] * D[0] / (found.N * found.D).max()
@@ -698,7 +720,7 @@ def check_target(cfg):
     """Compare a large run with its prediction, and with two simpler predictions."""
     if cfg.target is None:
         raise UserError("check needs the folder of a large run: python tools/scaling.py check "
-                        "out-scaling/target-3x80-5200")
+                        "out-scaling/target-4x160-3500")
     folder = Path(cfg.target)
     prediction = read_json(folder / "prediction.json", (
         "settings", "time", "loss", "interval_80", "interval_95", "baselines", "seconds"))
