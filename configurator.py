@@ -27,7 +27,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 from internals import help
 from internals.errors import UserError, shown
 from internals.limits import OF_MODEL
-from internals.words import TEXTS, at_home, unquoted
+from internals.words import at_home
 
 # nanoGPT runs a config file inside train.py, so the file can use these modules without importing
 # them: {name in the file: module}
@@ -85,7 +85,7 @@ def split(argv, types):
     others = []
     words = list(argv)
     while words:
-        word = unquoted(words.pop(0))
+        word = words.pop(0)
         if word in ("--help", "-h"):
             options["--help"] = True
         elif not word.startswith("--"):
@@ -102,8 +102,6 @@ def split(argv, types):
                     value = words.pop(0)
                 else:
                     raise UserError(f"--{name} needs a value: --{name}=VALUE")
-            if name not in TEXTS:  # cmd.exe keeps single quotes; in a prompt, they are meant
-                value = unquoted(value)
             options[name] = value
     return options, others
 

@@ -7,7 +7,7 @@
 
 A bin is a file of token ids: raw little-endian uint16, no header. meta.json says what the ids mean
 (tokenizer and vocabulary), and has the counts and a checksum of each bin, and the command that
-wrote them. The text can be larger than memory, and a killed run continues where it stopped.
+wrote them. The text can be larger than memory. An old dataset stays until the new one is complete.
 In internals/data, sources.py reads the text, units.py cuts it into units and encodes them in
 threads with a tokenizer of this file, and bins.py writes the ids.
 """
@@ -15,8 +15,6 @@ threads with a tokenizer of this file, and bins.py writes the ids.
 import shlex
 import sys
 import time
-from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,7 +30,7 @@ from internals.data.sources import Reader
 from internals.data.units import END_OF_TEXT
 from internals.dataset import MAX_VOCAB
 from internals.errors import UserError, one_line_errors, say
-from internals.files import DATA, locked, printable, relative, removing_empty
+from internals.files import DATA, locked, printable, relative
 from internals.help import similar_dataset
 from internals.limits import Count, Limit, ProperFraction
 
@@ -112,19 +110,12 @@ class CharTokenizer:
         if self.remove_unknown:
             ids = ids[known]
         elif not known.all():
-            unknown = estimate.named(self.unknown(text))
+            unknown = estimate.named(sorted(set(text) - set(self.chars)))
             raise UserError(
                 f"the text has characters that are not among the {self.n_vocab} of the vocabulary, "
                 f"which come from the training text: {unknown}; remove them, or prepare the text "
                 "with --tokenizer=gpt2")
         return ids.astype(np.int64)
-
-    def unknown(self, text):
-        """{character: how often it occurs in the text} of those that are not in the vocabulary."""
-        counts = Counter(text)
-        for char in self.chars:
-            del counts[char]
-        return counts
 
     def encode_documents(self, texts, ends=True):
         """A document that does not end with a newline gets one, if the vocabulary has it."""
@@ -230,85 +221,82 @@ def tokenizer_named(kind, data_dir):
 
 
 def prepare_sources(reader, folder, kind, source, command, cfg):
-    """Tokenize the text of a Reader and write the bins to `folder`, which is data/<name>. Returns
-    units.Counts, or None if cfg.dry_run is set.
+    """Tokenize the text of a Reader, write the bins to `folder`, which is data/<name>, and print a
+    summary. If cfg.dry_run is set, it only prints an estimate.
 
     kind: "char", "gpt2", or the name of a dataset in the same data folder, whose tokenizer is used.
     source, command: the origin of the text, and the command that prepares it, for meta.json.
     cfg: a PrepareConfig, for val_fraction, workers and dry_run.
     """
-    workers = cfg.workers or available_cores()
+    started = time.perf_counter()
     tokenizer = tokenizer_named(kind, folder.parent)
     excerpt = reader.excerpt()
-    if isinstance(tokenizer, CharTokenizer):
-        units.check_vocabulary(tokenizer, kind, reader)
     trial = tokenizer  # for the estimate of time and size that is printed first
-    if trial is None:
+    if not isinstance(tokenizer, GPT2Tokenizer):
         _, chars = units.survey(excerpt.blocks)
         trial = CharTokenizer(chars)
+    workers = cfg.workers or available_cores()
     estimate.announce(reader, excerpt, trial.encode_documents, workers, folder)
     if cfg.dry_run:
-        return None
+        return
     bins.announce_replacing(folder)
+    with locked(folder):  # processes that prepare the same dataset run one after the other
+        counts = write_bins(reader, folder, tokenizer, kind, source, command, cfg)
+    estimate.report(dataset.load(folder), time.perf_counter() - started)
+    estimate.remark(counts, reader)
+
+
+def write_bins(reader, folder, tokenizer, kind, source, command, cfg):
+    """Write train.bin, val.bin and meta.json of prepare_sources. tokenizer: None if its vocabulary
+    is that of the text. Returns units.Counts."""
+    is_char = not isinstance(tokenizer, GPT2Tokenizer)
     n_characters = None  # used only for one text: where its last part, for validation, begins
-    if reader.one_text or tokenizer is None:
+    if reader.one_text or is_char:
         with estimate.progress(reader.size, "reading") as advance:
-            # documents end with a newline, so it is in their vocabulary
-            n_characters, chars = units.survey(
-                reader.blocks(advance), vocabulary=tokenizer is None, newline=not reader.one_text)
-        if tokenizer is None:
-            tokenizer = CharTokenizer(chars)
+            n_characters, chars = units.survey(reader.blocks(advance), vocabulary=is_char)
+    if tokenizer is None:
+        if not reader.one_text:
+            chars = "".join(sorted({*chars, "\n"}))  # documents end with a newline
+        tokenizer = CharTokenizer(chars)
+    elif is_char:
+        units.check_vocabulary(tokenizer, kind, chars, reader.errors)
 
     val_fraction = cfg.val_fraction
     if not reader.one_text:
         # with few documents: the nearest fraction that leaves one in each split
         val_fraction = units.usable_fraction(reader, val_fraction)
     counts = units.Counts()
-    partial = bins.Partial(folder, identity=[reader.identity, tokenizer.meta, val_fraction])
-    with estimate.progress(reader.size, "encoding") as advance:
-        parts = units.split_into_units(reader, n_characters, val_fraction, counts, advance)
-        # skips the chunks that an interrupted run has written
-        chunks = units.encoded(parts, tokenizer.encode_documents, workers, partial.n_chunks)
-        write_bins(folder, tokenizer, chunks, source, command, partial, counts)
-    return counts
-
-
-def write_bins(folder, tokenizer, chunks, source, command, partial=None, counts=None):
-    """Write train.bin, val.bin and meta.json. chunks: an iterator of ("train" or "val", ids).
-
-    partial: a Partial, which has the first chunks already if a run was interrupted; None: a new
-    one. counts: Counts for meta.json, complete after the last chunk.
-    """
-    if partial is None:
-        partial = bins.Partial(folder)
-    with partial:
-        for split, ids in chunks:
+    workers = cfg.workers or available_cores()
+    with bins.Partial(folder) as partial, estimate.progress(reader.size, "encoding") as advance:
+        if reader.one_text:
+            blocks = reader.blocks(advance)
+            parts = units.text_units(blocks, n_characters, val_fraction, counts)
+        else:
+            parts = units.document_units(reader.documents(advance), val_fraction, counts)
+        for split, ids in units.encoded(parts, tokenizer.encode_documents, workers):
             partial.add(split, ids)
         meta = dict(tokenizer.meta)
         meta["vocab_size"] = tokenizer.n_vocab
         meta["source"] = printable(source)
         meta["command"] = printable(command)
-        if counts is not None:
-            meta |= counts.meta()
-        partial.publish(meta)
-
-
-def prepare_texts(texts, folder, kind, source, command, cfg=None):
-    """prepare_sources for texts in memory."""
-    reader = Reader([sources.Memory(text) for text in texts])
-    return prepare_sources(reader, folder, kind, source, command, cfg or PrepareConfig(()))
+        partial.publish(meta | counts.meta())
+    return counts
 
 
 def prepare_corpus(folder, command=None, cfg=None, **options):
     """prepare_sources for the built-in dataset that has the name of `folder`. options: digits and
     reverse, for addition."""
     command = command or dataset.prepare_command(DATA / folder.name)
+    cfg = cfg or PrepareConfig(())
     if folder.name in HUB_DATASETS:
         hub = corpora.HubDocuments(folder.name, folder)
-        cfg = replace(cfg or PrepareConfig(()), val_fraction=corpora.HUB_VAL_FRACTION)
-        return prepare_sources(Reader([hub]), folder, "gpt2", hub.source, command, cfg)
-    text, source = corpora.corpus_text(folder.name, folder, **options)
-    return prepare_texts([text], folder, CORPORA[folder.name].tokenizer, source, command, cfg)
+        cfg = replace(cfg, val_fraction=corpora.HUB_VAL_FRACTION)
+        prepare_sources(Reader([hub]), folder, "gpt2", hub.source, command, cfg)
+    else:
+        path, source = corpora.corpus_file(folder.name, folder, **options)
+        reader = Reader([sources.File(path)])
+        tokenizer = CORPORA[folder.name].tokenizer
+        prepare_sources(reader, folder, tokenizer, source, command, cfg)
 
 
 def open_dataset(name, data_dir=None, vocab_size=None):
@@ -332,16 +320,14 @@ def main(argv=None):
     given, cfg = configure(__doc__, PrepareConfig, argv=argv, positional=["sources"])
     words = sys.argv[1:] if argv is None else argv
     command = shlex.join(["python", "prepare.py", *words])
-    started = time.perf_counter()
     data_dir = Path(cfg.data_dir or DATA)
     builtin = CORPORA | HUB_DATASETS
     first = cfg.sources[0]
-    options = {}
-    for name in ("digits", "reverse"):
-        if name in given:
-            options[name] = given[name]
-            if first != "addition":
-                raise UserError(f"--{name} applies only to addition, not to {first}")
+    options = {name: given[name] for name in ("digits", "reverse") if name in given}
+    if options and first != "addition":
+        raise UserError(f"--{' and --'.join(options)} applies only to addition, not to {first}")
+    if cfg.separator == "":
+        raise UserError("separator is empty: give the string that ends a document")
 
     if first in builtin:
         fixed = {"name", "tokenizer", "val_fraction", "errors", "text_field", "separator"}
@@ -349,28 +335,15 @@ def main(argv=None):
             raise UserError(f"{first} is a built-in dataset with a fixed name and tokenizer: "
                             "give it alone, without --name, --tokenizer, --val_fraction, --errors, "
                             "--text_field, --separator")
-        folder = data_dir / first
         if not options:
             command = None  # meta.json then gets the shortest command that makes the dataset
-        with locked(folder):
-            counts = prepare_corpus(folder, command, cfg, **options)
-        reader = None
+        prepare_corpus(data_dir / first, command, cfg, **options)
     else:
         folder = data_dir / sources.dataset_name(cfg.name, first, builtin)
-        if cfg.separator == "":
-            raise UserError("separator is empty: give the string that ends a document")
-        with removing_empty(data_dir):
-            found = sources.find_sources(cfg.sources, builtin, data_dir, given.get("text_field"))
-            reader = Reader(found, cfg.errors, cfg.text_field, cfg.separator)
-            source = ", ".join(cfg.sources)
-            with nullcontext() if cfg.dry_run else locked(folder):
-                counts = prepare_sources(reader, folder, cfg.tokenizer, source, command, cfg)
-    if counts is None:  # a dry run
-        return
-    seconds = time.perf_counter() - started
-    estimate.report(dataset.load(folder), seconds)
-    if reader is not None:
-        estimate.remark(counts, reader)
+        found = sources.find_sources(cfg.sources, builtin, data_dir, given.get("text_field"))
+        reader = Reader(found, cfg.errors, cfg.text_field, cfg.separator)
+        source = ", ".join(cfg.sources)
+        prepare_sources(reader, folder, cfg.tokenizer, source, command, cfg)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from model import GPT, GPTConfig
 from prepare import open_dataset, tokenizer_from_meta
 from sample import complete
 
-MAX_SKIPPED = 10  # the run ends after at least this many updates in a row that are not finite
+MAX_SKIPPED = 10  # the run ends if at least so many updates in a row were not finite
 
 
 @dataclass
@@ -352,8 +352,7 @@ def train(run, cfg, data, world, log, signals):
     patience = cfg.patience * cfg.eval_interval  # in steps
     batches = training_batches(data.train, cfg, run.model.block_size, run.sequences, world)
     x, y = next(batches)
-    n_skipped = torch.zeros((), device=device)  # updates skipped since the last one applied
-    gives_up = torch.zeros((), device=device)  # 1 or more: MAX_SKIPPED in a row were skipped
+    n_skipped = torch.zeros((), device=device)  # updates skipped in a row
     signals.catch()
     while True:
         is_last = run.step == cfg.max_iters or cfg.eval_only
@@ -403,16 +402,16 @@ def train(run, cfg, data, world, log, signals):
         # ------------------------------------------------------------------------------------------
 
         n_skipped = torch.where(finite, 0.0, n_skipped + 1)
-        # it never falls again, because it is read only now and then: reading waits for the GPU
-        gives_up = torch.maximum(gives_up, n_skipped // MAX_SKIPPED)
-        if run.step % cfg.log_interval == 0:
-            logged = torch.stack((loss, norm, n_skipped)).tolist()  # waits for the GPU
-            log.step(run.step, lr, *logged)
-        reads_it = run.step % MAX_SKIPPED == 0 or run.step == cfg.max_iters
-        if reads_it and gives_up:
-            raise UserError(
-                f"loss or gradients were not finite in {MAX_SKIPPED} steps in a row, before step "
-                f"{run.step}: try a learning_rate below {cfg.learning_rate}, or dtype=float32")
+        is_logged = run.step % cfg.log_interval == 0
+        if is_logged or run.step == cfg.max_iters:
+            numbers = torch.stack((loss, norm, n_skipped)).tolist()  # waits for the GPU
+            if is_logged:
+                log.step(run.step, lr, *numbers)
+            if numbers[2] >= MAX_SKIPPED:
+                raise UserError(
+                    f"loss or gradients were not finite in the last {numbers[2]:.0f} steps, before "
+                    f"step {run.step}: try a learning_rate below {cfg.learning_rate}, or "
+                    "dtype=float32")
 
     # saved_step is 0 in a new run; with max_iters=0 the new model is saved nevertheless
     is_new = run.step == 0 and not stopping
@@ -428,7 +427,7 @@ def main(argv=None):
     """Train with the settings of a command line. Returns the metrics: a list of dicts."""
     given = read_settings(__doc__, TrainConfig, GPTConfig, argv=argv, expand=expand_names)
     # what init_from names, and the settings that result
-    cfg, model_cfg, start = starting_point(given, TrainConfig, learning_rate)
+    cfg, model_cfg, start = starting_point(given, TrainConfig)
     # needed only for bins without a meta.json (see dataset.load)
     vocab_size = given.get("vocab_size", start.model_args.get("vocab_size"))
     with World(cfg.device, cfg.backend, cfg.deterministic) as world:
@@ -440,18 +439,10 @@ def main(argv=None):
         devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
         with devices.out_of_memory_hint(cfg), StopSignals() as signals:
             run = begin(cfg, model_cfg, start, world)
-            with (outdir.locked(cfg, world, start.written_at),
-                  open_log(run, cfg, data, world) as log):
+            with outdir.locked(cfg, world), open_log(run, cfg, data, world) as log:
                 if cfg.dry_run:
                     cfg = dry_run_settings(cfg, run.step)
-                try:
-                    return train(run, cfg, data, world, log, signals)
-                except checkpoint.NotSaved:
-                    raise
-                except OSError:  # metrics.jsonl cannot be written, ...: save what is trained
-                    if run.step > run.saved_step:
-                        save(run, cfg, data, log, "ckpt.pt")
-                    raise
+                return train(run, cfg, data, world, log, signals)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ file runs no code from it, and its checksums are verified. Left out: sharded che
 
 import itertools
 import pickle
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -27,9 +26,8 @@ from safetensors.torch import save
 
 from configurator import build
 from internals import huggingface
-from internals.checks import NOT_INHERITED, checked, checked_weights
-from internals.dataset import NUMPY_NUMBERS, StoredDtype
-from internals.errors import UserError, reason, warn
+from internals.checks import NOT_INHERITED, checked, fitted
+from internals.errors import UserError, described, reason, warn
 from internals.files import replacing
 from model import GPTConfig
 
@@ -37,13 +35,9 @@ from model import GPTConfig
 # Writing
 
 
-class NotSaved(OSError):
-    """A checkpoint could not be written."""
-
-
 def write(checkpoint, path):
     """Write a Checkpoint. If that fails, for example because the disk is full, an existing file at
-    `path` is unchanged, and NotSaved is raised."""
+    `path` is unchanged, and an OSError is raised."""
     content = {"model": checkpoint.model, "model_args": checkpoint.model_args,
                "meta": checkpoint.meta}
     if checkpoint.config is not None and checkpoint.optimizer is not None:
@@ -63,7 +57,7 @@ def write(checkpoint, path):
             cause = cause.__context__
         if cause is None:
             raise
-        raise NotSaved(cause.errno, cause.strerror, str(path)) from None
+        raise OSError(cause.errno, cause.strerror, str(path)) from None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -88,16 +82,6 @@ def first_undamaged(out_dir, *names, data_dir=None):
     return read(paths[-1], data_dir)
 
 
-def written_at(out_dir):
-    """When the checkpoints of a run were written. It tells whether another run has written one
-    since they were read."""
-    times = []
-    for name in ("ckpt.pt", "best.pt"):
-        path = Path(out_dir, name)
-        times.append(path.stat().st_mtime_ns if path.exists() else None)
-    return times
-
-
 def read(path, data_dir=None):
     """The Checkpoint in a file, with its tensors on the CPU. data_dir: a folder of datasets, where
     the vocabulary of a nanoGPT checkpoint is searched too. Raises UserError if the file is damaged,
@@ -108,19 +92,15 @@ def read(path, data_dir=None):
         raise UserError(f"{path} is not a checkpoint of train.py")
     try:
         return checked(content, path, data_dir)
-    except (ValueError, OverflowError, UserError) as error:
-        raise UserError(f"{path} cannot be used: {error}") from None
+    except Exception as error:  # values of a wrong type can raise almost anything
+        raise UserError(f"{path} cannot be used: {described(error)}") from None
 
 
 def load(path):
     """The tensors and plain containers that torch.save wrote to a file. Raises UserError."""
     try:
-        if zipfile.is_zipfile(path):  # files from before PyTorch 1.6 have no checksums
-            check_zip(path)
-        allowed = [(stand_in, name) for name, stand_in in NUMPY_NUMBERS.items()]
-        with (torch.serialization.safe_globals([*allowed, StoredDtype]),
-              warnings.catch_warnings(action="ignore")):  # about the protocol of other pickles
-            return torch.load(path, map_location="cpu", weights_only=True)
+        check_zip(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path} is not a checkpoint of tensors and plain values; anything else "
                         "could run code and is not opened") from None
@@ -141,25 +121,13 @@ def check_zip(path):
         raise ValueError(f"the checksum of {damaged} is wrong")
 
 
-def previous_runs(out_dir):
-    """The folders previous-1, previous-2, ... in out_dir that have a checkpoint, the newest last.
-    train.py moves the files of earlier runs there."""
-    numbered = []
-    for folder in out_dir.glob("previous-*"):
-        number = folder.name.removeprefix("previous-")
-        if number.isdecimal() and any(folder.glob("*.pt")):
-            numbered.append((int(number), folder))
-    return [folder for _, folder in sorted(numbered)]
-
-
 def no_checkpoint(out_dir):
-    """The error message that out_dir has no checkpoint. It names folders that have one."""
-    previous = previous_runs(out_dir)
-    if previous:
-        return (f"{out_dir} has no checkpoint, but earlier runs are kept in "
-                f"{', '.join(map(str, previous[-3:]))}: give one of these folders")
-    others = sorted({str(path.parent) for path in out_dir.parent.glob("out*/*.pt")})
-    hint = f"; there is one in {', '.join(others[:3])}" if others else ""
+    """The error message that out_dir has no checkpoint. It names folders that have one, such as
+    out_dir/previous-1, where train.py moves the files of an earlier run."""
+    found = [*out_dir.glob("previous-*/*.pt"), *out_dir.parent.glob("out*/*.pt")]
+    found.sort(key=lambda path: path.stat().st_mtime)
+    folders = list(dict.fromkeys(str(path.parent) for path in found))
+    hint = f"; there is one in {', '.join(folders[-3:])}" if folders else ""
     return f"{out_dir} has no checkpoint: train first, or give another folder{hint}"
 
 
@@ -197,7 +165,6 @@ def read_snapshot(path, model_args):
     """The weights in a snapshot, in the form of a state_dict. Raises UserError if the file is
     damaged or does not fit model_args."""
     try:
-        return checked_weights(huggingface.open_weights(path), build(GPTConfig, model_args),
-                               from_nanogpt=False)[0]
+        return fitted(huggingface.open_weights(path), build(GPTConfig, model_args))
     except ValueError as error:
         raise UserError(f"{path} is not a snapshot of this run: {error}") from None

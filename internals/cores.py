@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")  # Linux: the limits of containers
-OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def available_cores():
@@ -21,32 +20,16 @@ def available_cores():
 def cpu_quota():
     """How many cores the container of this process may use at a time, on average; inf if there is
     no such limit."""
-    quotas = [math.inf]
-    for folder in cgroup_folders():
-        for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):  # version 2, 1
-            try:
-                words = " ".join((folder / name).read_text() for name in names).split()
-                quota, period = map(float, words)  # microseconds
-            except (OSError, ValueError):  # there is no such file; "max": no limit
-                continue
-            if quota > 0 and period > 0:
-                quotas.append(quota / period)
-    return min(quotas)
-
-
-def cgroup_folders():
-    """The folders with the limits of this process: of its control group and those around it."""
-    folders = [CGROUPS, CGROUPS / "cpu"]  # what a container sees as its own
-    try:
-        lines = OWN_CGROUP.read_text().splitlines()
-    except OSError:
-        return folders
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        root = CGROUPS if number == "0" else CGROUPS / controllers
-        folder = root / path.lstrip("/")
-        folders += [parent for parent in (folder, *folder.parents) if parent.is_relative_to(root)]
-    return folders
+    # version 2 of control groups, and version 1
+    for names in ["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]:
+        try:
+            words = " ".join((CGROUPS / name).read_text() for name in names).split()
+            quota, period = map(float, words)  # microseconds
+        except (OSError, ValueError):  # there is no such file; "max": no limit
+            continue
+        if quota > 0 and period > 0:
+            return quota / period
+    return math.inf
 
 
 def share_cores():

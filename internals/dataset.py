@@ -18,8 +18,6 @@ from internals.help import similar_dataset
 MAX_VOCAB = 65_535  # ids are uint16, which overflows silently: 70000 would become 4464
 MAX_IDS = 65_536  # of a vocabulary without text: all that uint16 can hold
 GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257}  # the default for bins without a meta.json
-# the first bytes of bins of other programs
-HEADERS = {(20240520).to_bytes(4, "little"): "llm.c", b"\x93NUM": "NumPy's .npy format"}
 SAMPLED = 2**20  # ids of a bin that are looked at to recognize other formats
 META_LIMIT = 2**24  # bytes; the largest valid meta.json, with 65,535 characters, is below 1 MB
 CHECKSUM_LIMIT = 2**30  # bytes; for larger bins, only the size is compared with meta.json
@@ -123,26 +121,27 @@ def open_bin(path, meta, again):
 
 def check_foreign(ids, path, vocab_size):
     """Raises UserError if the bin of another program does not hold uint16 ids of the vocabulary."""
-    kind, first = None, ids[:SAMPLED]
-    for header, name in HEADERS.items():
-        if first[:2].tobytes() == header:
-            kind = f"a header of {name}"
-    if len(first) >= 8 and first.any() and not first[1::2].any():  # every second uint16 is 0
+    first = ids[:SAMPLED]
+    lower = set(np.unique(first % 256).tolist())
+    upper = set(np.unique(first // 256).tolist())
+    shared = len(lower & upper) / len(lower | upper)
+    kind = None
+    if first[:3].tobytes() == b"\x93NUMPY":
+        kind = "a header of NumPy's .npy format"
+    elif len(first) >= 8 and first.any() and not first[1::2].any():  # every second uint16 is 0
         kind = "uint32 or int64 numbers"
-    largest = int(ids.max())
-    if largest >= vocab_size and kind is None:
-        raise UserError(f"{path} has the token id {largest}, but the vocabulary ends at "
-                        f"{vocab_size - 1}: the bin was made with another tokenizer (a meta.pkl "
-                        "next to it can tell the vocab_size), or its ids are not uint16")
     # Bytes that are read in pairs have the same values in both halves. The halves of ids below
     # 52,000 share at most 80% of their values, because the upper half ends at 203.
-    lower, upper = set(np.unique(first % 256).tolist()), set(np.unique(first // 256).tolist())
-    shared = len(lower & upper) / len(lower | upper)
-    if vocab_size < 52_000 and len(lower) > 2 and shared > 0.8 and kind is None:
+    elif vocab_size < 52_000 and len(lower) > 2 and shared > 0.8:
         kind = "uint8 numbers, text, or other numbers"
     if kind:
         raise UserError(f"{path} seems to hold {kind}, but token ids must be uint16, without a "
                         "header: convert it, as in np.array(ids, dtype=np.uint16).tofile(path)")
+    largest = int(ids.max())
+    if largest >= vocab_size:
+        raise UserError(f"{path} has the token id {largest}, but the vocabulary ends at "
+                        f"{vocab_size - 1}: the bin was made with another tokenizer (a meta.pkl "
+                        "next to it can tell the vocab_size), or its ids are not uint16")
 
 
 def read_meta(folder):
@@ -164,31 +163,28 @@ def check_meta(meta):
     """Returns `meta` if it is valid; raises ValueError if not."""
     if not isinstance(meta, dict):
         raise ValueError("it must be a dict")
-    tokenizer, n = meta.get("tokenizer"), meta.get("vocab_size")
-    if tokenizer not in ("char", "gpt2", "none"):
-        raise ValueError(f"tokenizer must be char, gpt2 or none, not {tokenizer!r:.50}")
-    if tokenizer == "gpt2":
-        n_added = len(check_added(meta.get("added", {})))
-        expected = GPT2_META["vocab_size"] + n_added
-        if type(n) is not int or n != expected:
-            raise ValueError(f"vocab_size must be {expected} for gpt2")
-    if tokenizer == "none" and (type(n) is not int or not 1 <= n <= MAX_IDS):
+    tokenizer = meta.get("tokenizer")
+    n = meta.get("vocab_size")
+    if type(n) is not int or not 1 <= n <= MAX_IDS:
         raise ValueError(f"vocab_size must be a whole number from 1 to {MAX_IDS:,}, not {n!r:.50}")
     if tokenizer == "char":
         chars = meta.get("chars")
-        if not isinstance(chars, str) or not 1 <= len(chars) <= MAX_VOCAB:
-            raise ValueError(f"chars must be a text of 1 to {MAX_VOCAB:,} characters")
-        if len(set(chars)) != len(chars):
-            raise ValueError("chars must be distinct characters")
-        if type(n) is not int or n != len(chars):
-            raise ValueError(f"vocab_size must be {len(chars)}, the number of chars")
-    elif "chars" in meta:
+        if not isinstance(chars, str) or not 1 <= len(set(chars)) == len(chars) == n <= MAX_VOCAB:
+            raise ValueError("chars must be a text of distinct characters, as many as vocab_size, "
+                             f"{n:,}, and at most {MAX_VOCAB:,}")
+    elif tokenizer == "gpt2":
+        expected = GPT2_META["vocab_size"] + len(check_added(meta.get("added", {})))
+        if n != expected:
+            raise ValueError(f"vocab_size must be {expected} for gpt2, not {n}")
+    elif tokenizer != "none":
+        raise ValueError(f"tokenizer must be char, gpt2 or none, not {tokenizer!r:.50}")
+    if tokenizer != "char" and "chars" in meta:
         raise ValueError("chars are only for tokenizer=char")
     for split in ("train", "val"):
-        tokens, sha = meta.get(f"{split}_tokens", 1), meta.get(f"{split}_sha256", "")
+        tokens = meta.get(f"{split}_tokens", 1)
         if type(tokens) is not int or not 1 <= tokens < 2**63:
             raise ValueError(f"{split}_tokens must be a whole number, 1 or more")
-        if not isinstance(sha, str):
+        if not isinstance(meta.get(f"{split}_sha256", ""), str):
             raise ValueError(f"{split}_sha256 must be a text")
     return meta
 
@@ -207,36 +203,11 @@ def check_added(added):
     return added
 
 
-class StoredDtype:
-    """Stands for numpy.dtype in a pickle: its code, such as f8."""
-
-    def __init__(self, code, *_):
-        self.code = code
-
-    def __setstate__(self, _):  # the byte order and other details
-        pass
-
-
-def stored_number(dtype, content):
-    """Stands for the function by which NumPy restores a number, such as an np.int64. Returns a
-    plain number."""
-    if dtype.code not in ("f8", "f4", "f2", "i8", "i4", "b1"):
-        raise ValueError(f"it has a NumPy value of the type {dtype.code!r:.50}")
-    return np.frombuffer(content, dtype.code).item()
-
-
-# what may be called when a pickle is read: no code of NumPy, which could allocate any size
-NUMPY_NUMBERS = {"numpy.dtype": StoredDtype, "numpy._core.multiarray.scalar": stored_number,
-                 "numpy.core.multiarray.scalar": stored_number}  # of NumPy 2 and 1
-
-
 class PlainUnpickler(pickle.Unpickler):
-    """Unpickles plain values and NumPy's numbers only. Raises UnpicklingError if the pickle refers
-    to another function or class, because unpickling could call it."""
+    """Unpickles plain values only. Raises UnpicklingError if the pickle refers to a function or a
+    class, because unpickling could call it."""
 
     def find_class(self, module, name):
-        if f"{module}.{name}" in NUMPY_NUMBERS:
-            return NUMPY_NUMBERS[f"{module}.{name}"]
         raise pickle.UnpicklingError(f"it would run {module}.{name}")
 
 

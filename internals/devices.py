@@ -291,14 +291,10 @@ def peak_memory(device):
     not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if device.type != "cpu":
-        return None
-    try:
+    if device.type == "cpu" and sys.platform == "linux":
         import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return None
 
 
 def check_model_fits(c, device, training=True):
@@ -349,8 +345,6 @@ def out_of_memory_hint(cfg):
             raise
         hint = "use a smaller model or block_size"
         if cfg.batch_size > 1:
-            parts = 2 if cfg.batch_size % 2 == 0 else cfg.batch_size
-            hint = (f"--batch_size={cfg.batch_size // parts} --gradient_accumulation_steps="
-                    f"{parts * cfg.gradient_accumulation_steps} needs less memory for the same "
-                    "number of tokens per step")
+            hint = ("a smaller batch_size with more gradient_accumulation_steps needs less memory "
+                    "for the same number of tokens per step")
         raise UserError(f"out of memory with batch_size={cfg.batch_size}: {hint}") from None

@@ -69,13 +69,15 @@ def is_master():
 
 
 def say(text):
-    """Print a line, in the master process only. If stdout fails, the program continues without."""
+    """Print a line, in the master process only. If that fails, because the reader of a pipe has
+    exited, a terminal was closed or a disk is full, the program continues without output."""
     if not is_master():
         return
     try:
         print(text, flush=True)
-    except OSError:
+    except OSError as error:
         give_up(sys.stdout)
+        warn(f"the output cannot be printed ({reason(error)}); the program continues without it")
 
 
 def warn(message):
@@ -110,6 +112,13 @@ def reason(error):
     """The first line of an exception's message, at most 200 characters; the name of its type if it
     has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def described(error):
+    """`reason`, with the name of the type before it if the message alone would not say enough."""
+    if isinstance(error, (UserError, ValueError, OSError)):
+        return reason(error)
+    return f"{type(error).__name__}: {reason(error)}"
 
 
 def shown(value):

@@ -1,24 +1,20 @@
-"""Files: atomic writes, locks on folders, checksums, text files, and wheels read as data."""
+"""Files: atomic writes, locks, checksums, and names of files."""
 
 import errno
-import glob
 import hashlib
 import os
-import platform
-import re
 import secrets
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from internals.errors import UserError
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from internals.errors import UserError, reason, warn
 
 DATA = Path(__file__).resolve().parent.parent / "data"
+# errors of disks that cannot lock files, as some network disks; 524 is Linux's internal ENOTSUPP
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO, 524)
 
 
 @contextmanager
@@ -38,9 +34,7 @@ def replacing(path):
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
-    writer = f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = path.with_name(f"{path.name}.{writer}.tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -50,102 +44,47 @@ def replacing(path):
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(path):
-    """Remove temporary files of `path` that killed processes left. Files of other machines are
-    kept, because their processes may still be running."""
-    pattern = glob.escape(f"{path.name}.{platform.node()}-") + "*.tmp"
-    for leftover in path.parent.glob(pattern):
-        pid = re.search(r"-(\d+)-[0-9a-f]+\.tmp$", leftover.name)
-        if pid and not is_alive(int(pid[1])):
-            leftover.unlink(missing_ok=True)
-
-
-def is_alive(pid):
-    """Whether a process runs on this machine; True if that is not known."""
-    if os.name != "posix":  # on Windows, signal 0 is a Ctrl-C
-        return True
-    try:
-        os.kill(pid, 0)  # sends nothing
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
-
-
 @contextmanager
 def locked(folder):
-    """A context manager that locks a folder, so that processes which prepare the same dataset run
-    one after the other. It creates the folder if necessary, and removes it at the end if it is
-    still empty. The operating system releases the lock when the process ends, even if it is killed.
-
-    Windows and some network disks have no such locks. The body then runs without a lock. If two
-    processes write at the same time, the files may not match, which the checksums in meta.json
-    reveal.
-    """
-    if fcntl is None:
-        with removing_empty(folder):
-            make_data_folder(folder)
-            yield
-        return
-    missing = missing_folders(folder)
-    descriptor = open_locked(folder)
-    try:
-        with removing_empty(folder, missing):
-            yield
-    finally:
-        os.close(descriptor)
-
-
-def open_locked(folder):
-    """A descriptor of the folder that has the lock. Another process may have removed the folder at
-    the moment when it released the lock; then it is created again."""
-    while True:
-        make_data_folder(folder)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with suppress(OSError):  # stderr may be closed
-                print(f"another process is preparing {folder}; waiting until it is done",
-                      file=sys.stderr)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # this disk does not support locks
-            return descriptor
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
-                return descriptor
-        os.close(descriptor)
-
-
-def make_data_folder(folder):
-    """Create a folder for data if it does not exist. Raises UserError if that is not possible, or
-    if nothing can be written to it."""
-    advice = "choose a folder that can be written to with --data_dir"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be created ({error.strerror}): {advice}") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written to: {advice}")
-
-
-def missing_folders(folder):
-    """The folders that would be created with a folder: itself and its parents, innermost first."""
-    return [path for path in (folder, *folder.parents) if not os.path.exists(path)]
-
-
-@contextmanager
-def removing_empty(folder, missing=None):
-    """A context manager that removes what it leaves empty: a folder and parents of it that did not
-    exist before. missing: these folders; None: those that do not exist now."""
-    missing = missing_folders(folder) if missing is None else missing
+    """A context manager that locks a dataset with a hidden file next to its folder, so that
+    processes which prepare the same dataset run one after the other."""
+    make_data_folder(folder.parent)
+    # a singleton: a process that has the lock can take it again
+    lock = FileLock(folder.parent / f".{folder.name}.lock", is_singleton=True)
+    if not acquired(lock, timeout=0):
+        with suppress(OSError):  # stderr may be closed
+            print(f"another process is preparing {folder}; waiting until it is done",
+                  file=sys.stderr)
+        acquired(lock, timeout=-1)
     try:
         yield
     finally:
-        with suppress(OSError):  # a folder with files stays, and so do its parents
-            for path in missing:
-                path.rmdir()
+        lock.release()
+
+
+def acquired(lock, timeout):
+    """Whether a FileLock is acquired within this time in seconds; -1: waits without end. The
+    operating system releases it when the process ends, even if it is killed. On a disk without
+    locks, the answer is True, with a warning."""
+    try:
+        lock.acquire(timeout)
+    except Timeout:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warn(f"the disk of {lock.lock_file} has no locks ({reason(error)}): make sure that no "
+             "other process writes to its folder")
+    return True
+
+
+def make_data_folder(folder):
+    """Create a folder for data if it does not exist. Raises UserError if that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created ({error.strerror}): choose a folder that can "
+                        "be written to with --data_dir") from None
 
 
 def check_sha(path, expected, what):

@@ -61,10 +61,7 @@ def no_config_file(path, settings):
     name = path.lstrip("-").partition("=")[0]
     if name in settings:  # train.py max_iters=500
         return f"there is no config file {path}; did you mean --{path.lstrip('-')}?"
-    configs = {file.stem: f"config/{file.name}" for file in sorted((ROOT / "config").glob("*.py"))}
-    folder = Path(path).parent
-    if folder.resolve() != ROOT:  # the scripts there are not config files
-        configs |= {file.stem: str(file) for file in sorted(folder.glob("*.py"))}
+    configs = {file.stem: f"config/{file.name}" for file in (ROOT / "config").glob("*.py")}
     similar = difflib.get_close_matches(Path(path).stem, configs, n=1)
     hint = f"; did you mean {configs[similar[0]]}?" if similar else ""
     return f"there is no config file {path}{hint}"

@@ -3,6 +3,7 @@
 import torch
 
 from internals.devices import compiled_once
+from internals.errors import UserError
 
 
 class Optimizers:
@@ -36,11 +37,37 @@ class Optimizers:
 
     def load_state_dict(self, states):
         """Load the moments. Learning rates and weight decay are not loaded: the current settings
-        apply."""
-        for optimizer, state in zip(self.optimizers, states, strict=True):
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict(state | {"param_groups": groups})
+        apply. Raises UserError if they are not the moments of these optimizers."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+        # a step that is skipped only makes the moments, which show what the stored ones must be
+        self.step(skip=torch.ones((), device=parameters[0].device))
+        for p in parameters:
+            p.grad = None
+        try:
+            for optimizer, stored in zip(self.optimizers, states, strict=True):
+                new = optimizer.state_dict()
+                # before the first step there are no moments
+                if stored["state"] and layout(stored["state"]) != layout(new["state"]):
+                    raise ValueError("the moments differ")
+                optimizer.load_state_dict(new | {"state": stored["state"]})
+        except (AttributeError, RuntimeError, LookupError, TypeError, ValueError):
+            kinds = " and ".join(type(optimizer).__name__ for optimizer in self.optimizers)
+            raise UserError(
+                f"the checkpoint cannot be resumed: its optimizer is not {kinds} as this version "
+                "has it, or has other parameters; to start a new run from its weights, set "
+                "--init_from= to its folder") from None
         self.param_groups = [group for each in self.optimizers for group in each.param_groups]
+
+
+def layout(state):
+    """{(index of the parameter, name): (shape, strides)} of the moments in a state dict."""
+    found = {}
+    for index, moments in state.items():
+        for name, moment in moments.items():
+            found[index, name] = (moment.shape, moment.stride())
+    return found
 
 
 def make_optimizer(model, cfg, dtype):

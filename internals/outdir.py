@@ -1,19 +1,16 @@
 """The folder of a run: its lock, the files of an earlier run, and the log of a resumed one."""
 
-import errno
 import json
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from internals import checkpoint
-from internals.errors import UserError, reason, warn
-from internals.files import replacing
+from internals.errors import UserError
+from internals.files import acquired, replacing
 
-# errors of disks that cannot lock files, as some network disks; 524 is Linux's internal ENOTSUPP
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO, 524)
 # the files of a run, in the order in which keep_previous moves them; the second line is of stages/
 FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "snapshots",
          "picture.png", "pairs.jsonl", "answers.jsonl", "reference.pt", "reward.pt", "ckpt.pt")
@@ -25,13 +22,9 @@ def writes(cfg, world):
 
 
 @contextmanager
-def locked(cfg, world, written_at=None):
-    """A context manager that prevents other runs in cfg.out_dir, if this process writes there. The
-    operating system releases the lock when the process ends, even if it is killed.
-
-    written_at: checkpoint.written_at before the checkpoint of this run was read; None: not known.
-    Raises UserError if another run holds the lock, or has written a checkpoint since then.
-    """
+def locked(cfg, world):
+    """A context manager that prevents other runs in cfg.out_dir, if this process writes there.
+    Raises UserError if another run holds the lock."""
     if not writes(cfg, world):
         yield
         return
@@ -40,31 +33,13 @@ def locked(cfg, world, written_at=None):
     lock = FileLock(out_dir / ".lock")
     # after a restart by torchrun, the old processes may take a while to stop
     patience = 60 if world.is_distributed else 0
+    if not acquired(lock, timeout=patience):
+        raise UserError(f"another run is writing to {out_dir}: wait for it, or choose another "
+                        "out_dir")
     try:
-        lock.acquire(timeout=patience)
-    except Timeout:
-        raise UserError(f"another run{process_of_run(out_dir)} is writing to {out_dir}: wait for "
-                        "it, or choose another out_dir") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        warn(f"the disk of {out_dir} has no locks ({reason(error)}): make sure that no other run "
-             "writes to this folder")
-    try:
-        if written_at not in (None, checkpoint.written_at(out_dir)):
-            raise UserError(f"another run has written a checkpoint to {out_dir} since this one has "
-                            "read it: run the command again")
         yield
     finally:
         lock.release()
-
-
-def process_of_run(out_dir):
-    """The text " (process 123)" for the run in a folder; "" if its config.json does not say it."""
-    with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
-        text = (out_dir / "config.json").read_text(encoding="utf-8")
-        return f" (process {json.loads(text)['process']})"
-    return ""
 
 
 def prepare_folder(out_dir, run, cfg, settings, say):
@@ -77,6 +52,8 @@ def prepare_folder(out_dir, run, cfg, settings, say):
         keep_previous(out_dir, say)
     elif run.restarts_best:  # its evaluations use other sequences than before
         keep_best(out_dir, run.step)
+    for leftover in out_dir.glob("*.pt.*.tmp"):  # of a run that was killed while it saved
+        leftover.unlink()
     remove_snapshots_after(out_dir, run.step)
     is_due = run.step % cfg.eval_interval == 0 or run.step == cfg.max_iters  # as in train
     metrics = read_metrics(out_dir / "metrics.jsonl", run.step, is_due)

@@ -48,7 +48,7 @@ def label_ends(axes, ends, fontsize=9):
         point = axes.transData.transform((x, y))[1] * 72 / figure.dpi  # in points
         place = max(point, lowest)
         axes.annotate(label, (x, y), (20, place - point), textcoords="offset points", color=color,
-                      fontsize=fontsize, va="center", annotation_clip=False,
+                      fontsize=fontsize, va="center", annotation_clip=False, parse_math=False,
                       arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.7,
                                   "relpos": (0, 0.5)})  # from the point to the label's left edge
         lowest = place + 1.3 * fontsize
@@ -84,10 +84,11 @@ def cut_beginning(axes, runs):
     is so high that the rest of the curve would look flat. A note says what is cut.
 
     runs: a list of (step, loss) for each run in `axes`."""
-    points = [point for run in runs for point in run]
+    points = []
     later = []
     for run in runs:
         last_step = max((step for step, _ in run), default=0)
+        points += run
         later += [loss for step, loss in run if 10 * step > last_step]
     if not later:
         return

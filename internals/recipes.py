@@ -28,12 +28,3 @@ def expand_names(settings):
     if settings.get("size") is not None:
         named |= zip(("n_layer", "n_head", "n_embd"), SIZES[settings["size"]], strict=True)
     return named | settings
-
-
-def origin(name, given):
-    """name=value of a setting in `given`, and the recipe or size that sets it, for messages."""
-    text = f"{name}={given[name]}"
-    for group in ("recipe", "size"):
-        if expand_names({group: given.get(group)}).get(name) == given[name]:
-            return f"{text} (from {group}={given[group]})"
-    return text

@@ -12,38 +12,24 @@ from model import GPT
 @dataclass
 class Run:
     """The state of a run. train.py makes it from scratch, from weights, or from a checkpoint, and
-    advances it step by step. A checkpoint stores:
+    advances it step by step."""
 
-    model: neither compiled nor wrapped by DDP; it is saved, evaluated and sampled.
-    optimizer, scaler
-    step: the number of steps so far. sequences: the number of training sequences used so far.
-    best_loss, best_step: the lowest validation loss so far, and its step.
-
-    Of this process only:
-
-    compiled: the same model with torch.compile around it, if that works; it is trained.
-    how: "compiled" or "eager".
-    dtype: the name of the dtype of matrix products.
-    first_step: the step at which this process began.
-    was_trained: whether the model was trained before this process began.
-    restarts_best: whether best_loss starts over, because evaluations use other sequences now.
-    saved_step: the step of the checkpoint that was read or written last; 0: none.
-    """
-
-    model: GPT
-    compiled: torch.nn.Module
+    # what a checkpoint stores
+    model: GPT  # neither compiled nor wrapped by DDP; it is saved, evaluated and sampled
     optimizer: Optimizers
     scaler: torch.amp.GradScaler
-    dtype: str
-    how: str
-    step: int
-    sequences: int
-    best_loss: float
+    step: int  # the number of steps so far
+    sequences: int  # the number of training sequences used so far
+    best_loss: float  # the lowest validation loss so far
     best_step: int
-    first_step: int
-    was_trained: bool
-    restarts_best: bool
-    saved_step: int
+    # what belongs to this process only
+    compiled: torch.nn.Module  # the model with torch.compile around it, if that works; is trained
+    how: str  # "compiled" or "eager"
+    dtype: str  # of matrix products
+    first_step: int  # the step at which this process began
+    was_trained: bool  # whether the model was trained before this process began
+    restarts_best: bool  # best_loss starts over, because evaluations use other sequences now
+    saved_step: int  # the step of the checkpoint that was read or written last; 0: none
 
     @classmethod
     def starting_at(cls, start, **parts):

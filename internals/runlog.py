@@ -18,7 +18,7 @@ import torch
 
 from internals import cpu, outdir
 from internals.devices import memory_bytes, mfu, num_params, peak_flops, peak_memory
-from internals.errors import UserError, give_up, reason, warn
+from internals.errors import UserError, reason, say, warn
 from internals.plots import draw_losses
 from internals.words import duration
 
@@ -32,8 +32,7 @@ def open_log(run, cfg, data, world):
 
 class RunLog:
     """The log of a Run. Only the master process prints and writes, and with eval_only or dry_run it
-    writes nothing. A RunLog is a context manager, which closes the tracker, and raises UserError at
-    the end if a part of the output was lost.
+    writes nothing. A RunLog is a context manager, which closes the tracker.
 
     metrics: the lines of metrics.jsonl as dicts; an empty list in the other processes.
     """
@@ -49,7 +48,6 @@ class RunLog:
         self.metrics = []
         self.tracker = None
         self.plotted_step = None
-        self.output_error = None  # the OSError that ended the output
         self.failed = set()  # the parts of the log that have failed
         if self.writes:
             self.open_files()
@@ -68,25 +66,15 @@ class RunLog:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, *_):
         if self.tracker:
             with self.optional(self.cfg.tracker):
                 self.tracker.finish()
-        if self.output_error and kind is None:
-            raise UserError("the run is done, but its output could not be printed completely "
-                            f"({reason(self.output_error)})")
 
     def say(self, text):
-        """Print a line in the master process. If that fails, because the reader of a pipe has
-        exited, a terminal was closed or a disk is full, the run continues without output."""
-        if not self.world.is_master:
-            return
-        try:
-            print(text, flush=True)
-        except OSError as error:
-            self.output_error = error
-            give_up(sys.stdout)
-            warn(f"the output cannot be printed ({reason(error)}); training continues without it")
+        """Print a line in the master process."""
+        if self.world.is_master:
+            say(text)
 
     @contextmanager
     def optional(self, part):
@@ -141,6 +129,9 @@ class RunLog:
                  f"heads, {c.n_embd} channels, context of {c.block_size} tokens")
         self.say(f"{cfg.max_iters:,} steps ({cfg.warmup_steps} of warmup) of {self.step_tokens:,} "
                  f"tokens: {epochs:.2f} epochs")
+        if cfg.decay_lr and cfg.min_lr == 0 and cfg.decay_steps < cfg.max_iters:
+            self.say(f"the learning rate is 0 from step {cfg.decay_steps:,} on: set "
+                     f"--lr_decay_iters={cfg.max_iters}")
         if run.step:
             best = ""
             if math.isfinite(run.best_loss):
@@ -160,7 +151,8 @@ class RunLog:
         entry = {k: v if math.isfinite(v) else None for k, v in entry.items()}
         self.metrics.append(entry)
         if self.writes:
-            with open(self.out_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with (self.optional("metrics.jsonl"),
+                  open(self.out_dir / "metrics.jsonl", "a", encoding="utf-8") as file):
                 file.write(json.dumps(entry) + "\n")
         if self.tracker:
             with self.optional(self.cfg.tracker):

@@ -29,7 +29,6 @@ class StageLog(RunLog):
         self.writes = True
         self.metrics = []
         self.tracker = None
-        self.output_error = None
         self.failed = set()
         self.open_files()
         self.say(f"{num_params(run.model) / 1e6:.2f}M parameters, {cfg.max_iters:,} steps of "

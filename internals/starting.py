@@ -9,19 +9,15 @@
 import difflib
 import math
 import re
-from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-import torch
-
-from configurator import build, check_limit, convert
-from internals import checkpoint, huggingface
-from internals.checkpoint import first_undamaged, no_checkpoint, previous_runs
+from configurator import build
+from internals import huggingface
+from internals.checkpoint import first_undamaged, no_checkpoint
 from internals.checks import NOT_INHERITED, Checkpoint
 from internals.dataset import GPT2_META, check_meta, read_meta
-from internals.errors import UserError, reason, say, warn
-from internals.recipes import origin
+from internals.errors import UserError, described, say, warn
 from model import GPTConfig
 
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # no OWNER/ before them
@@ -32,25 +28,20 @@ DRY_STEPS = 3  # of a dry run
 # The starting point of a run
 
 
-def starting_point(given, schema, schedule):
+def starting_point(given, schema):
     """Load what `init_from` names, and combine the settings with it.
 
-    given: {name: value} of the settings that are set explicitly. schema: TrainConfig. schedule: the
-    function learning_rate(step, cfg). Returns (cfg, model_cfg, start): a TrainConfig, a GPTConfig,
-    and a Checkpoint, whose model is None for "scratch". cfg.init_from is then "scratch", "resume"
-    or a model, never "auto". Raises UserError if a setting is invalid or does not fit the
-    checkpoint.
+    given: {name: value} of the settings that are set explicitly. schema: TrainConfig.
+    Returns (cfg, model_cfg, start): a TrainConfig, a GPTConfig, and a Checkpoint, whose model is
+    None for "scratch". cfg.init_from is then "scratch", "resume" or a model, never "auto". Raises
+    UserError if a setting is invalid or does not fit the checkpoint.
     """
-    named = given.get("out_dir", schema.out_dir)
-    out_dir = Path(named)
-    if not named:  # Path("") is the current folder
-        raise UserError("out_dir= must be the name of a folder")
-    if out_dir.exists() and not out_dir.is_dir():
-        raise UserError(f"out_dir={out_dir} is a file: give the name of a folder, such as "
-                        f"{out_dir.parent}")
+    name = given.get("out_dir", schema.out_dir)
+    out_dir = Path(name)
+    if not name or (out_dir.exists() and not out_dir.is_dir()):  # Path("") is the current folder
+        raise UserError(f"out_dir={name} is not a folder: give the name of one")
     init_from = given.get("init_from", schema.init_from)
     data_dir = given.get("data_dir")
-    written_at = checkpoint.written_at(out_dir)
     if init_from == "auto":
         exists = any((out_dir / name).exists() for name in ("ckpt.pt", "best.pt"))
         init_from = "resume" if exists else "scratch"
@@ -60,19 +51,17 @@ def starting_point(given, schema, schedule):
         cfg, model_cfg = build(schema, given), build(GPTConfig, given)
     elif init_from == "resume":
         start = first_undamaged(out_dir, "ckpt.pt", "best.pt", data_dir=data_dir)
-        cfg = resumed_settings(schema, given, start, schedule)
+        cfg = resumed_settings(schema, given, start)
         model_cfg = model_settings(start, given)
     else:
         cfg = build(schema, given)
         start = read_model(init_from, data_dir=data_dir)
         model_cfg = model_settings(start, given)
         start = cropped(start, model_cfg)
-    start.written_at = written_at
-    say_schedule(cfg, start.step, schedule)
     return cfg, model_cfg, start
 
 
-def resumed_settings(schema, given, start, schedule):
+def resumed_settings(schema, given, start):
     """The TrainConfig of a resumed run: the settings of the checkpoint, overridden by those given
     now. Prints what changes. Raises UserError if the optimizer cannot change that way, or if the
     settings together are invalid."""
@@ -88,70 +77,23 @@ def resumed_settings(schema, given, start, schedule):
              "block_size": start.model_args["block_size"]}
     for name, before in fixed.items():
         if given.get(name, before) != before:
-            raise UserError(f"{origin(name, given)}, but the checkpoint to resume has {before}: "
+            raise UserError(f"{name}={given[name]}, but the checkpoint to resume has {before}: "
                             "leave it out, or start a new run from the checkpoint by setting "
                             "--init_from= to its folder")
 
-    merged = dict(given)
-    for setting in fields(schema):
-        if setting.name in start.config and setting.name not in given:
-            merged[setting.name] = stored_setting(setting, start.config[setting.name])
-    decays = merged.get("decay_lr", schema.decay_lr)
-    peak = merged.get("learning_rate", schema.learning_rate)
-    lowest = merged.get("min_lr")
-    if decays and lowest is not None and lowest > peak and "min_lr" not in given:
-        say(f"min_lr={lowest} of the checkpoint is above learning_rate={peak}, and is lowered to "
-            "it")
-        merged["min_lr"] = peak
-    cfg = build(schema, merged)
+    try:
+        cfg = build(schema, start.config | given)
+    except UserError as error:
+        raise UserError(f"{error}; a setting that is not given is that of the checkpoint to resume"
+                        ) from None
 
     before = {setting.name: setting.default for setting in fields(schema)} | start.config
     before["dropout"] = start.model_args["dropout"]
     for name, value in given.items():
         old = before.get(name, value)
-        changes = isinstance(old, torch.Tensor) or value != old
-        if changes and name not in NOT_INHERITED:
+        if str(value) != str(old) and name not in NOT_INHERITED:
             say(f"{name} changes from {old!s:.50} to {value}")
-    with suppress(UserError):  # old settings that are invalid today have no schedule to compare
-        say_if_it_rises(cfg, build(schema, start.config), start.step, schedule)
     return cfg
-
-
-def stored_setting(setting, value):
-    """The value of a setting in the checkpoint to resume. setting: a dataclass field. Raises
-    UserError, which names the setting, if the value is invalid."""
-    source = f"in the checkpoint to resume: set --{setting.name}"
-    value = convert(setting.name, value, setting.type, source)
-    if "\0" in str(value):  # functions on such a path raise ValueError
-        raise UserError(f"{setting.name} has a null character ({source})")
-    try:
-        check_limit(setting, value)
-    except ValueError as error:
-        raise UserError(f"{error} ({source})") from None
-    return value
-
-
-def say_if_it_rises(new, old, step, schedule):
-    """Say that the learning rate of the next step is higher than by the old settings, if that is
-    so because the schedule is longer. new, old: TrainConfigs."""
-    longer = new.decay_lr and new.decay_steps > old.decay_steps
-    share = schedule(step, new) / new.learning_rate
-    old_share = schedule(step, old) / old.learning_rate
-    if longer and share > old_share + 0.01:
-        say("the learning rate rises again, because the schedule is longer: it now decays until "
-            f"step {new.decay_steps:,} instead of {old.decay_steps:,}")
-
-
-def say_schedule(cfg, first_step, schedule):
-    """Say if the warmup is shortened, or if some of the steps have a learning rate of 0."""
-    if not cfg.decay_lr or cfg.eval_only or first_step >= cfg.max_iters:
-        return
-    if cfg.warmup_iters is not None and cfg.warmup_steps < cfg.warmup_iters:
-        say(f"warmup_iters={cfg.warmup_iters} is too long for this run: it is shortened to "
-            f"{cfg.warmup_steps}")
-    if cfg.decay_steps < cfg.max_iters and schedule(cfg.decay_steps, cfg) == 0:
-        say(f"the learning rate is 0 from step {max(first_step, cfg.decay_steps)} on: set "
-            f"--lr_decay_iters={cfg.max_iters}")
 
 
 def model_settings(start, given):
@@ -164,7 +106,7 @@ def model_settings(start, given):
                         f"{model_args['block_size']} of the model to start from")
     for name, value in model_args.items():
         if name not in new and given.get(name, value) != value:
-            raise UserError(f"{origin(name, given)}, but the model to start from has {value}: "
+            raise UserError(f"{name}={given[name]}, but the model to start from has {value}: "
                             "leave it out, or start a new model with --init_from=scratch")
     return build(GPTConfig, model_args | new)
 
@@ -272,16 +214,15 @@ def read_model(name, other_values=("scratch", "resume", "auto"), data_dir=None):
         raise UserError(f"init_from= is empty: it must be {', '.join(other_values)}, or a model")
     folder = Path(name)
     names = ("best.pt", "ckpt.pt")
-    if folder.suffix in (".pt", ".pth", ".safetensors", ".bin") and not folder.is_dir():
-        if not folder.is_file():
-            raise UserError(f"init_from={name}: the file does not exist")
-        if folder.suffix in (".safetensors", ".bin"):
-            raise UserError(f"init_from={name} is a file of weights: give its folder, which also "
-                            "has the config.json")
+    if folder.suffix == ".pt" and not folder.exists():
+        raise UserError(f"init_from={name}: the file does not exist")
+    if folder.is_file() and folder.suffix in (".safetensors", ".bin"):
+        raise UserError(f"init_from={name} is a file of weights: give its folder, which also has "
+                        "the config.json")
     if folder.is_file() or any((folder / file).exists() for file in names):
         found = first_undamaged(folder, *names, data_dir=data_dir)
         return Checkpoint(found.model, found.model_args, found.meta)
-    if (folder / "metrics.jsonl").exists() or previous_runs(folder):
+    if (folder / "metrics.jsonl").exists() or (folder / "previous-1").exists():
         raise UserError(no_checkpoint(folder))  # its config.json is train.py's, not Hugging Face's
     if not folder.is_dir() and name not in HUB_NAMES and not re.fullmatch(
             r"\w[\w.-]*/[\w.-]+", name):
@@ -301,13 +242,10 @@ def from_hugging_face(name):
         raise UserError(f"init_from={name} is not a folder, and loading it from the hub needs a "
                         f"package: pip install {error.name}") from None
     except Exception as error:  # huggingface_hub raises many types
-        line = f"init_from={name} cannot be loaded: {type(error).__name__}: {reason(error):.200}"
-        if type(error).__name__ == "RepositoryNotFoundError":
-            raise UserError(line) from None
         local = f"{name.split('/')[-1]}-hf"
-        raise UserError(f"{line}. If this machine has no network, run `hf download {name} "
-                        f"--local-dir {local}` on another one, copy that folder, and give "
-                        f"--init_from={local}") from None
+        raise UserError(f"init_from={name} cannot be loaded: {described(error):.200}. If this "
+                        f"machine has no network, run `hf download {name} --local-dir {local}` on "
+                        f"another one, copy that folder, and give --init_from={local}") from None
     try:
         config, weights = huggingface.read(folder)
         meta, n = read_meta(folder), config["vocab_size"]
@@ -318,8 +256,8 @@ def from_hugging_face(name):
             if added:
                 size = meta["vocab_size"] + len(added)
                 meta = check_meta(meta | {"added": added, "vocab_size": size})
-    except (ValueError, OSError) as error:
-        raise UserError(f"init_from={name} cannot be loaded: {reason(error):.300}") from None
+    except Exception as error:  # values of a wrong type can raise almost anything
+        raise UserError(f"init_from={name} cannot be loaded: {described(error):.300}") from None
     if meta is None:
         raise UserError(f"init_from={name} has a vocabulary of {n} tokens that is not GPT-2's: it "
                         "needs a meta.json of its tokenizer in the same folder")

@@ -1,16 +1,9 @@
-"""Words: what some shells leave in those of a command line, quotes and ~, is removed; numbers and
-times become text."""
+"""Words: a ~ that the shell leaves in a path is replaced; numbers and times become text."""
 
 from os.path import expanduser
 
-# settings whose value is text, so a quote or a ~ in it has no meaning
+# settings whose value is text, so a ~ in it has no meaning
 TEXTS = ("start", "stop", "separator")
-
-
-def unquoted(word):
-    """A word without the quotes around it. cmd.exe on Windows keeps single quotes."""
-    has_quotes = len(word) > 1 and word[0] == word[-1] and word[0] in "'\""
-    return word[1:-1] if has_quotes else word
 
 
 def at_home(name, value):

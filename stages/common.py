@@ -78,7 +78,7 @@ def read_stage(doc, schema, argv):
     UserError if it is not that of a trained model, or if the token ids of the model have no text.
     """
     given = read_settings(doc, schema, argv=argv)
-    cfg, _, start = starting_point(given, schema, learning_rate)
+    cfg, _, start = starting_point(given, schema)
     if start.model is None:
         raise UserError(f"init_from={given['init_from']} is not a trained model: a stage starts "
                         "from the folder of one, or resumes with --init_from=resume")
@@ -91,7 +91,7 @@ def opened(cfg, start):
     """A context manager for a run: its World, and its StopSignals. No other run can write to
     out_dir meanwhile."""
     with World(cfg.device) as world, StopSignals() as signals:
-        with outdir.locked(cfg, world, start.written_at):
+        with outdir.locked(cfg, world):
             yield world, signals
 
 

@@ -22,14 +22,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import prepare
 import train
 from configurator import configure
 from internals.data.corpora import fetch_each_play
 from internals.data.formats import read_text
 from internals.errors import one_line_errors
-from internals.files import DATA, locked
+from internals.files import DATA
 from internals.plots import picture
-from prepare import open_dataset, prepare_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY, OTHER = "shakespeare_char", "other_plays"  # the names of the datasets
@@ -71,7 +71,7 @@ def without_overlap(plays, text):
 def prepare_both(plays, data=DATA):
     """Prepare Tiny Shakespeare, and the plays without overlap. Both use the vocabulary of Tiny
     Shakespeare; characters of the plays that are not in it are removed."""
-    open_dataset(TINY, data)
+    prepare.open_dataset(TINY, data)
     tiny = read_text(data / TINY / "input.txt")
     kept, overlaps = without_overlap(plays, tiny)
     print(f"sequences of {LENGTH} words that also occur in Tiny Shakespeare:")
@@ -86,9 +86,10 @@ def prepare_both(plays, data=DATA):
     known = "".join(char for char in text if char not in unknown)
     print(f"{len(text) - len(known)} of {len(text):,} characters are not in the vocabulary of Tiny "
           f"Shakespeare and were removed: {' '.join(sorted(unknown))}")
-    with locked(data / OTHER):
-        prepare_texts([known], data / OTHER, TINY, "the plays without overlap",
-                      "python studies/finetune.py")
+    path = data / OTHER / "input.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(known, encoding="utf-8")
+    prepare.main([str(path), f"--name={OTHER}", f"--tokenizer={TINY}", f"--data_dir={data}"])
 
 
 def run(out_dir, dataset, steps, eval_interval, learning_rate, seed, data, start="scratch"):

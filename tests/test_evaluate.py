@@ -50,8 +50,9 @@ def bpe():
 def saved(tmp_path):
     """A function: the --out_dir of a checkpoint of this model."""
     def save(model, tokenizer):
-        torch.save({"model": model.state_dict(), "model_args": asdict(model.config),
-                    "meta": tokenizer.meta}, tmp_path / "best.pt")
+        meta = tokenizer.meta | {"vocab_size": tokenizer.n_vocab}
+        torch.save({"model": model.state_dict(), "model_args": asdict(model.config), "meta": meta},
+                   tmp_path / "best.pt")
         return f"--out_dir={tmp_path}"
 
     return save

@@ -13,18 +13,12 @@ import torch
 from helpers import AWKWARD, SHARED, script
 
 from internals import dataset, files
+from internals.data import bins
 from internals.data.corpora import play_text
 from internals.data.units import pieces
 from internals.dataset import load
 from internals.files import replacing
-from prepare import (
-    CharTokenizer,
-    GPT2Tokenizer,
-    UserError,
-    main,
-    tokenizer_from_meta,
-    write_bins,
-)
+from prepare import CharTokenizer, GPT2Tokenizer, UserError, main, tokenizer_from_meta
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +100,13 @@ def test_bins_of_others_are_gpt2_bpe(tmp_path):
     assert not data.same_tokenizer(CharTokenizer("abc").meta)
 
 
+def publish(folder, chars, train, val):
+    with bins.Partial(folder) as partial:
+        partial.add("train", train)
+        partial.add("val", val)
+        partial.publish({"tokenizer": "char", "chars": chars, "vocab_size": len(chars)})
+
+
 @pytest.mark.parametrize("n", range(3))
 def test_a_disk_that_fails_between_two_files_leaves_no_mixture(tmp_path, monkeypatch, n):
     """There are three files, all of them synced first; the n-th does not get its name. The old
@@ -116,14 +117,14 @@ def test_a_disk_that_fails_between_two_files_leaves_no_mixture(tmp_path, monkeyp
         replaced.append(target.name)
         replace(source, target)
 
-    write_bins(tmp_path, CharTokenizer("ab"), [("train", [0] * 50), ("val", [1] * 9)], "s", "c")
+    publish(tmp_path, "ab", [0] * 50, [1] * 9)
     replaced = []
     synced = []
     replace = os.replace
     monkeypatch.setattr(os, "replace", fail)
     monkeypatch.setattr(os, "fsync", synced.append)
     with pytest.raises(OSError, match="Input/output"):
-        write_bins(tmp_path, CharTokenizer("cd"), [("train", [1] * 50), ("val", [0] * 9)], "s", "c")
+        publish(tmp_path, "cd", [1] * 50, [0] * 9)
     assert replaced == ["meta.json", "val.bin", "train.bin"][:n] and len(synced) == 3
     with pytest.raises(UserError, match=r"train\.bin does not exist"):
         load(tmp_path)

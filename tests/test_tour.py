@@ -18,7 +18,7 @@ import pytest
 import torch
 from helpers import GPT2_TINY, ROOT, finished, model_of, tokens, tracked
 
-from prepare import prepare_texts
+from prepare import prepare_corpus
 from train import main
 
 TOUR = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
@@ -39,7 +39,10 @@ SHORT = {"device": "cpu", "dtype": "float32", "max_iters": 2, "warmup_iters": 0,
 def places(tmp_path_factory):
     """{variable of the tour: value}: a run of two steps on a text with the plays' characters."""
     folder = tmp_path_factory.mktemp("tour")
-    prepare_texts([OPENING + CHARS * 60], folder / "data" / "plays_char", "char", "a test", "none")
+    plays = folder / "data" / "plays_char"
+    plays.mkdir(parents=True)
+    (plays / "input.txt").write_text(OPENING + CHARS * 60)
+    prepare_corpus(plays)
     command = shlex.split(re.search(r"python train.py (config/\S+ .*)", TOUR)[1])
     settings = SHORT | {"out_dir": folder / "out", "data_dir": folder / "data"}
     main([str(ROOT / command[0]), *command[1:], *(f"--{k}={v}" for k, v in settings.items())])

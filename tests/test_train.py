@@ -329,17 +329,12 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny, tmp_path, monkeypatch, 
     assert capsys.readouterr().out.count("not finite: skipped") == 5
 
 
-@pytest.mark.parametrize("steps, ends", [
-    (range(3, 99), True), (range(15, 25), True), ([*range(3, 12), *range(13, 22)], False)])
-def test_ten_bad_steps_in_a_row_end_the_run_however_rarely_it_logs(
-        tiny, tmp_path, monkeypatch, mistake, steps, ends):
-    poison(monkeypatch, steps)
-    command = tiny(max_iters=30, log_interval=1000, eval_interval=5)
-    if ends:
-        line = mistake(main, *command)
-        assert "10 steps in a row" in line and "learning_rate" in line
-    else:
-        main(command)
+@pytest.mark.parametrize("log_interval, n", [(1, 10), (1000, 17)])
+def test_ten_bad_steps_in_a_row_end_the_run_when_it_logs_and_at_its_end(
+        tiny, tmp_path, monkeypatch, mistake, log_interval, n):
+    poison(monkeypatch, range(3, 99))
+    line = mistake(main, *tiny(max_iters=20, log_interval=log_interval, eval_interval=5))
+    assert f"in the last {n} steps, before step {3 + n}" in line and "learning_rate" in line
     weights = state(tmp_path / "out").model.values()
     assert all(weight.isfinite().all() for weight in weights)
 
@@ -363,7 +358,7 @@ def test_out_of_memory_names_the_settings_to_change(tiny, monkeypatch, mistake):
 
     monkeypatch.setattr(GPT, "forward", full)
     line = mistake(main, *tiny(batch_size=4, gradient_accumulation_steps=2))
-    assert "--batch_size=2 --gradient_accumulation_steps=4" in line
+    assert "a smaller batch_size with more gradient_accumulation_steps needs less" in line
 
 
 # ---- what happens at the edges of a run
@@ -389,11 +384,10 @@ def test_fine_tuning_that_only_gets_worse_keeps_the_model_it_began_with(tiny, tm
 def test_a_second_run_in_the_same_folder_is_refused(tiny, tmp_path, mistake):
     out = tmp_path / "out"
     main(tiny(max_iters=4))
-    process = json.loads((out / "config.json").read_text())["process"]
     before = (out / "ckpt.pt").read_bytes()
     with FileLock(out / ".lock"):
         line = mistake(main, *tiny())
-    assert f"another run (process {process}) is writing to {out}" in line
+    assert f"another run is writing to {out}" in line
     assert (out / "ckpt.pt").read_bytes() == before and not (out / "previous-1").exists()
 
 

@@ -15,6 +15,7 @@ results are exact.
 
 import contextlib
 import copy
+import functools
 import importlib.util
 import io
 import itertools
@@ -109,23 +110,37 @@ def seconds(function, device):
     return time.perf_counter() - started
 
 
+def timed(function, device, times=1):
+    """A function that calls another one and returns the seconds that it took."""
+    def repeated():
+        for _ in range(times):
+            function()
+
+    return functools.partial(seconds, repeated, device)
+
+
 def in_alternation(candidates, rounds, unit, count):
-    """Run the functions {name: function} in alternation; each returns its time in seconds.
+    """Run the functions {name: function} in alternation; each returns its time in seconds. The
+    first call of each is a warmup.
 
     For each candidate, prints the median of count / seconds in `unit`, and the ratio of its time to
     the time of the first candidate in the same round. Returns {name: median of count / seconds}.
     """
+    for candidate in candidates.values():
+        candidate()
     times_of = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, candidate in candidates.items():
             times_of[name].append(candidate())
     first = next(iter(times_of.values()))
+    medians = {}
     for name, times in times_of.items():
+        medians[name] = count / statistics.median(times)
         ratios = [a / b for a, b in zip(times, first, strict=True)]
-        print(f"  {name:42s} {count / statistics.median(times):10,.1f} {unit}   relative time: "
+        print(f"  {name:42s} {medians[name]:10,.1f} {unit}   relative time: "
               f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
               flush=True)
-    return {name: count / statistics.median(times) for name, times in times_of.items()}
+    return medians
 
 
 def matmul_flops(dtype, device, n=2048):
@@ -133,12 +148,6 @@ def matmul_flops(dtype, device, n=2048):
     a = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
     best = min(seconds(lambda: a @ a, device) for _ in range(8))
     return 2 * n**3 / best
-
-
-def read_bandwidth(device):
-    """The memory bandwidth of this device in bytes per second, measured with a sum over 1 GB."""
-    x = torch.ones(2**28, device=device)
-    return x.numel() * 4 / min(seconds(x.sum, device) for _ in range(5))
 
 
 def transformers_gpt2(c, vocab_size, dtype=torch.float32):
@@ -222,11 +231,9 @@ def bench_train(argv):
                                           (cfg.beta1, cfg.beta2), device.type)
         candidates["nanoGPT"] = stepper(nano, lambda m, x, y: m(x, y)[1], cfg, device, dtype, adamw,
                                         model_cfg.vocab_size)
-    timed = {name: lambda one=one: seconds(lambda: [one() for _ in range(many)], device)
-             for name, one in candidates.items()}
-    for candidate in timed.values():
-        candidate()  # warmup
-    throughput = in_alternation(timed, ROUNDS, "tok/s", many * tokens)["glassGPT"]
+    for name, one_step in candidates.items():
+        candidates[name] = timed(one_step, device, times=many)
+    throughput = in_alternation(candidates, ROUNDS, "tok/s", many * tokens)["glassGPT"]
     peak, share, source = devices.peak_flops(device, dtype), "MFU", "data sheet"
     if peak is None:
         peak, share = matmul_flops(dtype, device), "share of the matmul peak"
@@ -254,7 +261,7 @@ def bench_loop(argv):
         _, step = our_step(cfg, model_cfg, device, dtype)
         for _ in range(STEPS // 4):
             step()
-        return seconds(lambda: [step() for _ in range(STEPS)], device) / STEPS * 1e3
+        return timed(step, device, times=STEPS)() / STEPS * 1e3
 
     rounds = []
     for number in range(ROUNDS):
@@ -271,31 +278,23 @@ def bench_loop(argv):
 # Sampling
 
 
-def linear_layers(model, batch, device):
-    """A function that runs all linear layers on one token per sample, and nothing else: a lower
-    bound on the time to sample a token."""
-    layers = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, cpu.Packed))]
-    dtype = model.transformer.wte.weight.dtype
-    inputs = [torch.randn(batch, m.in_features, device=device, dtype=dtype) for m in layers]
-
-    @torch.no_grad()
-    def run():
-        for layer, x in zip(layers, inputs, strict=True):
-            layer(x)
-
-    return run
-
-
-def sampler_of(model, idx, count, keep=True, static=False):
-    """A function that times greedy decoding of `count` tokens after idx (B, T). keep=False: without
-    a cache; static=True: with a cache of fixed size, for torch.compile."""
+def ours(model, idx, count, keep=True, static=False):
+    """A function that decodes `count` tokens greedily after idx (B, T). keep=False: without a
+    cache; static=True: with a cache of fixed size, for torch.compile."""
     def run():
         cache = make_cache(model, len(idx), keep=keep, static=static)
         tokens = stream(model, idx, Sampler([0], temperature=0), cache)
         for _ in itertools.islice(tokens, count):
             pass
 
-    return lambda: seconds(run, idx.device)
+    return run
+
+
+def theirs(model, idx, count):
+    """The same for a model of transformers."""
+    return functools.partial(
+        model.generate, idx, attention_mask=torch.ones_like(idx), max_new_tokens=count,
+        min_new_tokens=count, do_sample=False)
 
 
 @torch.no_grad()
@@ -303,84 +302,50 @@ def bench_sample(argv):
     given, cfg, _ = configure(__doc__, SampleBenchConfig, GPTConfig, argv=argv)
     gpt2 = {"size": cfg.size, "vocab_size": 50257, "bias": True}
     model_cfg = build(GPTConfig, expand_names(gpt2 | given))
-    device, n = find_device(cfg.device), cfg.new_tokens
+    device = find_device(cfg.device)
+    n = cfg.new_tokens
     torch.manual_seed(0)
     model = GPT(model_cfg).to(device).eval()
-    weights = num_params(model)
-    bandwidth = read_bandwidth(device)
-    print(f"{weights / 1e6:.1f}M parameters, {counted(n, 'token')} after a prompt of "
+    print(f"{num_params(model) / 1e6:.1f}M parameters, {counted(n, 'token')} after a prompt of "
           f"{counted(cfg.prompt, 'token')}, on {device}, torch {torch.__version__}, "
-          f"{counted(torch.get_num_threads(), 'thread')}, "
-          f"memory bandwidth {bandwidth / 1e9:.1f} GB/s")
-    one, many = (torch.randint(model_cfg.vocab_size, (b, cfg.prompt), device=device)
-                 for b in (1, cfg.batch))
+          f"{counted(torch.get_num_threads(), 'thread')}")
+    models = {}
+    others = {}
+    for name in reversed(cfg.dtypes.split(",")):
+        models[name] = for_sampling(copy.deepcopy(model), name, cfg.compile)
+        other = None
+        if name != "int8":
+            other = transformers_gpt2(model_cfg, model_cfg.vocab_size, getattr(torch, name))
+        if other is not None:
+            others[name] = other.to(device).eval()
 
-    def ours(name, idx, count=n, keep=True):
-        return sampler_of(models[name], idx, count, keep, static=cfg.compile)
-
-    names = cfg.dtypes.split(",")
-    models = {name: for_sampling(copy.deepcopy(model), name, cfg.compile) for name in names}
-    # the same models with torch's own linear layers, not packed
-    plain = {name: copy.deepcopy(model).to(getattr(torch, name)) for name in names
-             if name != "int8"}
-    theirs = {name: transformers_gpt2(model_cfg, model_cfg.vocab_size, getattr(torch, name))
-              for name in plain}
-
-    def generate(them, idx):
-        return lambda: seconds(lambda: them.generate(
-            idx, attention_mask=torch.ones_like(idx), max_new_tokens=n, min_new_tokens=n,
-            do_sample=False), device)
-
-    candidates = {f"glassGPT {name}": ours(name, one) for name in reversed(models)}
-    for name, them in theirs.items():
-        if them is not None:
-            candidates[f"transformers {name}"] = generate(them.to(device).eval(), one)
-    if cfg.nanogpt:
-        nano_model = nanogpt_model(cfg.nanogpt, model_cfg, device).eval()
-        candidates["nanoGPT float32"] = lambda: seconds(
-            lambda: nano_model.generate(one, n, top_k=1), device)
-    for candidate in candidates.values():
-        candidate()  # warmup
-    print("one sample")
-    throughput = in_alternation(candidates, cfg.rounds, "tok/s", n)
-    for name in plain:
-        limits = []  # in tok/s
-        for each in (plain[name], models[name]):
-            layers = linear_layers(each, 1, device)
-            layers()  # warmup
-            limits.append(statistics.median(1 / seconds(layers, device) for _ in range(20)))
-        ours_now = throughput[f"glassGPT {name}"]
-        read = weights * getattr(torch, name).itemsize * ours_now
-        print(f"  {name}: {ours_now / limits[0]:.0%} of the {limits[0]:.1f} tok/s that torch's "
-              f"linear layers alone allow, {ours_now / limits[1]:.0%} of the {limits[1]:.1f} tok/s "
-              f"that ours allow; reads {read / 1e9:.1f} GB/s, {read / bandwidth:.0%} of the memory "
-              "bandwidth")
-    print(f"{counted(cfg.batch, 'sample')} in one batch")
-    candidates = {f"glassGPT {name}, batch of {cfg.batch}": ours(name, many)
-                  for name in reversed(models)}
-    for name, them in theirs.items():
-        if them is not None:
-            candidates[f"transformers {name}, batch of {cfg.batch}"] = generate(them, many)
-    in_batch = in_alternation(candidates, cfg.rounds, "tok/s", n * cfg.batch)
-    for name in models:
-        ratio = in_batch[f"glassGPT {name}, batch of {cfg.batch}"] / throughput[f"glassGPT {name}"]
-        print(f"  {name}: {ratio:.1f} times the tok/s of one sample")
-    print("without a cache, and prefill")
+    throughput = {}
+    for batch in sorted({1, cfg.batch}):
+        print(f"{counted(batch, 'sample')} in one batch")
+        idx = torch.randint(model_cfg.vocab_size, (batch, cfg.prompt), device=device)
+        candidates = {}
+        for name, each in models.items():
+            candidates[f"glassGPT {name}"] = ours(each, idx, n, static=cfg.compile)
+        for name, each in others.items():
+            candidates[f"transformers {name}"] = theirs(each, idx, n)
+        if cfg.nanogpt and batch == 1:
+            nano = nanogpt_model(cfg.nanogpt, model_cfg, device).eval()
+            candidates["nanoGPT float32"] = functools.partial(nano.generate, idx, n, top_k=1)
+        candidates = {name: timed(run, device) for name, run in candidates.items()}
+        throughput[batch] = in_alternation(candidates, cfg.rounds, "tok/s", n * batch)
+    print("a batch compared with one sample, without a cache, and prefill")
     few = min(32, n)
-    for name in models:
-        uncached = ours(name, one, count=few, keep=False)()
-        prompt = torch.randint(model_cfg.vocab_size, (1, min(512, model_cfg.block_size)),
-                               device=device)
-        prefill = min(ours(name, prompt, count=1)() for _ in range(3))
-        print(f"  {name}: {few / uncached:.1f} tok/s without a cache (first "
-              f"{counted(few, 'token')}); prefill "
-              f"{prompt.shape[1] / prefill:,.0f} tok/s")
-    size = 2 * model_cfg.n_layer * cfg.batch * model_cfg.block_size * model_cfg.n_embd
-    cache = make_cache(model, cfg.batch)
-    next(stream(model, many, Sampler([0], temperature=0), cache))
-    held = sum(part.numel() for pair in cache.layers.values() for part in pair)
-    print(f"cache for {counted(cfg.batch, 'sample')}: {held:,} numbers (expected: {size:,}), "
-          f"{size * 4 / 2**20:.0f} MB in float32")
+    idx = torch.randint(model_cfg.vocab_size, (1, cfg.prompt), device=device)
+    size = min(512, model_cfg.block_size)
+    long = torch.randint(model_cfg.vocab_size, (1, size), device=device)
+    for name, each in models.items():
+        key = f"glassGPT {name}"
+        uncached = seconds(ours(each, idx, few, keep=False), device)
+        prefill = timed(ours(each, long, 1, static=cfg.compile), device)
+        best = min(prefill() for _ in range(3))
+        print(f"  {name}: {throughput[cfg.batch][key] / throughput[1][key]:.1f} times the tok/s of "
+              f"one sample; {few / uncached:.1f} tok/s without a cache (first "
+              f"{counted(few, 'token')}); prefill {size / best:,.0f} tok/s")
 
 
 if __name__ == "__main__":

@@ -21,11 +21,10 @@ from internals.errors import UserError, one_line_errors, reason
 from internals.files import printable
 from internals.limits import Limit, Natural
 from internals.outdir import read_metrics
-from internals.plots import cut_beginning, picture
+from internals.plots import cut_beginning, label_ends, picture
 from internals.recipes import RECIPES
 from internals.words import duration
 
-LABEL_HEIGHT = 14  # points
 CONFIG_LIMIT = 2**20  # bytes; the config.json of a run has about 2,000
 NOT_COMPARED = {"out_dir", "process", "tracker", "wandb_log", "wandb_project", "wandb_run_name",
                 "eval_interval", "log_interval", "sample_tokens"}  # they change no loss
@@ -138,16 +137,7 @@ def draw_runs(runs, path, first_step=0, height=5):
         axes.grid(alpha=0.3)
         for side in "top", "right":
             axes.spines[side].set_visible(False)
-        low, high = axes.get_ylim()
-        # the axes take about 60 of 72 points per inch
-        loss_per_point = (high - low) / (60 * height)
-        lowest = low
-        for step, loss, name, color in sorted(ends, key=lambda end: end[1]):
-            place = max(loss, lowest)  # labels of lines that end close together do not overlap
-            axes.annotate(name, (step, loss), (8, (place - loss) / loss_per_point), color=color,
-                          textcoords="offset points", verticalalignment="center",
-                          annotation_clip=False, parse_math=False)
-            lowest = place + LABEL_HEIGHT * loss_per_point
+        label_ends(axes, ends)
 
 
 def main(argv=None):

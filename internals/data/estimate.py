@@ -45,8 +45,8 @@ def announce(reader, excerpt, encode, workers, folder):
 
 
 def free_bytes(folder):
-    """The disk space for the dataset in `folder`, which need not exist. What an interrupted run has
-    written there counts as free, because it is either continued or removed."""
+    """The disk space for the dataset in `folder`, which need not exist. What a killed
+    process has written there counts as free, because it will be removed."""
     present = sum(path.stat().st_size for path in folder.glob("partial/*.bin"))
     while not folder.exists():
         folder = folder.parent
@@ -75,15 +75,10 @@ def remark(counts, reader):
 
 
 def named(characters, most=12):
-    """{'é': 3, 'ß': 1} -> "'é' (U+00E9, 3 times), 'ß' (U+00DF)". At most `most` characters are
-    named, those that occur most often."""
-    ordered = sorted(characters, key=characters.get, reverse=True)
-    names = []
-    for char in ordered[:most]:
-        times = f", {characters[char]:,} times" if characters[char] > 1 else ""
-        names.append(f"{char!r} (U+{ord(char):04X}{times})")
-    if len(ordered) > most:
-        names.append(f"and {len(ordered) - most:,} others")
+    """['é', 'ß'] -> "'é' (U+00E9), 'ß' (U+00DF)". At most `most` characters are named."""
+    names = [f"{char!r} (U+{ord(char):04X})" for char in characters[:most]]
+    if len(characters) > most:
+        names.append(f"and {len(characters) - most:,} others")
     return ", ".join(names)
 
 

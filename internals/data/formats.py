@@ -5,7 +5,7 @@ These are generators that hold blocks of 256 kB, so memory does not depend on th
 
 import bz2
 import codecs
-import gzip
+import functools
 import importlib
 import itertools
 import json
@@ -20,12 +20,10 @@ BLOCK = 1 << 18  # bytes
 # bytes of a line of JSON, of an array, or of a document up to the separator: each must be in memory
 # as a whole
 LONGEST_LINE = 1 << 26
-# compressed bytes that are decompressed at a time, because zstandard does not limit the result;
-# repetitive text can become thousands of times as large
-ZSTD_BLOCK = 1 << 11
+# compressed bytes at a time: repetitive text can become thousands of times as large
+PACKED = 1 << 11
 ZSTD_WINDOW = 1 << 31  # bytes; that of `zstd --long=31`, the largest of the command zstd
 REPLACED = "\ufffd"  # takes the place of invalid UTF-8
-MOST_REPLACED = 0.1  # the share of the characters of a file; above that, it has another encoding
 
 ICONV = "save it as UTF-8, for example with `iconv -f {} -t UTF-8 < OLD > NEW`"
 EXPORT = "save it as plain text, and give that"
@@ -46,80 +44,59 @@ NOT_TEXT = [
     (rb"\xd0\xcf\x11\xe0", "an Office document", EXPORT),
     (rb"PAR1[\x15\x19\x1c]", "a parquet file",
      "give it as an uncompressed file whose name ends in .parquet"),
-    (rb"ARROW1|FEA1|\xff{4}.{2}\0\0\x10\0\0\0", "an Arrow file", f"{CONVERT} or parquet"),
-    (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a", "an image", "give text"),
-    (rb"\x93NUMPY", "a NumPy array", "give text"),
-    (rb"SQLite format 3", "an SQLite database", CONVERT),
     (rb"version https://git-lfs", "a pointer of Git LFS", "get the file with `git lfs pull`"),
 ]
 
 
 def unpacked(file, name):
     """Yields the content of an open file in blocks, decompressed. Its first bytes decide whether it
-    is compressed, because some programs unpack a file and keep its name."""
-    head = file.peek(HEAD)
+    is compressed, because some programs unpack a file and keep its name. Each frame (gzip calls it
+    a member, xz a stream) must have an end; more frames, or zeros, can follow."""
+    new_decompressor = find_decompressor(file.peek(HEAD), name)
+    if new_decompressor is None:
+        while block := file.read(BLOCK):
+            yield block
+        return
+    frame = None
+    content = b""
     try:
-        if head.startswith(b"\x1f\x8b"):
-            yield from in_blocks(gzip.GzipFile(fileobj=file))
-        elif head.startswith((b"\xfd7zXZ", b"]\0\0")):
-            yield from unpacked_streams(file, lzma.LZMADecompressor)
-        elif re.match(rb"BZh[1-9](1AY&SY|\x17rE8P)", head):
-            yield from unpacked_streams(file, bz2.BZ2Decompressor)
-        elif re.match(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", head):
-            yield from unpacked_zstd(file, name)
-        else:
-            yield from in_blocks(file)
-    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        while packed := file.read(PACKED):
+            while packed:
+                if frame is None:
+                    packed = packed.lstrip(b"\0")
+                    frame = new_decompressor() if packed else None
+                if frame is not None:
+                    content += frame.decompress(packed)
+                    packed = b""
+                    if frame.eof:
+                        packed = frame.unused_data
+                        frame = None
+            if len(content) >= BLOCK:
+                yield content
+                content = b""
+        if frame is not None:
+            raise EOFError("it ends within a frame")
+    except Exception as error:  # each format has its own
         if getattr(error, "errno", None):  # the disk has failed
             raise
         raise damaged(name, error) from None
+    if content:
+        yield content
 
 
-def in_blocks(file):
-    while block := file.read(BLOCK):
-        yield block
-
-
-def unpacked_streams(file, new_decompressor):
-    """Yields the content of streams of xz or bzip2. The files of the standard library would ignore
-    what follows a stream if it is not another one; zeros may follow."""
-    packed = file.read(BLOCK)
-    while packed:
-        decompressor = new_decompressor()
-        while not decompressor.eof:
-            if decompressor.needs_input and not packed:
-                packed = file.read(BLOCK)
-                if not packed:
-                    raise EOFError("it ends within a stream")
-            block = decompressor.decompress(packed, BLOCK)
-            packed = b""
-            if block:
-                yield block
-        packed = decompressor.unused_data.lstrip(b"\0")
-        while not packed and (following := file.read(BLOCK)):
-            packed = following.lstrip(b"\0")
-
-
-def unpacked_zstd(file, name):
-    """The reader of the zstandard package takes a truncated file for a complete one. So each frame
-    is decompressed here, and checked to have an end."""
-    zstandard = package("zstandard", name)
-    frame = None
-    try:
-        while packed := file.read(ZSTD_BLOCK):
-            while packed:
-                if frame is None:
-                    unpacker = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
-                    frame = unpacker.decompressobj()
-                if block := frame.decompress(packed):
-                    yield block
-                packed = b""
-                if frame.eof:
-                    packed, frame = frame.unused_data, None
-    except zstandard.ZstdError as error:
-        raise damaged(name, error) from None
-    if frame is not None:
-        raise damaged(name, "it ends within a frame")
+def find_decompressor(head, name):
+    """A function that makes a decompressor for a file that begins with these bytes; None if it is
+    not compressed."""
+    if head.startswith(b"\x1f\x8b"):
+        return functools.partial(zlib.decompressobj, wbits=31)  # 31: gzip's header and checksum
+    if head.startswith((b"\xfd7zXZ", b"]\0\0")):
+        return lzma.LZMADecompressor
+    if re.match(rb"BZh[1-9](1AY&SY|\x17rE8P)", head):
+        return bz2.BZ2Decompressor
+    if re.match(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", head):
+        zstandard = package("zstandard", name)
+        return zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj
+    return None
 
 
 def damaged(name, error):
@@ -141,7 +118,10 @@ def checked(blocks, name):
     for block in itertools.chain([head], blocks):
         nul = block.find(b"\0")
         if nul >= 0:
-            raise UserError(f"{name} {with_nul(block, position + nul)}")
+            raise UserError(
+                f"{name} is not text, because it has a NUL, at byte {position + nul}: if it is "
+                "UTF-16, convert it with `iconv -f UTF-16LE -t UTF-8 < OLD > NEW`; if it is text "
+                "with a few NULs, remove them with `tr -d '\\000' < OLD > NEW`")
         position += len(block)
         yield block
 
@@ -154,17 +134,6 @@ def refuse_other_formats(head, name):
             raise UserError(f"{name} is {what}: {advice}")
 
 
-def with_nul(block, position):
-    """What a block with a NUL byte is, and what to do. position: of the NUL, for the message."""
-    for encoding in ("UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"):
-        text = block[:len(block) // 4 * 4].decode(encoding, "replace")
-        spaces = len(re.findall(r"[ \n]", text))
-        if spaces > len(text) / 50 and not re.search(r"[\0-\x08\ufffd]", text):
-            return f"is {encoding}: {ICONV.format(encoding)}"
-    return (f"is not text, because it has a NUL, at byte {position}: convert it to text; or if it "
-            "is text with a few NULs, remove them with `tr -d '\\000' < OLD > NEW`")
-
-
 def normalized(text):
     """The form that all text has: line ends are \\n, and there is no byte order mark, which is also
     found inside a text, where files were joined."""
@@ -175,10 +144,10 @@ def normalized(text):
 
 def decoded(blocks, name, errors):
     """Yields blocks of bytes as normalized text. Raises UserError with the position if they are not
-    UTF-8, unless errors is "replace", and also then if much is not."""
+    UTF-8, unless errors is "replace"."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    position, cut = 0, ""
-    characters, replaced = 0, 0
+    position = 0
+    cut = ""
     for block in itertools.chain(blocks, [b""]):
         waiting = len(decoder.getstate()[0])  # bytes of a character that the last block cut
         try:
@@ -189,18 +158,13 @@ def decoded(blocks, name, errors):
         # \r\n is one line end even if the block ends between the two
         cut = "\r" if block and text.endswith("\r") else ""
         text = normalized(text.removesuffix(cut))
-        characters += len(text)
-        replaced += text.count(REPLACED)
-        if errors == "replace" and replaced > max(10, MOST_REPLACED * characters):
-            raise UserError(f"{name} is not UTF-8: {replaced:,} of its first {characters:,} "
-                            f"characters are invalid; {ICONV.format('ENCODING')}")
         if text:
             yield text
 
 
 def not_utf8(name, position):
-    return UserError(f"{name} is not UTF-8, at byte {position}: save it as UTF-8, or replace what "
-                     "is invalid with --errors=replace")
+    return UserError(f"{name} is not UTF-8, at byte {position}: save it as UTF-8; prepare.py can "
+                     "also replace what is invalid, with --errors=replace")
 
 
 def split_at(blocks, separator, name):
@@ -219,18 +183,9 @@ def split_at(blocks, separator, name):
         yield rest.removeprefix("\n")
 
 
-def is_json(beginning):
-    """Whether bytes begin as an object or an array of JSON does."""
-    return beginning.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"["))
-
-
 def begins_with_object(beginning):
-    """Whether the first line of bytes is an object of JSON."""
-    line = beginning.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n")[0]
-    try:
-        return isinstance(json.loads(line, parse_int=float), dict)
-    except (ValueError, RecursionError):
-        return False
+    """Whether bytes begin as JSON with objects does, one per line or in an array."""
+    return re.match(rb'(\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"', beginning) is not None
 
 
 def json_documents(blocks, name, errors, text_field):
@@ -282,17 +237,12 @@ def entries_of_array(blocks, name, errors):
 def parsed(content, name, position, where, errors):
     """The value of JSON in bytes, which are at this position of the file."""
     try:
-        return json.loads(content.decode("utf-8", errors), parse_int=whole_number)
+        return json.loads(content.decode("utf-8", errors))
     except UnicodeDecodeError as error:
         raise not_utf8(name, position + error.start) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({reason(error)}): correct or remove it; each line "
                         "must be an object, or the file an array of objects") from None
-
-
-def whole_number(digits):
-    """int refuses more than 4,300 digits, because that would take long."""
-    return int(digits) if len(digits) < 1000 else float(digits)
 
 
 def lines(blocks, name):
@@ -323,10 +273,6 @@ def without_surrogates(text, where, errors):
 def parquet_documents(file, advance, errors, text_field):
     """Yields the text of each row."""
     arrow, parquet = package("pyarrow", file.name), package("pyarrow.parquet", file.name)
-    with open(file.path, "rb") as opened:
-        head = opened.read(HEAD)
-    if not head.startswith(b"PAR1"):
-        refuse_other_formats(head, file.name)
     try:
         with parquet.ParquetFile(file.path, pre_buffer=False, buffer_size=BLOCK) as table:
             names, rows = table.schema_arrow.names, table.metadata.num_rows
@@ -359,11 +305,8 @@ def package(name, what):
 def read_text(path):
     """The text of a UTF-8 file, as `normalized`. Raises UserError if the file is empty, not
     UTF-8, or not text."""
-    content = b"".join(checked([Path(path).read_bytes()], path))
-    try:
-        text = normalized(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8, at byte {error.start}: save it as UTF-8") from None
+    content = Path(path).read_bytes()
+    text = "".join(decoded(checked([content], path), path, "strict"))
     if not text:
         raise UserError(f"{path} is empty")
     return text

@@ -1,7 +1,6 @@
 """Where text comes from: files, folders, patterns and stdin. formats.py knows what is in a file."""
 
 import glob
-import hashlib
 import io
 import itertools
 import os
@@ -11,17 +10,16 @@ import stat
 import sys
 import tempfile
 import time
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from internals.data import formats
-from internals.data.formats import BLOCK, decoded, json_documents, parquet_documents
+from internals.data.formats import BLOCK, REPLACED, decoded, json_documents, parquet_documents
 from internals.errors import UserError, say
 from internals.files import make_data_folder
 from internals.help import no_text_file
-from internals.words import counted
 
 TEXT, JSON, TABLES = (".txt", ".md"), (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
 # what is read from a folder; .json is not, because most .json files are settings
@@ -29,8 +27,7 @@ IN_FOLDERS = (*TEXT, ".jsonl", ".ndjson", ".parquet")
 COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
 READ = 1 << 16  # bytes that are read from a file ahead of what is decompressed
 EXCERPT = 1 << 22  # characters that are read for the estimate of what the text takes
-CSV_TO_JSON = ("python -c \"import csv, json, sys; [print(json.dumps(row)) for row in "
-               "csv.DictReader(sys.stdin{})]\" < OLD > NEW.jsonl")
+MOST_REPLACED = 0.1  # the share of these characters; above that, the text has another encoding
 
 
 class File:
@@ -40,11 +37,7 @@ class File:
     def __init__(self, path):
         self.path, self.name = Path(path), str(path)
         self.set_format(self.path)
-        status = self.path.stat()
-        self.size = status.st_size
-        self.inode = status.st_dev, status.st_ino
-        # distinguishes two versions of a file
-        self.identity = [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
+        self.size = self.path.stat().st_size
 
     def set_format(self, path):
         """Set suffix and is_text from the name. Raises UserError if the name says that it is a
@@ -52,9 +45,8 @@ class File:
         self.suffix = suffix_of(path)
         self.is_text = self.suffix not in (*JSON, ".parquet")
         if self.suffix in TABLES:
-            tab = ", delimiter='\\t'" if self.suffix == ".tsv" else ""
-            raise UserError(f"{self.name} is a table: convert it to JSON lines, as with "
-                            f"`{CSV_TO_JSON.format(tab)}`, and choose the column with "
+            raise UserError(f"{self.name} is a table: convert it to JSON lines, for example with "
+                            "csv.DictReader of Python, and choose the column with "
                             "--text_field=NAME; or to train on the table itself, rename it to .txt")
         if self.suffix == ".parquet" != path.suffix.lower():
             raise UserError(f"{self.name} is a compressed parquet file: unpack it")
@@ -97,27 +89,12 @@ class Spooled(File):
         self.file = tempfile.TemporaryFile(dir=folder)
         shutil.copyfileobj(stream, self.file, BLOCK)
         self.size = self.file.tell()
-        self.file.seek(0)
-        self.identity = ["spooled", hashlib.file_digest(self.file, "sha256").hexdigest()]
+        if not self.size:
+            raise UserError(f"{name} is empty; if it is given twice, give it once")
 
     def open(self, advance):
         self.file.seek(0)
         return io.BufferedReader(CountedFile(os.dup(self.file.fileno()), advance), READ)
-
-
-class Memory:
-    """A text in memory."""
-
-    is_text = True
-
-    def __init__(self, text):
-        self.text, self.size = text, len(text)
-        self.identity = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-    def blocks(self, advance, errors):
-        for i in range(0, self.size, BLOCK):
-            advance(min(BLOCK, self.size - i))
-            yield self.text[i:i + BLOCK]
 
 
 class CountedFile(io.FileIO):
@@ -155,12 +132,6 @@ class Reader:
         sizes = [source.size for source in self.sources]
         return None if None in sizes else sum(sizes)
 
-    @property
-    def identity(self):
-        """A value for JSON that changes if the sources or the way they are read change."""
-        identities = [source.identity for source in self.sources]
-        return [identities, self.errors, self.text_field, self.separator]
-
     def documents(self, advance):
         """Yields each document as an iterator over blocks of text. advance(n): as in File.open."""
         for source in self.sources:
@@ -181,7 +152,7 @@ class Reader:
 
     def excerpt(self, length=EXCERPT):
         """The Excerpt of the first blocks of text, with at least `length` characters if it has as
-        many. Raises UserError if there is no text."""
+        many. Raises UserError if there is no text, or if much of it is not UTF-8."""
         started = time.perf_counter()
         read, blocks, characters = [], [], 0
         for block in self.blocks(read.append):
@@ -189,9 +160,13 @@ class Reader:
             characters += len(block)
             if characters >= length:
                 break
+        name = self.sources[0].name
         if characters == 0:
-            name = getattr(self.sources[0], "name", "the text")
             raise UserError(f"{name} is empty" if self.one_text else "the sources have no text")
+        replaced = sum(block.count(REPLACED) for block in blocks)
+        if self.errors == "replace" and replaced > MOST_REPLACED * characters:
+            raise UserError(f"{name} is not UTF-8: {replaced:,} of the first {characters:,} "
+                            f"characters are invalid; {formats.ICONV.format('ENCODING')}")
         return Excerpt(blocks, sum(read), time.perf_counter() - started)
 
 
@@ -212,7 +187,6 @@ def find_sources(words, builtin, folder, text_field=None):
     """The sources that words of the command line name: files, folders, patterns such as '*.txt',
     pipes, and - for stdin. builtin: names for "did you mean". folder: for the temporary files of
     pipes. text_field: as the user has given it; if not None, one of the sources must have it."""
-    refuse_pipes_given_twice(words)
     found = []
     for word in words:
         path = Path(word)
@@ -227,39 +201,19 @@ def find_sources(words, builtin, folder, text_field=None):
             if not files:
                 raise UserError(no_text_file(word, builtin))
             found += files
-    look_for_json(found, text_field)
+    for number, source in enumerate(found):
+        if not source.is_text or (source.has_known_name() and number > 0):
+            continue
+        is_json = formats.begins_with_object(next(source.content(lambda n: None), b""))
+        if is_json and source.has_known_name():
+            say(f"{source.name} begins with JSON, but is read as text, as its name says: to read "
+                "one field of each object, rename it to .jsonl")
+        else:
+            source.is_text = not is_json
     if text_field is not None and all(source.is_text for source in found):
         raise UserError(f"text_field={text_field} is for JSON and parquet, but all sources are "
                         "text: leave it out, or rename files with JSON lines to .jsonl")
-    announce_repeated([source for source in found if type(source) is File])
     return found
-
-
-def announce_repeated(files):
-    """Print a line if the sources name a file more than once, perhaps through links."""
-    names = {}
-    for file in files:
-        names.setdefault(file.inode, []).append(file.name)
-    most = max(names.values(), key=len, default=[])
-    if len(most) > 1:
-        say(f"{most[0]} is read {len(most)} times, because the sources name it that many times")
-
-
-def refuse_pipes_given_twice(words):
-    """Raises UserError if stdin or a pipe is given twice, because it can be read once."""
-    seen = set()
-    for word in words:
-        try:
-            status = os.fstat(sys.stdin.fileno()) if word == "-" else os.stat(word)
-        except (OSError, ValueError):  # the file does not exist, or stdin is not one
-            continue
-        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            raise UserError(f"{word} is given twice, but a pipe can be read once: leave one out")
-        seen.add((status.st_dev, status.st_ino))
-    if words.count("-") > 1:
-        raise UserError("- (stdin) can be given once")
 
 
 def open_source(path, folder):
@@ -274,112 +228,77 @@ def open_source(path, folder):
                     "or - for stdin")
 
 
-def look_for_json(sources, text_field):
-    """Read sources as JSON that are, if the user has given text_field and their names do not say
-    that they are text. Print a line about other text that looks like JSON; sources whose names say
-    that they are text are looked at only if they are among the first ten."""
-    suspects = []
-    for number, source in enumerate(sources):
-        if not source.is_text or (source.has_known_name() and number >= 10):
-            continue
-        first = next(source.content(lambda n: None), b"")
-        if text_field is not None and not source.has_known_name() and formats.is_json(first):
-            source.is_text = False
-        elif formats.begins_with_object(first):
-            suspects.append(source)
-    if suspects:
-        rename = ", and rename it to .jsonl" if suspects[0].has_known_name() else ""
-        say(f"{suspects[0].name} begins with JSON, but is read as plain text: to read one field of "
-            f"each object, give --text_field=NAME{rename}")
-
-
 def files_in(folder):
     """The files of a folder and its subfolders whose suffix is known, sorted by path. Hidden files
     and folders, whose names begin with a dot, are left out. Prints what else is left out."""
-    paths, left_out = [], Counter()
-    for parent, names in walk(folder, left_out):
+    paths = []
+    for parent, names in walk(folder):
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
+    left_out = Counter()
     texts = []
     for path in sorted(paths):
         if is_for_folders(path):
-            texts += readable(path, left_out)
+            texts.append(path)
         else:
             left_out[path.suffix.lower() or "without a suffix"] += 1
-    if not texts and left_out["unreadable"]:
-        unreadable = counted(left_out["unreadable"], "file")
-        raise UserError(f"{folder} has no text that can be read: {unreadable} cannot be opened")
     if not texts:
         raise UserError(f"{folder} has no text: none of its {len(paths):,} files ends in .txt, "
                         ".md, .jsonl or .parquet, or in .txt.gz, .jsonl.zst, .md.xz and the like; "
                         f"others can be given as a pattern, '{folder}/*.json'")
-    announce_left_out(folder, left_out)
-    return texts
+    return opened(folder, texts, left_out)
 
 
-def walk(folder, left_out):
-    """Yields (path, names of the files) of a folder and its subfolders, each once. Links to folders
-    are followed last, so that a file has a path without links if there is one."""
-    def failed(error):
-        left_out["unreadable folder"] += 1
+def walk(folder):
+    """Yields (path, names of the files) of a folder and its subfolders. Links to folders are
+    followed, but each folder is read once."""
+    def refuse(error):
+        raise error  # the folder cannot be read
 
-    waiting, seen = deque([folder]), set()
-    while waiting:
-        for parent, folders, names in os.walk(waiting.popleft(), onerror=failed):
-            real = os.path.realpath(parent)
-            if real in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            waiting += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
-            yield parent, names
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield parent, names
 
 
 def files_of_pattern(pattern):
     """The files that match a pattern, sorted by path. Prints what is left out."""
-    found, left_out = [], Counter()
-    for path in sorted(set(matches(pattern.replace(os.sep, "/"), left_out))):
-        if not ("**" in pattern and path.is_dir()):  # ** reads what is in them
-            found += readable(path, left_out)
-    announce_left_out(pattern, left_out)
-    return found
+    paths = sorted(set(map(Path, matches(pattern.replace(os.sep, "/")))))
+    if "**" in pattern:  # it reads what is in folders
+        paths = [path for path in paths if not path.is_dir()]
+    return opened(pattern, paths, Counter())
 
 
-def matches(pattern, left_out):
+def matches(pattern):
     """The paths that match a pattern. glob would follow two links that form loops forever, so **
     is replaced by each of the folders that walk yields."""
     parts = re.split(r"(?:^|(?<=/))\*\*(?:/|$)", pattern, maxsplit=1)
     if len(parts) == 1:
-        return [Path(path) for path in glob.glob(pattern)]
+        return glob.glob(pattern)
     root, rest = parts
     found = []
     for folder in glob.glob(root or "."):
-        for parent, _ in walk(folder, left_out):
-            found += matches(os.path.join(glob.escape(str(parent)), rest or "*"), left_out)
+        for parent, _ in walk(folder):
+            found += matches(os.path.join(glob.escape(parent), rest or "*"))
     return found
 
 
-def readable(path, left_out):
-    """[File], or [] if the path is not a file that can be read, which is counted in left_out."""
-    if os.path.isdir(path):
-        left_out["folder"] += 1
-    elif not os.access(path, os.R_OK):  # or a link to nothing
-        left_out["unreadable"] += 1
-    elif not os.path.isfile(path):
-        left_out["special file"] += 1  # such as a pipe
-    else:
-        return [File(path)]
-    return []
-
-
-def announce_left_out(where, left_out):
-    """Print how many files of a folder or pattern were left out. left_out: {kind: number}."""
+def opened(where, paths, left_out):
+    """The Files of paths. Prints how many are left out, with those that are not files, such as
+    folders, pipes and broken links. left_out: {kind: number}."""
+    files = [File(path) for path in paths if path.is_file()]
+    others = len(paths) - len(files)
+    if others:
+        left_out["not a file"] = others
     if left_out:
-        nouns = ("folder", "unreadable folder", "special file")
-        kinds = [counted(n, kind) if kind in nouns else f"{n:,} {kind}"
-                 for kind, n in left_out.most_common(8)]
+        kinds = [f"{n:,} {kind}" for kind, n in left_out.most_common(8)]
         more = ", ..." if len(left_out) > 8 else ""
         say(f"{where}: left out {left_out.total():,}: {', '.join(kinds)}{more}")
+    return files
 
 
 def suffix_of(path):

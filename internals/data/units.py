@@ -1,23 +1,25 @@
 """From documents to token ids: pieces of bounded size, the split, and threads that share the work.
 
-The text is cut into units by rules that depend on the text alone. So the ids are the same for any
-number of threads, and a run that was interrupted can skip the units that it has encoded.
+The text is cut into units by rules that depend on the text alone, so the ids are the same for any
+number of threads.
 """
 
 import hashlib
 import itertools
 import math
+import operator
 import re
-from collections import Counter, deque
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from internals.data.estimate import named, progress
+from internals.data.estimate import named
 from internals.data.formats import REPLACED
 from internals.errors import UserError, say
+from internals.words import counted
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE = 1 << 18  # characters; another number would change the split of documents that are longer
@@ -86,43 +88,29 @@ def pieces(blocks, size=PIECE, reach=PIECE):
         yield rest
 
 
-def split_into_units(reader, n_characters, val_fraction, counts, advance):
-    """Yields the units of what a Reader reads. n_characters: of a single text. counts: the Counts
-    to fill. advance: as in sources.File.open."""
-    if reader.one_text:
-        yield from text_units(reader.blocks(advance), n_characters, val_fraction, counts)
-    else:
-        yield from document_units(reader.documents(advance), val_fraction, counts)
-
-
 def text_units(blocks, n_characters, val_fraction, counts):
     """Yields the units of one text with this number of characters. The first characters are for
     training, the last val_fraction for validation."""
-    blocks = iter(blocks)
-    rest = []  # the part after the cut of the block with the cut
-
-    def before_cut(left):
-        for block in blocks:
-            if len(block) >= left:
-                rest.append(block[left:])
-                yield block[:left]
-                return
-            yield block
-            left -= len(block)
-
-    def after_cut():
-        yield from rest
-        yield from blocks
-
-    counts.documents, unread = 1, n_characters
-    training = before_cut(int(n_characters * (1 - val_fraction)))
-    for split, part in ("train", training), ("val", after_cut()):
-        for piece in pieces(part):
+    counts.documents = 1
+    unread = n_characters
+    parts = cut_blocks(blocks, int(n_characters * (1 - val_fraction)))
+    for split, group in itertools.groupby(parts, key=operator.itemgetter(0)):
+        for piece in pieces(part for _, part in group):
             counts.add(split, piece)
             unread -= len(piece)
             yield Unit(split, [piece], ends=False)
     if unread:
         raise UserError("the text changed while it was read: run the command again")
+
+
+def cut_blocks(blocks, n):
+    """Yields ("train", block) until the blocks have n characters, and then ("val", block)."""
+    for block in blocks:
+        if n > 0:
+            yield "train", block[:n]
+        if n < len(block):
+            yield "val", block[max(0, n):]
+        n -= len(block)
 
 
 def document_units(documents, val_fraction, counts):
@@ -180,8 +168,6 @@ def usable_fraction(reader, val_fraction):
             highest = max(highest, score)
         if lowest < val_fraction <= highest:
             return val_fraction
-    if lowest == math.inf:
-        raise UserError("the sources have no text: all documents are empty")
     if lowest == highest:
         raise UserError("the sources have only one distinct document, so none is left for "
                         "validation: add others, or give the text as one .txt file without "
@@ -197,39 +183,28 @@ def split_score(text):
     return int.from_bytes(digest[:6]) / 2**48
 
 
-def encoded(units, encode, workers, skip=0):
-    """Yields (split, ids) of each unit in order, without the first `skip` units.
+def encoded(units, encode, workers):
+    """Yields (split, ids) of each unit in order.
 
     encode(texts, ends): the ids of a unit. workers: the number of threads that call it; tiktoken
     and numpy let threads run at the same time. At most three units per thread are in memory.
     """
-    units = itertools.islice(units, skip, None)
-    if workers == 1:
-        for split, texts, ends in units:
-            yield split, encode(texts, ends)
-        return
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
-        try:
-            for split, texts, ends in units:
-                waiting.append((split, pool.submit(encode, texts, ends)))
-                if len(waiting) >= 3 * workers:
-                    split, result = waiting.popleft()
-                    yield split, result.result()
-            while waiting:
+        for split, texts, ends in units:
+            waiting.append((split, pool.submit(encode, texts, ends)))
+            if len(waiting) >= 3 * workers:
                 split, result = waiting.popleft()
                 yield split, result.result()
-        finally:
-            for _, result in waiting:
-                result.cancel()
+        for split, result in waiting:
+            yield split, result.result()
 
 
-def survey(blocks, vocabulary=True, newline=False):
+def survey(blocks, vocabulary=True):
     """(number of characters, the distinct characters in the order of code points) of blocks of
-    text. vocabulary: False leaves the distinct characters out, which is faster. newline: count a
-    newline among them in any case."""
-    seen, n_characters = np.zeros(0x110000, dtype=bool), 0
-    seen[ord("\n")] = newline
+    text. vocabulary: False leaves the distinct characters out, which is faster."""
+    seen = np.zeros(0x110000, dtype=bool)
+    n_characters = 0
     for block in blocks:
         if vocabulary:
             seen[code_points(block)] = True
@@ -237,22 +212,19 @@ def survey(blocks, vocabulary=True, newline=False):
     return n_characters, "".join(map(chr, np.flatnonzero(seen).tolist()))
 
 
-def check_vocabulary(tokenizer, name, reader):
-    """Look for characters of the text of a Reader that are not in the vocabulary of the dataset
-    `name`. tokenizer: its CharTokenizer. If reader.errors is "replace", the tokenizer will remove
-    the characters; otherwise, raises UserError."""
-    unknown, n_characters = Counter(), 0
-    with progress(reader.size, "reading") as advance:
-        for block in reader.blocks(advance):
-            unknown += tokenizer.unknown(block)
-            n_characters += len(block)
+def check_vocabulary(tokenizer, name, chars, errors):
+    """Look for characters of a text that are not in the vocabulary of the dataset `name`.
+
+    tokenizer: its CharTokenizer. chars: the distinct characters of the text. If errors is
+    "replace", the tokenizer will remove the unknown ones; otherwise, raises UserError."""
+    unknown = sorted(set(chars) - set(tokenizer.chars))
     if not unknown:
         return
-    what = (f"{unknown.total():,} of {n_characters:,} characters are not among the "
+    what = (f"{counted(len(unknown), 'character')} of the text are not among the "
             f"{tokenizer.n_vocab} of {name}: {named(unknown)}")
-    if reader.errors == "strict":
+    if errors == "strict":
         raise UserError(f"{what}; replace them in the text, or remove them with --errors=replace")
-    say(f"removed: {what}")
+    say(f"all of these are removed: {what}")
     tokenizer.remove_unknown = True
 
 
