@@ -140,7 +140,7 @@ def bpe_checkpoint(tmp_path, favorites):
         pair = slice(2 * position, 2 * position + 2)
         wte[token, pair] = torch.tensor([1.0, -1.0])
         wpe[position, pair] = torch.tensor([5.0, -5.0])
-    start = Checkpoint(weights, asdict(config), {"tokenizer": "gpt2"})
+    start = Checkpoint(weights, asdict(config), {"tokenizer": "gpt2", "vocab_size": 50257})
     checkpoint.write(start, tmp_path / "bpe" / "best.pt")
     return tmp_path / "bpe"
 
@@ -357,7 +357,7 @@ def conversation(monkeypatch, capsys):
 def test_a_conversation_continues_until_the_end_of_the_input(trained, conversation):
     out, err = conversation(trained, "Line 7: ", "Ü?", "Line 8: the")
     error, = [line for line in err.splitlines() if "parameters" not in line]
-    assert "which come from the training text: 'Ü' (U+00DC)" in error
+    assert "which come from the training text: '?' (U+003F), 'Ü' (U+00DC)" in error
     first, second = out.splitlines()[:2]
     assert first == "the quick br" and second.startswith(" quick brow")
 

@@ -201,6 +201,8 @@ def find_sources(words, builtin, folder, text_field=None):
             if not files:
                 raise UserError(no_text_file(word, builtin))
             found += files
+    # if the name does not say what is in a file, its beginning does. Of the files whose names say
+    # that they are text, only the first is looked at
     for number, source in enumerate(found):
         if not source.is_text or (source.has_known_name() and number > 0):
             continue
