@@ -5,6 +5,7 @@ tests/test_look_page.py opens such a page in a browser."""
 import base64
 import itertools
 import json
+import math
 import re
 import zlib
 
@@ -16,32 +17,44 @@ from helpers import GPT2_TINY, MODELS, MODERN, MODERN_TINY, model_of, tokens
 from torch.nn import functional as F
 
 from internals import checkpoint, checks
-from model import Attend, GPTConfig
-from prepare import CharTokenizer
+from model import GPTConfig
 from sample import draw, make_cache, stream
 from train import main as train
 
-
-def recordable(config, seed=0, levels=None):
-    weights = model_of(config, seed, spread=0.3).state_dict()
-    return look.build_model(weights, config, torch.device("cpu"), levels)
+CHARS = "".join(map(chr, range(40, 101)))
+CPU = torch.device("cpu")
 
 
-def write_run(folder, config, chars=None, step=0):
-    """The folder of a run with a model of random weights; returns the model."""
-    model = model_of(config, spread=0.3)
-    meta = {"tokenizer": "char", "chars": chars or "".join(map(chr, range(40, 101))),
-            "vocab_size": len(chars or range(61))}
-    checkpoint.write(checks.Checkpoint(model.state_dict(), vars(config), meta),
-                     folder / "ckpt.pt")
-    return model
+def recordable(config, levels=None):
+    weights = model_of(config, spread=0.3).state_dict()
+    return look.build_model(weights, config, CPU, levels)
 
 
-def data_of(path):
-    """The data in a page."""
-    html = path.read_text(encoding="utf-8")
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html,
-                                re.DOTALL)[1])
+def recorded(config):
+    """(a model that can be recorded, a text of 20 tokens, its Recording)."""
+    model = recordable(config)
+    idx = tokens(config, 1, 20)
+    return model, idx, look.record(model, idx)
+
+
+def write_run(folder, config=GPT2_TINY, **changed):
+    """The folder of a run with a model of random weights; changed: some of these."""
+    weights = model_of(config, spread=0.3).state_dict() | changed
+    meta = {"tokenizer": "char", "chars": CHARS, "vocab_size": 61}
+    start = checks.Checkpoint(weights, vars(config), meta)
+    checkpoint.write(start, folder / "ckpt.pt")
+
+
+def page_of(folder, *words):
+    """The data in the page of a run. words: of the command line."""
+    html = folder / "new/page.html"
+    look.main([f"--out_dir={folder}", f"--out={html}", "--device=cpu", *words])
+    return data_in(html.read_text(encoding="utf-8"))
+
+
+def data_in(html):
+    start = '<script type="application/json" id="data">'
+    return json.loads(re.search(f"{start}(.*?)</script>", html, re.DOTALL)[1])
 
 
 def unpacked(text, dtype):
@@ -49,36 +62,38 @@ def unpacked(text, dtype):
     return torch.from_numpy(numbers.copy())
 
 
+def recorded_attention(shown, shape):
+    """(L, nh, T, T) from a page. shape: (L, nh, T)."""
+    weights = torch.zeros(*shape, shape[-1])
+    rows, columns = torch.tril_indices(shape[-1], shape[-1])
+    packed = unpacked(shown["attention"], "<u2")
+    weights[..., rows, columns] = packed.view(*shape[:2], -1) / 65535
+    return weights
+
+
 # ---- the recording is the model
 
 
 @MODELS
 def test_recorded_attention_times_values_is_the_output_of_the_block(config):
-    model, idx = recordable(config), tokens(config, 1, 20)
+    model = recordable(config)
     values = []
     for block in model.transformer.h:
         block.attn.attend.register_forward_pre_hook(lambda _, inputs: values.append(inputs[2]))
-    seen = look.record(model, idx)
+    seen = look.record(model, tokens(config, 1, 20))
+    assert seen.attention.shape == (3, 2, 20, 20)
     for layer, block in enumerate(model.transformer.h):
         y = seen.attention[layer] @ values[layer][0]  # (nh, T, hs)
+        torch.testing.assert_close(y, seen.heads[layer], rtol=0, atol=1e-5)
         y = block.attn.c_proj(y.transpose(0, 1).reshape(20, -1))
         torch.testing.assert_close(y, seen.added[layer, 0], rtol=0, atol=1e-5)
 
 
 @MODELS
-def test_recorded_attention_is_causal_and_each_row_sums_to_one(config):
-    attention = look.record(recordable(config), tokens(config, 1, 20)).attention
-    assert attention.shape == (3, 2, 20, 20)
-    assert torch.equal(attention.triu(1), torch.zeros_like(attention))
-    torch.testing.assert_close(attention.sum(dim=-1), torch.ones(3, 2, 20), rtol=0, atol=1e-6)
-
-
-@MODELS
 def test_recording_does_not_change_the_logits_and_the_last_row_of_the_lens_is_the_logits(config):
-    model, idx = recordable(config), tokens(config, 1, 20)
+    model, idx, seen = recorded(config)
     with torch.no_grad():
         logits = model_of(config, spread=0.3)(idx, idx)[0][0]
-    seen = look.record(model, idx)
     assert torch.equal(seen.logits, logits)
     assert torch.equal(look.head(model, seen.stream[-1][None])[0], logits)
     assert not any(part._forward_hooks for part in model.modules())
@@ -86,35 +101,53 @@ def test_recording_does_not_change_the_logits_and_the_last_row_of_the_lens_is_th
 
 @MODELS
 def test_the_stream_is_the_sum_of_the_embedding_and_all_that_is_added(config):
-    seen = look.record(recordable(config), tokens(config, 1, 20))
+    _, _, seen = recorded(config)
     total = seen.stream[0] + seen.added.sum(dim=(0, 1))
     torch.testing.assert_close(total, seen.stream[-1], rtol=0, atol=1e-4)
 
 
 @MODELS
 def test_a_head_that_is_switched_off_is_a_head_whose_columns_of_c_proj_are_zero(config):
-    idx, hs = tokens(config, 1, 20), config.n_embd // config.n_head
-    losses = look.ablation(recordable(config), idx, config.vocab_size)
+    """Likewise an MLP whose c_proj is zero. Nothing stays switched off."""
+    model, idx, seen = recorded(config)
+    hs = config.n_embd // config.n_head
+    losses = look.ablation(model, idx, config.vocab_size)
     assert losses.shape == (3, 3) and losses.unique().numel() == 9
-    for layer in range(3):
-        for number in range(3):  # two heads, and the MLP
-            model = model_of(config, spread=0.3)
-            block = model.transformer.h[layer]
-            with torch.no_grad():
-                if number < 2:
-                    block.attn.c_proj.weight[:, number * hs:(number + 1) * hs] = 0
-                else:
-                    for p in block.mlp.c_proj.parameters():
-                        p.zero_()
-                loss = F.cross_entropy(model(idx, idx)[0][0, :-1], idx[0, 1:])
-            torch.testing.assert_close(losses[layer, number], loss, rtol=0, atol=1e-6)
+    assert torch.equal(look.record(model, idx).logits, seen.logits)
+    for layer, part in itertools.product(range(3), range(3)):  # two heads, and the MLP
+        without = model_of(config, spread=0.3)
+        block = without.transformer.h[layer]
+        with torch.no_grad():
+            if part < 2:
+                block.attn.c_proj.weight[:, part * hs:(part + 1) * hs] = 0
+            else:
+                for p in block.mlp.c_proj.parameters():
+                    p.zero_()
+            loss = F.cross_entropy(without(idx, idx)[0][0, :-1], idx[0, 1:])
+        torch.testing.assert_close(losses[layer, part], loss, rtol=0, atol=1e-6)
+
+
+def gap_of(model, stream, first, second):
+    """logit(first) - logit(second) of a residual stream, without the bias of the final norm and
+    without soft-capping, times the number by which the norm divides."""
+    ln_f = model.transformer.ln_f
+    weight = model.lm_head.weight
+    normed = ln_f(stream)
+    x = stream
+    if model.config.norm == "layernorm":
+        x = x - x.mean(dim=-1, keepdim=True)
+        if ln_f.bias is not None:
+            normed = normed - ln_f.bias
+    scale = (x.square().mean(dim=-1) + ln_f.eps).sqrt()
+    return (normed * (weight[first] - weight[second])).sum(dim=-1) * scale, scale
 
 
 @MODELS
-def test_the_votes_of_all_parts_sum_to_the_difference_of_two_logits(config):
-    """For every position, and for a norm with a scale and a bias."""
-    model, idx = recordable(config), tokens(config, 1, 20)
-    seen = look.record(model, idx)
+@torch.no_grad()
+def test_the_votes_sum_to_the_difference_of_two_logits_and_each_is_what_its_part_adds(config):
+    """Nothing reads what the last layer adds, except for the final norm, whose scale the split
+    keeps: so the vote of a part is what the difference loses without it, at the same scale."""
+    model, idx, seen = recorded(config)
     first, second = seen.logits.topk(2).indices.T
     votes = look.votes(model, seen, first, second)
     assert votes.shape == (20, 2 + 3 * 3)
@@ -124,44 +157,18 @@ def test_the_votes_of_all_parts_sum_to_the_difference_of_two_logits(config):
     gap = logits.gather(1, first[:, None]) - logits.gather(1, second[:, None])
     torch.testing.assert_close(votes.sum(dim=-1), gap[:, 0], rtol=0, atol=1e-4)
 
-
-@MODELS
-def test_the_vote_of_a_head_is_what_the_difference_loses_without_it(config):
-    """In the last layer nothing reads what it adds, except for the final norm, whose scale the
-    split keeps: undo the change of the scale, and the difference of the logits is the vote."""
-    model, idx = recordable(config), tokens(config, 1, 20)
-    seen = look.record(model, idx)
-    first, second = seen.logits.topk(2).indices.T
-    vote = look.votes(model, seen, first, second)[:, -2]  # of the last MLP
-    last = model.transformer.h[-1]
-    hook = last.mlp.register_forward_hook(look.zeros_instead)
-    without = look.record(model, idx)
-    hook.remove()
-
-    def scale(x):
-        if config.norm == "layernorm":
-            return (x.var(dim=-1, correction=0) + config.norm_eps).sqrt()
-        return (x.square().mean(dim=-1) + config.norm_eps).sqrt()
-
-    def gap(stream):
-        normed = model.transformer.ln_f(stream)
-        bias = getattr(model.transformer.ln_f, "bias", None)
-        if bias is not None:
-            normed = normed - bias
-        weight = model.lm_head.weight
-        return (normed * (weight[first] - weight[second])).sum(dim=-1) * scale(stream)
-
-    with torch.no_grad():
-        x = seen.stream[-1]
-        expected = (gap(x) - gap(without.stream[-1])) / scale(x)
-    torch.testing.assert_close(vote, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_nothing_stays_switched_off_after_an_ablation():
-    model, idx = recordable(GPT2_TINY), tokens(GPT2_TINY, 1, 20)
-    before = look.record(model, idx).logits
-    look.ablation(model, idx, 61)
-    assert torch.equal(look.record(model, idx).logits, before)
+    block = model.transformer.h[-1]
+    full, scale = gap_of(model, seen.stream[-1], first, second)
+    for part in range(3):  # two heads, and the MLP
+        if part < 2:
+            block.attn.attend.off = part
+            block.mlp.register_forward_hook(lambda *_: seen.added[-1, 1][None])
+        else:
+            block.attn.attend.off = None
+            block.mlp.register_forward_hook(look.zeros_instead)
+        without, _ = gap_of(model, look.record(model, idx).stream[-1], first, second)
+        expected = (full - without) / scale
+        torch.testing.assert_close(votes[:, -4 + part], expected, rtol=1e-4, atol=1e-4)
 
 
 # ---- the numbers in the page are the tensors
@@ -170,42 +177,46 @@ def test_nothing_stays_switched_off_after_an_ablation():
 @pytest.mark.parametrize("config", [GPT2_TINY, MODERN_TINY], ids=["gpt2", "modern"])
 def test_numbers_in_the_page_are_those_of_the_rounded_model(config, tmp_path):
     write_run(tmp_path, config)
-    look.main([f"--out_dir={tmp_path}", "--start=ROMEO", "--device=cpu"])
-    data = data_of(tmp_path / "look.html")
-    model, idx = recordable(config, levels=127), torch.tensor([data["ids"]])
-    shown, seen = data["moments"][0], look.record(model, idx)
-    assert "".join(data["vocab"][i] for i in data["ids"][:5]) == "ROMEO"
-    assert data["prompt_length"] == 5 and len(data["ids"]) == config.block_size == 32
+    data = page_of(tmp_path, "--start=ROMEO")
+    ids = data["ids"]
+    assert "".join(data["vocab"][i] for i in ids[:5]) == "ROMEO"
+    assert data["prompt_length"] == 5 and len(ids) == config.block_size == 32
+    shown = data["moments"][0]
+    model = recordable(config, levels=127)
+    idx = torch.tensor([ids])
+    seen = look.record(model, idx)
 
     probs = seen.logits.double().softmax(dim=-1)
-    near = {"rtol": 1e-5, "atol": 1e-12}
-    for name, expected in [
-        ("top_probs", probs.topk(10).values), ("entropy", -(probs * probs.log2()).sum(dim=-1)),
-        ("next_prob", probs[range(31), data["ids"][1:]]),
-        ("loss", F.cross_entropy(seen.logits[:-1], idx[0, 1:])),
-        ("ablated_loss", look.ablation(model, idx, 61)),
-        ("lens_probs", look.head(model, seen.stream).softmax(dim=-1).amax(dim=-1)),
-        ("votes", look.votes(model, seen, *probs.topk(2).indices.T)),
-    ]:
-        torch.testing.assert_close(torch.tensor(shown[name], dtype=torch.float64),
-                                   expected.double(), **near)
-    assert shown["top_ids"] == probs.topk(10).indices.tolist()
     order = probs.argsort(dim=-1, descending=True)
-    ranks = [row.tolist().index(i) + 1 for row, i in zip(order, data["ids"][1:], strict=False)]
-    assert shown["next_rank"] == ranks
-    assert shown["lens_ids"] == look.head(model, seen.stream).argmax(dim=-1).tolist()
+    lens = look.head(model, seen.stream).softmax(dim=-1).max(dim=-1)
+    came = idx[0, 1:, None]
+    for name, expected in {
+        "top_ids": order[:, :10],
+        "top_probs": probs.topk(10).values,
+        "entropy": -(probs * probs.log2()).sum(dim=-1),
+        "next_prob": probs[:-1].gather(1, came)[:, 0],
+        "next_rank": 1 + (order[:-1] == came).int().argmax(dim=-1),
+        "loss": F.cross_entropy(seen.logits[:-1], idx[0, 1:]),
+        "ablated_loss": look.ablation(model, idx, 61),
+        "lens_ids": lens.indices,
+        "lens_probs": lens.values,
+        "votes": look.votes(model, seen, order[:, 0], order[:, 1]),
+    }.items():
+        actual = torch.tensor(shown[name], dtype=torch.float64)
+        torch.testing.assert_close(actual, expected.double(), rtol=1e-5, atol=1e-6)
+    attention = recorded_attention(shown, (3, 2, 32))
+    torch.testing.assert_close(attention, seen.attention, rtol=0, atol=8e-6)
+    assert torch.equal(unpacked(shown["logits"], "<f4").view(32, 61), seen.logits)
 
-    packed = unpacked(shown["attention"], "<u2").view(3, 2, -1) / 65535
-    rows, columns = torch.tril_indices(32, 32)
-    torch.testing.assert_close(packed, seen.attention[..., rows, columns], rtol=0, atol=8e-6)
-    assert torch.equal(unpacked(data["logits"], "<f4").view(32, 61), seen.logits)
     weights = shown["weights"]
-    integers, floats = unpacked(weights["integers"], "<i1"), unpacked(weights["floats"], "<f4")
-    for name, *shape in weights["shapes"]:
-        weight, floats = floats[:shape[0]], floats[shape[0]:]
-        if len(shape) == 2:
-            n = shape[0] * shape[1]
-            weight = integers[:n].view(shape) * weight[:, None]
+    integers = unpacked(weights["integers"], "<i1")
+    floats = unpacked(weights["floats"], "<f4")
+    for name, rows, *columns in weights["shapes"]:
+        weight = floats[:rows]
+        floats = floats[rows:]
+        if columns:
+            n = rows * columns[0]
+            weight = integers[:n].view(rows, -1) * weight[:, None]
             integers = integers[n:]
         assert torch.equal(weight, model.state_dict()[name]), name
     assert len(integers) == len(floats) == 0
@@ -223,6 +234,9 @@ def test_rounded_weights_are_at_most_half_a_step_away_and_rows_of_zeros_stay_zer
         assert torch.equal(rounded["b"], weight[0])
 
 
+# ---- a run with snapshots
+
+
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
     """The folder of a short run with snapshots."""
@@ -236,39 +250,47 @@ def trained(data_dir, tmp_path_factory):
     return folder
 
 
-def test_the_page_has_each_snapshot_and_the_best_model_among_them(trained, tmp_path, capsys):
-    (tmp_path / "prompt.txt").write_text("Line 7: the quick", encoding="utf-8")
-    look.main([f"--out_dir={trained}", f"--start=FILE:{tmp_path / 'prompt.txt'}"])
-    assert "look.html: " in capsys.readouterr().out
-    data = data_of(trained / "look.html")
+@pytest.fixture(scope="module")
+def data(trained):
+    """The data of its page."""
+    (trained / "prompt.txt").write_text("Line 7: the quick", encoding="utf-8")
+    return page_of(trained, f"--start=FILE:{trained / 'prompt.txt'}")
+
+
+def test_the_page_has_each_snapshot_and_the_best_model_among_them(trained, data):
     moments = data["moments"]
     steps = list(checkpoint.snapshot_paths(trained))
     assert [moment["step"] for moment in moments] == steps == [0, 5, 10, 20, 30]
     best = checkpoint.first_undamaged(trained, "best.pt")
     assert moments[data["main"]]["step"] == best.step
-    look.main([f"--out_dir={trained / 'best.pt'}", f"--out={tmp_path / 'file.html'}"])
-    assert len(data_of(tmp_path / "file.html")["moments"]) == len(steps)  # a file in out_dir too
     losses = [moment["loss"] for moment in moments]
     assert losses == sorted(losses, reverse=True)  # it has learned such text
-    assert abs(losses[0] - np.log(data["n_vocab"])) < 0.01  # zero_init: at first it guesses
+    assert abs(losses[0] - math.log(data["n_vocab"])) < 0.01  # zero_init: at first it guesses
     for moment in moments:
         assert "weights" in moment and abs(moment["loss"] - moment["exact_loss"]) < 0.05
-    assert data["title"] == "A 7,472-parameter GPT trained on the characters of tiny.txt"
-    assert str(trained.parent) not in (trained / "look.html").read_text(encoding="utf-8")
 
 
-def test_the_filmstrip_is_what_each_snapshot_samples_with_the_same_random_numbers(trained):
-    look.main([f"--out_dir={trained}", "--start=Line"])
-    data = data_of(trained / "look.html")
+def test_a_page_contains_no_path_and_its_title_says_what_the_model_is(trained, data, tmp_path,
+                                                                      capsys):
+    assert data["title"] == "A GPT with 7,472 parameters, trained on tiny.txt"
+    assert str(trained.parent) not in (trained / "new/page.html").read_text(encoding="utf-8")
+    html = tmp_path / "file.html"
+    look.main([f"--out_dir={trained / 'best.pt'}", f"--out={html}"])  # a file of the run
+    assert re.search(r"file.html: \d.\d MB; the model runs in it", capsys.readouterr().out)
+    assert len(data_in(html.read_text(encoding="utf-8"))["moments"]) == 5
+
+
+def test_the_filmstrip_is_what_each_snapshot_samples_with_the_same_random_numbers(trained, data):
     best = checkpoint.first_undamaged(trained, "best.pt")
-    config, prompt = GPTConfig(**best.model_args), torch.tensor([data["ids"][:4]])
+    config = GPTConfig(**best.model_args)
+    prompt = torch.tensor([data["ids"][:17]])
+    paths = checkpoint.snapshot_paths(trained)
     for moment in data["moments"]:
-        weights = best.model
-        if moment["step"] != best.step:
-            path = checkpoint.snapshot_paths(trained)[moment["step"]]
-            weights = checkpoint.read_snapshot(path, best.model_args)
-        levels = 127 if moment["step"] == best.step else 31
-        model = look.build_model(weights, config, torch.device("cpu"), levels)
+        weights = checkpoint.read_snapshot(paths[moment["step"]], best.model_args)
+        levels = 31
+        if moment["step"] == best.step:
+            levels = 127
+        model = look.build_model(weights, config, CPU, levels)
         uniforms = iter(data["dice"])
 
         def roll(logits, ids, uniforms=uniforms):
@@ -303,61 +325,53 @@ def test_the_page_opens_where_a_late_layer_turns_a_wrong_guess_into_a_confident_
              "lens_probs": [[0.5, 0.9, 0.6, 0.9, 0.9]] * 2 + [[0.5, 0.9, 0.8, 0.9, 0.9]],
              "next_prob": [0.1, 0.9, 0.8, 0.0]}
     assert look.turning_point(shown, ids, 1, spaces={9}) == (2, 2)
-    shown["lens_ids"][1][2] = shown["lens_ids"][0][2] = 3  # now no layer changes a guess
+    shown["lens_ids"][1][2] = 3
+    shown["lens_ids"][0][2] = 3  # now no layer changes a guess
     assert look.turning_point(shown, ids, 1, spaces=set()) == (1, None)
 
 
-def test_the_discoveries_are_those_of_the_recorded_values(trained):
-    look.main([f"--out_dir={trained}", "--start=Line 7"])
-    data = data_of(trained / "look.html")
-    previous, time = [found for found in data["discoveries"]
-                      if found["kind"] in ("previous", "time")]
-    assert len(data["discoveries"]) == 3 and data["open"]["token"] < len(data["ids"]) - 1
+def test_the_discoveries_are_those_of_the_recorded_values(data):
     shown = data["moments"][data["main"]]
-    weights = unpacked(shown["attention"], "<u2").view(2, 2, -1) / 65535
+    found = {each["kind"]: each for each in data["discoveries"]}
+    assert len(found) == 3
     T = len(data["ids"])
-    square = torch.zeros(2, 2, T, T)
-    rows, columns = torch.tril_indices(T, T)
-    square[..., rows, columns] = weights
-    shares = torch.stack([square[..., t, t - 1] for t in range(2, T)]).mean(dim=0)
+    previous = found["previous"]
+    shares = recorded_attention(shown, (2, 2, T)).diagonal(-1, 2, 3)[..., 1:].mean(dim=-1)
     assert shares[previous["layer"], previous["head"]] == shares.max()
     assert abs(previous["share"] - shares.max()) < 1e-4
-    assert 1 <= time["moment"] < len(data["moments"]) and 1 <= time["token"] < T
+    assert 1 <= found["time"]["moment"] < len(data["moments"]) and 1 <= found["time"]["token"] < T
+    opening = data["open"]
     ablated = torch.tensor(shown["ablated_loss"])[:, :2]
-    assert ablated[data["open"]["layer"], data["open"]["head"]] == ablated.max()
-
-
-def test_the_text_is_the_prompt_and_what_the_model_samples_after_it(tmp_path):
-    write_run(tmp_path, GPT2_TINY)
-    html = tmp_path / "sub" / "x.html"
-    for n, expected in ((0, 5), (9, 14), (None, 32)):
-        look.main([f"--out_dir={tmp_path}", "--start=ROMEO", f"--max_new_tokens={n}",
-                   f"--out={html}", "--temperature=0"])
-        ids = data_of(html)["ids"]
-        assert len(ids) == expected
-        with torch.no_grad():
-            greedy = model_of(GPT2_TINY, spread=0.3).generate(torch.tensor([ids[:5]]), expected - 5,
-                                                              temperature=0)
-        assert ids == greedy[0].tolist()
-
-
-def test_a_text_of_one_token_has_no_loss(tmp_path):
-    write_run(tmp_path, GPT2_TINY)
-    look.main([f"--out_dir={tmp_path}", "--start=R", "--max_new_tokens=0"])
-    shown = data_of(tmp_path / "look.html")["moments"][0]
-    assert shown["loss"] is None and shown["next_prob"] == [] and len(shown["entropy"]) == 1
+    assert ablated[opening["layer"], opening["head"]] == ablated.max()
+    assert opening["token"] < T - 1
 
 
 # ---- text
 
 
-HOSTILE = "</script><script>alert(1)</script><!--\"'&\n\x00\u2028\u202e\u05d0😀\ud800"
+def test_the_text_is_the_prompt_and_what_the_model_samples_after_it(tmp_path):
+    write_run(tmp_path)
+    model = model_of(GPT2_TINY, spread=0.3)
+    for n, expected in ((0, 5), (9, 14), (None, 32)):
+        data = page_of(tmp_path, "--start=ROMEO", f"--max_new_tokens={n}", "--temperature=0")
+        assert len(data["ids"]) == expected
+        prompt = torch.tensor([data["ids"][:5]])
+        greedy = model.generate(prompt, expected - 5, temperature=0)
+        assert data["ids"] == greedy[0].tolist()
 
 
-def test_hostile_text_cannot_end_the_script_that_contains_it(tmp_path):
-    """And the file is ASCII, except for the templates, so that no encoding can damage it."""
-    tokenizer = CharTokenizer("".join(sorted(set(HOSTILE))))
-    data = {"name": HOSTILE, "vocab": list(tokenizer.chars)}
+def test_a_text_of_one_token_has_no_loss(tmp_path):
+    write_run(tmp_path)
+    shown = page_of(tmp_path, "--start=R", "--max_new_tokens=0")["moments"][0]
+    assert shown["loss"] is None and shown["next_prob"] == [] and len(shown["entropy"]) == 1
+
+
+HOSTILE = "</script><script>alert(1)</script><!--{{page.css}}\"'&\n\x00\u2028\u202e\u05d0😀\ud800"
+
+
+def test_hostile_text_cannot_end_the_script_that_contains_it():
+    """And the data is ASCII, so that no encoding can damage it."""
+    data = {"name": HOSTILE, "vocab": sorted(set(HOSTILE))}
     html = look.page(data)
     inside = re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1]
     assert json.loads(inside) == data
@@ -376,7 +390,9 @@ def test_parts_of_a_character_are_shown_as_bytes():
 class Words:
     """A tokenizer with the interface of GPT2Tokenizer: every word is a token."""
 
-    n_vocab, end_of_text, default_start = 50, 49, "0"
+    n_vocab = 50
+    end_of_text = 49
+    default_start = "0"
 
     def encode(self, text, special=False):
         return np.array([int(word) for word in text.split()])
@@ -387,41 +403,39 @@ class Words:
 
 def test_a_model_with_bpe_is_recorded_but_not_embedded(tmp_path, monkeypatch):
     """Ids that pad the vocabulary are never shown, and the end of the text is the end."""
-    write_run(tmp_path, GPT2_TINY)
+    write_run(tmp_path)
     monkeypatch.setattr(look, "tokenizer_from_meta", lambda meta: Words())
-    look.main([f"--out_dir={tmp_path}", "--start=7 48 3", "--max_new_tokens=20"])
-    data = data_of(tmp_path / "look.html")
-    assert "logits" not in data and "weights" not in data["moments"][0]
-    assert data["why_not_live"] == "its tokens are not single characters"
-    assert {int(i): text for i, text in data["vocab"].items()}.items() >= {
-        (7, "7"), (48, "48"), (3, "3")}
+    data = page_of(tmp_path, "--start=7 48 3", "--max_new_tokens=20")
     shown = data["moments"][0]
-    assert max(map(int, data["vocab"])) < 50 and 49 not in data["ids"]
+    assert "logits" not in shown and "weights" not in shown
+    assert data["why_not_live"] == "its tokens are not single characters"
+    vocab = data["vocab"]
+    assert [vocab[i] for i in ("7", "48", "3")] == ["7", "48", "3"]
+    assert max(map(int, vocab)) < 50 and 49 not in data["ids"]
     seen = look.record(recordable(GPT2_TINY), torch.tensor([data["ids"]]))  # not rounded
-    probs = seen.logits[:, :50].double().softmax(dim=-1)
-    torch.testing.assert_close(torch.tensor(shown["top_probs"], dtype=torch.float64),
-                               probs.topk(10).values, rtol=1e-5, atol=1e-12)
+    probs = seen.logits[:, :50].double().softmax(dim=-1).topk(10).values
+    actual = torch.tensor(shown["top_probs"], dtype=torch.float64)
+    torch.testing.assert_close(actual, probs, rtol=1e-5, atol=1e-12)
 
 
 def test_a_model_that_does_not_run_in_the_page_says_why(tmp_path, monkeypatch, capsys):
-    write_run(tmp_path, GPT2_TINY)
+    write_run(tmp_path)
     monkeypatch.setattr(look, "MAX_PARAMETERS", 1000)
-    look.main([f"--out_dir={tmp_path}", "--start=A"])
     why = "it has 41,152 parameters, and at most 1,000 run in a page"
+    assert page_of(tmp_path, "--start=A")["why_not_live"] == why
     assert f"the model does not run in it, because {why}" in capsys.readouterr().out
-    assert data_of(tmp_path / "look.html")["why_not_live"] == why
 
 
 @pytest.mark.parametrize("count, source, expected", [
     (607_872, "Shakespeare's plays, from the package x==1",
-     "A 0.6M-parameter GPT trained on the characters of Shakespeare's plays"),
+     "A GPT with 0.6M parameters, trained on Shakespeare's plays"),
     (11_000_000, "/home/me/secret/novel.txt",
-     "An 11M-parameter GPT trained on the characters of novel.txt"),
-    (124_439_808, None, "A 124M-parameter GPT"), (8_160, None, "An 8,160-parameter GPT"),
-    (110_000, None, "A 0.1M-parameter GPT"),
+     "A GPT with 11M parameters, trained on novel.txt"),
+    (124_439_808, None, "A GPT with 124M parameters"),
+    (8_160, None, "A GPT with 8,160 parameters"),
 ])
 def test_the_title_says_what_the_model_is_without_a_path(count, source, expected):
-    assert look.title(count, CharTokenizer("ab"), {"source": source}) == expected
+    assert look.title(count, source) == expected
 
 
 # ---- mistakes
@@ -440,22 +454,18 @@ def test_the_title_says_what_the_model_is_without_a_path(count, source, expected
 ])
 def test_a_mistake_is_one_line(mistake, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    write_run(tmp_path, GPT2_TINY)
+    write_run(tmp_path)
     assert message in mistake(look.main, "--out_dir=.", "--start=A", *words)
     assert not list(tmp_path.glob("*.html*"))
 
 
 def test_a_text_whose_attention_is_too_large_is_refused(mistake, tmp_path, monkeypatch):
-    write_run(tmp_path, GPT2_TINY)
+    write_run(tmp_path)
     monkeypatch.setattr(look, "MAX_ATTENTION", 1000)
     line = mistake(look.main, f"--out_dir={tmp_path}", "--start=A")
     assert "the attention weights of 32 tokens would take" in line
 
 
 def test_a_model_with_nan_is_one_line(mistake, tmp_path):
-    model = write_run(tmp_path, GPT2_TINY)
-    found = checkpoint.read(tmp_path / "ckpt.pt")
-    found.model["transformer.ln_f.bias"] = torch.full((32,), float("nan"))
-    checkpoint.write(found, tmp_path / "ckpt.pt")
+    write_run(tmp_path, **{"transformer.ln_f.bias": torch.full((32,), math.nan)})
     assert "not numbers (NaN)" in mistake(look.main, f"--out_dir={tmp_path}", "--start=A")
-    assert isinstance(model.transformer.h[0].attn.attend, Attend)

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributions import Categorical
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -47,8 +48,6 @@ from prepare import CharTokenizer, tokenizer_from_meta
 from sample import Sampler, make_cache, stream
 
 TEMPLATES = Path(__file__).resolve().parent / "look"
-SCRIPTS = ("model.js", "weights.js", "live.js", "views.js", "text.js", "time.js", "next.js",
-           "lens.js", "votes.js", "attention.js", "walk.js", "tour.js", "share.js", "page.js")
 TEXT_TOKENS = 64  # length of the text, if max_new_tokens is not given
 FILM_TOKENS = 60  # of the continuation by each snapshot
 MAX_PARAMETERS = 12_000_000  # of a model that runs in the page
@@ -96,9 +95,10 @@ class RecordingAttend(Attend):
         self.off = None
 
     def forward(self, q, k, v, mask=None):
-        future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
         scores = self.scale * q @ k.mT
-        self.weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)
+        future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(future, -math.inf)
+        self.weights = scores.softmax(dim=-1)
         y = super().forward(q, k, v, mask)
         if self.off is not None:
             y = y.clone()
@@ -122,30 +122,45 @@ class Recording:
 def record(model, idx):
     """A Recording of the model's forward pass on idx (1, T). The model must be in eval mode, with
     RecordingAttend modules."""
-    kept = {}
+    outputs = {}
 
     def keep(module, _, output):
-        kept[module] = output[0]
+        outputs[module] = output[0]
 
     blocks = model.transformer.h
-    parts = [model.transformer.drop, *blocks]
+    embedding = model.transformer.drop
+    hooks = [embedding.register_forward_hook(keep)]
     for block in blocks:
-        parts += [block.attn, block.mlp]
-    hooks = [part.register_forward_hook(keep) for part in parts]
+        for part in (block, block.attn, block.mlp):
+            hooks.append(part.register_forward_hook(keep))
     try:
-        logits = model(idx, idx)[0][0]  # with targets, it returns the logits of all positions
+        logits, _ = model(idx, idx)  # with targets, it returns the logits of all positions
     finally:
         for hook in hooks:
             hook.remove()
     if not logits.isfinite().all():
         raise UserError("the model's logits are not numbers (NaN): its weights are damaged")
-    added = [torch.stack((kept[block.attn], kept[block.mlp])) for block in blocks]
+    stream = [outputs[embedding]]
+    added = []
+    for block in blocks:
+        stream.append(outputs[block])
+        added.append(torch.stack((outputs[block.attn], outputs[block.mlp])))
+    attends = [block.attn.attend for block in blocks]
     return Recording(
-        logits,
-        stream=torch.stack([kept[part] for part in (model.transformer.drop, *blocks)]),
+        logits=logits[0],
+        stream=torch.stack(stream),
         added=torch.stack(added),
-        attention=torch.stack([block.attn.attend.weights[0] for block in blocks]),
-        heads=torch.stack([block.attn.attend.y[0] for block in blocks]))
+        attention=torch.stack([attend.weights[0] for attend in attends]),
+        heads=torch.stack([attend.y[0] for attend in attends]),
+    )
+
+
+@torch.no_grad()
+def logits_of(model, idx, n_vocab):
+    """The logits (T, n_vocab) of a text (1, T), in float64. The ids from n_vocab on, which only pad
+    the vocabulary, are left out, as in sampling."""
+    logits, _ = model(idx, idx)
+    return logits[0, :, :n_vocab].cpu().double()  # Apple's GPUs have no float64
 
 
 @torch.no_grad()
@@ -161,15 +176,16 @@ def head(model, x):
 def ablation(model, idx, n_vocab):
     """The loss of the text (1, T) without each part, (L, nh + 1) in nats per token: without each
     head of a layer, and in the last column without its MLP."""
-    n_head = model.config.n_head
-    losses = torch.zeros(model.config.n_layer, n_head + 1)
+    config = model.config
+    losses = torch.zeros(config.n_layer, config.n_head + 1)
     for layer, block in enumerate(model.transformer.h):
-        for number in range(n_head):
-            block.attn.attend.off = number
-            losses[layer, number] = text_loss(model(idx, idx)[0][0], idx, n_vocab)
-        block.attn.attend.off = None
+        attend = block.attn.attend
+        for number in range(config.n_head):
+            attend.off = number
+            losses[layer, number] = text_loss(logits_of(model, idx, n_vocab), idx)
+        attend.off = None
         hook = block.mlp.register_forward_hook(zeros_instead)
-        losses[layer, n_head] = text_loss(model(idx, idx)[0][0], idx, n_vocab)
+        losses[layer, -1] = text_loss(logits_of(model, idx, n_vocab), idx)
         hook.remove()
     return losses
 
@@ -179,9 +195,9 @@ def zeros_instead(module, inputs, output):
     return torch.zeros_like(output)
 
 
-def text_loss(logits, idx, n_vocab):
+def text_loss(logits, idx):
     """The mean cross-entropy of a text, in nats per token, from logits (T, V) and idx (1, T)."""
-    return F.cross_entropy(logits[:-1, :n_vocab].cpu().double(), idx[0, 1:].cpu())
+    return F.cross_entropy(logits[:-1], idx[0, 1:].cpu())
 
 
 @torch.no_grad()
@@ -192,31 +208,43 @@ def votes(model, seen, first, second):
     its MLP, and the biases. The residual stream x is the sum of what the parts add to it. The final
     norm divides x by a number that depends on x; with this number given, norm and LM head are
     linear, so the contributions of the parts sum to the difference of the logits."""
-    ln_f = model.transformer.ln_f
-    x = seen.stream[-1]
-    direction = model.lm_head.weight[first] - model.lm_head.weight[second]  # (T, C)
-    constant = torch.zeros_like(x[:, 0])
-    if isinstance(ln_f, nn.LayerNorm):
-        if ln_f.bias is not None:
-            constant = direction @ ln_f.bias
-        direction = direction * ln_f.weight
-        direction = direction - direction.mean(dim=-1, keepdim=True)  # the norm subtracts the mean
-        size = (x.var(dim=-1, correction=0, keepdim=True) + ln_f.eps).sqrt()
-    else:
-        size = (x.square().mean(dim=-1, keepdim=True) + ln_f.eps).sqrt()
-    direction = direction / size
-    parts = [(seen.stream[0] * direction).sum(dim=-1)]
+    u, constant = gap_direction(model, seen.stream[-1], first, second)
     hs = model.config.n_embd // model.config.n_head
+    parts = [dot(u, seen.stream[0])]
     for layer, block in enumerate(model.transformer.h):
         c_proj = block.attn.c_proj
-        wanted = direction @ c_proj.weight  # (T, C): what the heads should output
-        for number in range(model.config.n_head):
-            channels = slice(number * hs, (number + 1) * hs)
-            parts.append((seen.heads[layer, number] * wanted[:, channels]).sum(dim=-1))
-        parts.append((seen.added[layer, 1] * direction).sum(dim=-1))
+        wanted = u @ c_proj.weight  # (T, C): what the heads should output
+        wanted = wanted.unflatten(-1, (-1, hs)).transpose(0, 1)  # (nh, T, hs)
+        parts += dot(wanted, seen.heads[layer])  # one per head
+        parts.append(dot(u, seen.added[layer, 1]))
         if c_proj.bias is not None:
-            constant = constant + direction @ c_proj.bias
+            constant = constant + u @ c_proj.bias
     return torch.stack([*parts, constant], dim=-1)
+
+
+def gap_direction(model, x, first, second):
+    """(u, constant), with logit(first) - logit(second) = u x + constant at each position, before
+    soft-capping, where the final norm keeps the scale that it has at x. x and u: (T, C)."""
+    ln_f = model.transformer.ln_f
+    weight = model.lm_head.weight
+    u = weight[first] - weight[second]
+    constant = torch.zeros(len(x), device=x.device)
+    if isinstance(ln_f, nn.LayerNorm):
+        if ln_f.bias is not None:
+            constant = u @ ln_f.bias
+        u = centered(u * ln_f.weight)  # the norm subtracts the mean of x
+        x = centered(x)
+    scale = (dot(x, x) / x.shape[-1] + ln_f.eps).sqrt()
+    return u / scale[:, None], constant
+
+
+def centered(x):
+    """x without its mean."""
+    return x - x.mean(dim=-1, keepdim=True)
+
+
+def dot(x, y):
+    return (x * y).sum(dim=-1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -233,10 +261,11 @@ def stored_weights(weights, settings):
 
 def rounded_rows(weight, levels):
     """(whole numbers int8, scales): row i of a matrix is about numbers[i] * scales[i]."""
-    scales = weight.abs().amax(dim=1) / levels
+    scales = weight.abs().amax(dim=1, keepdim=True) / levels
     scales = scales.clamp(min=torch.finfo(torch.float32).tiny)  # of a row of zeros
     scales = scales.bfloat16().float()  # half of its bytes are zeros, which the file does not store
-    return (weight / scales[:, None]).round().clamp(-levels, levels).to(torch.int8), scales
+    numbers = (weight / scales).round()
+    return numbers.clamp(-levels, levels).to(torch.int8), scales
 
 
 def rounded(weights, levels):
@@ -246,7 +275,7 @@ def rounded(weights, levels):
         weight = weight.float().cpu()
         if weight.dim() == 2:
             numbers, scales = rounded_rows(weight, levels)
-            weight = numbers * scales[:, None]
+            weight = numbers * scales
         result[name] = weight
     return result
 
@@ -262,11 +291,14 @@ def packed_weights(weights, settings, levels):
         if weight.dim() == 2:
             numbers, scales = rounded_rows(weight, levels)
             integers.append(numbers.flatten())
-            floats.append(scales)
+            floats.append(scales.flatten())
         else:
             floats.append(weight)
-    return {"shapes": shapes, "integers": packed(torch.cat(integers), "<i1"),
-            "floats": packed(torch.cat(floats), "<f4")}
+    return {
+        "shapes": shapes,
+        "integers": packed(torch.cat(integers), "<i1"),
+        "floats": packed(torch.cat(floats), "<f4"),
+    }
 
 
 def why_not_live(tokenizer, weights, settings):
@@ -297,55 +329,62 @@ def short_count(count):
 # From tensors to the numbers in the file
 
 
-def numbers(tensor):
-    """A tensor as nested lists of numbers with six digits."""
-    if tensor.dim():
-        return [numbers(part) for part in tensor]
-    if not tensor.is_floating_point():
-        return tensor.item()
-    return float(f"{tensor.item():.6g}")
-
-
 def packed(tensor, dtype):
     """The numbers of a tensor, compressed, in base64. dtype: of NumPy, such as "<f4"."""
-    array = tensor.detach().cpu().numpy().astype(dtype)
-    return base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()
+    array = tensor.cpu().numpy()
+    data = array.astype(dtype).tobytes()
+    data = zlib.compress(data, 9)
+    return base64.b64encode(data).decode()
 
 
 def moment(model, idx, n_vocab):
-    """(what the page shows of a model, as plain values; the Recording).
-
-    The ids from n_vocab on, which only pad the vocabulary, are left out, as in sampling. The lists
-    are indexed by layer, if they depend on it, and then by position."""
+    """(what the page shows of a model, as plain values; the Recording). The lists are indexed by
+    layer, if they depend on it, and then by position."""
     seen = record(model, idx)
-    logits = seen.logits[:, :n_vocab].cpu().double()  # Apple's GPUs have no float64
-    log_probs = logits.log_softmax(dim=-1)
-    probs = log_probs.exp()
-    top = probs.topk(min(TOP, n_vocab))
-    came = idx[0, 1:, None].cpu()  # the token that follows each token but the last
-    came_logits = logits[:-1].gather(1, came)
-    lens = [head(model, x)[:, :n_vocab].softmax(dim=-1).max(dim=-1) for x in seen.stream]
+    logits = logits_of(model, idx, n_vocab)
+    top = logits.softmax(dim=-1).topk(min(TOP, n_vocab))
+    first = top.indices[:, 0].to(idx.device)
+    second = top.indices[:, min(1, n_vocab - 1)].to(idx.device)
+    entropy = Categorical(logits=logits).entropy() / math.log(2)  # bits
+    before = logits[:-1]
+    came = before.gather(1, idx[0, 1:, None].cpu())  # logits of the tokens that came
+    higher = before > came
+    ties = before == came
+    lens_ids = []
+    lens_probs = []
+    for x in seen.stream:
+        best = head(model, x)[:, :n_vocab].softmax(dim=-1).max(dim=-1)
+        lens_ids.append(best.indices.tolist())
+        lens_probs.append(best.values.tolist())
     T = idx.shape[1]
     rows, columns = torch.tril_indices(T, T)
-    ids = top.indices.to(idx.device)
-    gap = votes(model, seen, ids[:, 0], ids[:, min(1, n_vocab - 1)])
+    attention = seen.attention[..., rows, columns]  # the lower triangle, row by row
     result = {
-        "top_ids": numbers(top.indices), "top_probs": numbers(top.values),
-        "entropy": numbers(-(probs * log_probs).nan_to_num().sum(dim=-1) / math.log(2)),  # bits
-        "next_prob": numbers(probs[:-1].gather(1, came)[:, 0]),
-        "next_rank": numbers((logits[:-1] > came_logits).sum(dim=-1) + 1),
-        "next_ties": numbers((logits[:-1] == came_logits).sum(dim=-1)),
-        "lens_ids": [numbers(best.indices) for best in lens],
-        "lens_probs": [numbers(best.values) for best in lens],
-        "votes": numbers(gap),  # for the most likely token, against the second one
-        # the lower triangle, row by row, as multiples of 1/65535
-        "attention": packed((seen.attention[..., rows, columns] * 65535).round(), "<u2"),
-        "loss": None, "ablated_loss": None,
+        "top_ids": top.indices.tolist(),
+        "top_probs": top.values.tolist(),
+        "entropy": entropy.tolist(),
+        "next_prob": next_probs(logits, idx),
+        "next_rank": (higher.sum(dim=-1) + 1).tolist(),
+        "next_ties": ties.sum(dim=-1).tolist(),
+        "lens_ids": lens_ids,
+        "lens_probs": lens_probs,
+        "votes": votes(model, seen, first, second).tolist(),
+        "attention": packed((attention * 65535).round(), "<u2"),
+        "loss": None,
+        "ablated_loss": None,
     }
     if T > 1:
-        result["loss"] = numbers(text_loss(seen.logits, idx, n_vocab))
-        result["ablated_loss"] = numbers(ablation(model, idx, n_vocab))
+        result["loss"] = text_loss(logits, idx).item()
+        result["ablated_loss"] = ablation(model, idx, n_vocab).tolist()
     return result, seen
+
+
+def next_probs(logits, idx):
+    """The probabilities (T - 1) of the tokens that came, from logits (T, V) and idx (1, T)."""
+    probs = logits[:-1].softmax(dim=-1)
+    came = idx[0, 1:].cpu()
+    probs = probs.gather(1, came[:, None])
+    return probs.flatten().tolist()
 
 
 def build_model(weights, settings, device, levels=None):
@@ -363,19 +402,22 @@ def continuation(model, tokenizer, idx, n_new, cfg):
     probabilities are those before temperature and top-k."""
     sampler = Sampler([cfg.seed], tokenizer.n_vocab, cfg.temperature, cfg.top_k)
     idx = idx.to(model.transformer.wte.weight.device)
+    sampled = stream(model, idx, sampler, make_cache(model, 1))
     new = []
     probs = []
-    for ids, logits in itertools.islice(stream(model, idx, sampler, make_cache(model, 1)), n_new):
-        if ids.item() == tokenizer.end_of_text:
+    for ids, logits in itertools.islice(sampled, n_new):
+        i = ids.item()
+        if i == tokenizer.end_of_text:
             break
-        new.append(ids.item())
-        probs.append(logits[0].softmax(dim=-1)[ids.item()].item())
+        new.append(i)
+        probs.append(logits[0].softmax(dim=-1)[i].item())
     return new, probs
 
 
 def dice(seed, n):
     """The n random numbers in [0, 1) that sampling with this seed uses."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator()
+    generator.manual_seed(seed)
     return [torch.rand(1, generator=generator).item() for _ in range(n)]
 
 
@@ -395,16 +437,14 @@ def new_tokens(T, block_size, cfg):
 
 
 def chosen_steps(steps, main, limit):
-    """At most `limit` of the steps. The first, the last and `main` stay; of the others, those go
-    whose neighbors are closest to each other on a log scale."""
+    """At most `limit` of the steps, which is 3 or more. The first, the last and `main` stay; of the
+    others, those go whose neighbors are closest to each other on a log scale."""
     steps = sorted({*steps, main})
-    while len(steps) > max(1, limit):
+    while len(steps) > limit:
         gaps = {}
-        for before, step, after in zip(steps, steps[1:], steps[2:], strict=False):
-            if step != main:
-                gaps[step] = math.log((after + 1) / (before + 1))
-        if not gaps:
-            return [main] if limit == 1 else steps
+        for i in range(1, len(steps) - 1):
+            if steps[i] != main:
+                gaps[steps[i]] = math.log((steps[i + 1] + 1) / (steps[i - 1] + 1))
         steps.remove(min(gaps, key=gaps.get))
     return steps
 
@@ -416,22 +456,14 @@ def text_of(tokenizer, i):
     return tokenizer.decode_bytes([i]).decode("utf-8", "backslashreplace")
 
 
-def title(parameters, tokenizer, meta):
-    """What the model is, in words: the heading of the page."""
-    unit = "tokens"
-    if isinstance(tokenizer, CharTokenizer):
-        unit = "characters"
-    count = short_count(parameters)
-    article = "A"
-    if re.match(r"8|1[18]\D", count):  # eight, eleven, eighteen
-        article = "An"
-    words = f"{article} {count}-parameter GPT"
-    source = meta.get("source")
+def title(parameters, source):
+    """What the model is, in words: the heading of the page. source: of the training text."""
+    words = f"A GPT with {short_count(parameters)} parameters"
     if not source:
         return words
     corpus = str(source).split(", from ")[0]
-    corpus = re.split(r"[/\\]", corpus)[-1]  # a page that is sent to others contains no path
-    return f"{words} trained on the {unit} of {corpus}"
+    corpus = corpus.replace("\\", "/").split("/")[-1]  # no path: the page is sent to others
+    return f"{words}, trained on {corpus}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -445,44 +477,42 @@ def turning_point(shown, ids, first, spaces):
     Positions before `first`, and the last one, which no token follows, do not count.
     Returns (position, row): the row of the lens that is the first with the right answer. Without
     such a position: the one at which the model gave most to what came, and None."""
-    n_rows = len(shown["lens_ids"])
-    best = (0.0, None)
-    for t in range(min(first, len(ids) - 2), len(ids) - 1):
-        guesses = [row[t] for row in shown["lens_ids"]]
-        row = n_rows - 1
-        while row > 0 and guesses[row - 1] == guesses[-1]:
+    lens_ids = torch.tensor(shown["lens_ids"])  # (rows, T)
+    lens_probs = torch.tensor(shown["lens_probs"])
+    last = len(lens_ids) - 1
+    positions = range(min(first, len(ids) - 2), len(ids) - 1)
+    best_score = 0
+    best = None
+    for t in positions:
+        guesses = lens_ids[:, t].tolist()
+        row = last
+        while row > 0 and guesses[row - 1] == guesses[last]:
             row -= 1
-        if row == 0 or guesses[-1] != ids[t + 1]:
+        if row == 0 or guesses[last] != ids[t + 1]:
             continue
-        right = shown["lens_probs"][-1][t]
-        wrong = shown["lens_probs"][row - 1][t]
-        score = right**2 * wrong * row / (n_rows - 1)
-        if guesses[-1] in spaces:
+        right = lens_probs[last, t]
+        wrong = lens_probs[row - 1, t]
+        score = right**2 * wrong * row / last
+        if guesses[last] in spaces:
             score /= 4
-        if score > best[0]:
-            best = (score, (t, row))
-    if best[1] is not None:
-        return best[1]
-    confidence = shown["next_prob"]
-    t = max(range(min(first, len(ids) - 2), len(ids) - 1), key=confidence.__getitem__)
-    return t, None
+        if score > best_score:
+            best_score = score
+            best = (t, row)
+    if best is None:
+        return max(positions, key=shown["next_prob"].__getitem__), None
+    return best
 
 
-def largest_loss(shown, n_head):
-    """(layer, head) of the head without which the loss is highest."""
-    place = max(((loss, layer, number) for layer, row in enumerate(shown["ablated_loss"])
-                 for number, loss in enumerate(row[:n_head])))
-    return place[1], place[2]
+def place_of_largest(values):
+    """(row, column) of the largest number of a matrix."""
+    return divmod(values.argmax().item(), values.shape[1])
 
 
-def previous_token_head(attention):
-    """(layer, head, share) of the head that gives most of its weight to the previous token.
-    attention: (L, nh, T, T). The first token has none before it, and the second has few others."""
-    weights = attention.diagonal(offset=-1, dim1=-2, dim2=-1)[..., 1:]  # (L, nh, T - 2)
-    shares = weights.mean(dim=-1)
-    place = shares.argmax().item()
-    layer, number = divmod(place, shares.shape[1])
-    return layer, number, shares[layer, number].item()
+def previous_token_shares(attention):
+    """(L, nh): the share of its weight that each head gives to the previous token. The first token
+    has none before it, and the second has few others. attention: (L, nh, T, T)."""
+    weights = attention.diagonal(offset=-1, dim1=-2, dim2=-1)  # (L, nh, T - 1)
+    return weights[..., 1:].mean(dim=-1)
 
 
 def most_learned(probs, ids, spaces):
@@ -493,32 +523,34 @@ def most_learned(probs, ids, spaces):
     gains = probs[1:] - probs[:-1]
     is_space = torch.tensor([i in spaces for i in ids[1:]])
     gains[:, is_space] /= 4
-    number, position = divmod(gains.argmax().item(), gains.shape[1])
+    number, position = place_of_largest(gains)
     return number + 1, position
 
 
 def discoveries(shown, ids, attention, n_prompt, probs, spaces):
-    """Where the page opens, and three things to find in it, as settings of the page.
+    """(where the page opens, up to three things to find in it), as settings of the page.
 
     spaces: the ids of white space. probs: at each moment, the probabilities of the tokens that
     came."""
-    n_head = attention.shape[1]
     if len(ids) < 3:
-        return {"open": {"token": 0, "layer": 0, "head": 0}, "list": []}
+        return {"token": 0, "layer": 0, "head": 0}, []
     token, row = turning_point(shown, ids, n_prompt - 1, spaces)
-    layer, number = largest_loss(shown, n_head)
+    ablated = torch.tensor(shown["ablated_loss"])
+    layer, number = place_of_largest(ablated[:, :-1])  # without the MLPs
     opening = {"token": token, "layer": layer, "head": number}
-    back_layer, back_head, share = previous_token_head(attention)
     found = []
     if row is not None:
-        found.append({"kind": "lens", "row": row} | opening)
-    found.append({"kind": "previous", "token": token, "layer": back_layer, "head": back_head,
-                  "share": share})
+        found.append(opening | {"kind": "lens", "row": row})
+    shares = previous_token_shares(attention)
+    layer, number = place_of_largest(shares)
+    share = shares[layer, number].item()
+    previous = {"kind": "previous", "layer": layer, "head": number, "share": share}
+    found.append(opening | previous)
     if len(probs) > 1:
         when, where = most_learned(probs, ids, spaces)
-        found.append({"kind": "time", "moment": when} | opening | {"token": where + 1})
-    found.append({"kind": "cause"} | opening)
-    return {"open": opening, "list": found[:3]}
+        found.append(opening | {"kind": "time", "moment": when, "token": where + 1})
+    found.append(opening | {"kind": "cause"})
+    return opening, found[:3]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -576,25 +608,33 @@ def check_attention(this, n_moments):
                         "a shorter prompt, or a smaller max_new_tokens")
 
 
-def live_part(this, weights, levels, seen):
-    """What the page needs to run a model: its weights, and values to check it with."""
-    part = {"weights": packed_weights(weights, this.settings, levels), "exact_loss": None}
-    part["logits"] = packed(seen.logits[-1], "<f4")
+def live_part(this, weights, levels, logits):
+    """What the page needs to run a model: its weights, logits to compare its own with, and the loss
+    with and without rounding."""
+    compared = logits
+    if levels == SNAPSHOT_LEVELS:
+        compared = logits[-1:]  # of the last token
+    part = {
+        "weights": packed_weights(weights, this.settings, levels),
+        "logits": packed(compared, "<f4"),
+        "loss": None,
+        "exact_loss": None,
+    }
     if this.idx.shape[1] > 1:
-        exact = GPT.from_weights(this.settings, weights).to(this.idx.device).eval()
-        with torch.no_grad():
-            logits = exact(this.idx, this.idx)[0][0]
-        part["exact_loss"] = numbers(text_loss(logits, this.idx, this.tokenizer.n_vocab))
+        exact = build_model(weights, this.settings, this.idx.device)
+        exact_logits = logits_of(exact, this.idx, this.tokenizer.n_vocab)
+        part["loss"] = text_loss(logits, this.idx).item()
+        part["exact_loss"] = text_loss(exact_logits, this.idx).item()
     return part
 
 
 def moments_of(this):
-    """What the page has of each step of the training, and its main model's: (moments, the number of
-    the main one, its Recording, what there is to find)."""
+    """(what the page has of each step of the training, the number of the main model's, where it
+    opens, what there is to find)."""
     paths = snapshots_of(this.cfg)
     levels = levels_of(this, paths)
     check_attention(this, len(levels))
-    prompt = this.idx[:, :this.n_prompt]
+    n_vocab = this.tokenizer.n_vocab
     moments = []
     probs = []
     for step in levels:
@@ -603,24 +643,25 @@ def moments_of(this):
         if not is_main:  # the checkpoint has the same weights as the snapshot of its step
             weights = checkpoint.read_snapshot(paths[step], this.start.model_args)
         model = build_model(weights, this.settings, this.idx.device, levels[step])
-        shown, seen = moment(model, this.idx, this.tokenizer.n_vocab)
-        probs.append(shown["next_prob"])
+        logits = logits_of(model, this.idx, n_vocab)
+        probs.append(next_probs(logits, this.idx))
+        shown = {"step": step}
+        if is_main or levels[step] is None:  # else the page computes the rest itself
+            recorded, seen = moment(model, this.idx, n_vocab)
+            shown |= recorded
         if is_main:
             main = shown
-            main_seen = seen
-        elif levels[step] is not None:  # the page computes the rest itself
-            shown = {"loss": shown["loss"]}
+            attention = seen.attention
         if levels[step] is not None:
-            shown |= live_part(this, weights, levels[step], seen)
-        ids, chances = continuation(model, this.tokenizer, prompt, FILM_TOKENS, this.cfg)
-        shown["step"] = step
-        shown["film_ids"] = ids
-        shown["film_probs"] = numbers(torch.tensor(chances))
+            shown |= live_part(this, weights, levels[step], logits)
+        prompt = this.idx[:, :this.n_prompt]
+        shown["film_ids"], shown["film_probs"] = continuation(
+            model, this.tokenizer, prompt, FILM_TOKENS, this.cfg)
         moments.append(shown)
     ids = this.idx[0].tolist()
-    spaces = {i for i in set(ids) if not text_of(this.tokenizer, i).strip()}
-    found = discoveries(main, ids, main_seen.attention, this.n_prompt, probs, spaces)
-    return moments, moments.index(main), main_seen, found
+    spaces = {i for i in ids if not text_of(this.tokenizer, i).strip()}
+    opening, found = discoveries(main, ids, attention, this.n_prompt, probs, spaces)
+    return moments, moments.index(main), opening, found
 
 
 def used_vocabulary(this, moments):
@@ -628,7 +669,7 @@ def used_vocabulary(this, moments):
     used = set(this.idx[0].tolist())
     for shown in moments:
         used.update(shown["film_ids"])
-        for row in itertools.chain(shown["top_ids"], shown["lens_ids"]):
+        for row in shown["top_ids"] + shown["lens_ids"]:
             used.update(row)
     return {i: text_of(this.tokenizer, i) for i in sorted(used)}
 
@@ -648,7 +689,7 @@ def look(start, tokenizer, prompt, cfg):
     new, _ = continuation(model, tokenizer, ids, n_new, cfg)
     idx = torch.cat((ids, torch.tensor([new], dtype=torch.int64)), dim=1).to(device)
     this = Page(cfg, start, settings, tokenizer, idx, n_prompt, why)
-    moments, main, seen, found = moments_of(this)
+    moments, main, opening, found = moments_of(this)
 
     name = cfg.init_from
     if cfg.init_from == "resume":
@@ -656,42 +697,52 @@ def look(start, tokenizer, prompt, cfg):
     unit = "token"
     if isinstance(tokenizer, CharTokenizer):
         unit = "character"
+    vocab = list(tokenizer.chars) if not why else used_vocabulary(this, moments)
     parameters = sum(p.numel() for p in model.parameters())
-    data = {
+    val_loss = None
+    if 0 < start.best_loss < math.inf:
+        val_loss = start.best_loss
+    return {
         "name": printable(Path(name).resolve().name),  # no path: the page is sent to others
-        "title": printable(title(parameters, tokenizer, start.meta)),
-        "unit": unit, "config": asdict(settings), "parameters": parameters, "val_loss": None,
-        "n_vocab": tokenizer.n_vocab, "prompt_length": n_prompt, "ids": idx[0].tolist(),
-        "moments": moments, "main": main, "why_not_live": why,
+        "title": printable(title(parameters, start.meta.get("source"))),
+        "unit": unit,
+        "config": asdict(settings),
+        "parameters": parameters,
+        "val_loss": val_loss,
+        "n_vocab": tokenizer.n_vocab,
+        "vocab": vocab,
+        "prompt_length": n_prompt,
+        "ids": idx[0].tolist(),
+        "moments": moments,
+        "main": main,
+        "why_not_live": why,
         "sampled": {"temperature": cfg.temperature, "top_k": cfg.top_k},
         "dice": dice(cfg.seed, FILM_TOKENS),
-        "open": found["open"], "discoveries": found["list"],
+        "open": opening,
+        "discoveries": found,
     }
-    if 0 < start.best_loss < math.inf:
-        data["val_loss"] = start.best_loss
-    if why:
-        data["vocab"] = used_vocabulary(this, moments)
-    else:
-        data["vocab"] = list(tokenizer.chars)
-        data["logits"] = packed(seen.logits, "<f4")
-    return data
 
 
 def page(data):
     """The HTML file. The data becomes JSON in ASCII, without "<", so that no text in it can end the
     script element that contains it."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    scripts = [(TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    parts = {"data": text, "scripts": "\n".join(scripts)}
-    parts["page.css"] = (TEMPLATES / "page.css").read_text(encoding="utf-8")
-    template = (TEMPLATES / "page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{([\w.]+)\}\}", lambda match: parts[match[1]], template)
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    html = template("page.html")
+    for name in re.findall(r"{{(\w+\.\w+)}}", html):
+        html = html.replace("{{" + name + "}}", template(name))
+    return html.replace("{{data}}", text.replace("<", "\\u003c"))
+
+
+def template(name):
+    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def main(argv=None):
     _, cfg = configure(__doc__, LookConfig, argv=argv)
     folder = Path(cfg.out_dir)
-    out = Path(cfg.out or (folder.parent if folder.is_file() else folder) / "look.html")
+    if folder.is_file():
+        folder = folder.parent
+    out = Path(cfg.out or folder / "look.html")
     if out.is_dir():
         raise UserError(f"out={out} is a folder: give the name of a file")
     start = starting.to_sample_from(cfg.init_from, cfg.out_dir)

@@ -101,7 +101,8 @@ function drawHeads(seen, at, vocab, config, off, progress) {
   const {plainLoss, ablated} = seen;
   const changes = plainLoss === null ? null
     : ablated?.map((row) => row.map((without) => without - plainLoss));
-  const largest = Math.max(0.05, ...(changes ?? []).map((row) => Math.max(...row.slice(0, n_head))));
+  const ofHeads = (changes ?? []).flatMap((row) => row.slice(0, n_head));
+  const largest = Math.max(0.05, ...ofHeads);
   const ink = colorOf("--weight");
   for (let layer = 0; layer < n_layer; layer++) {
     for (let part = 0; part <= n_head; part++) {
@@ -109,7 +110,8 @@ function drawHeads(seen, at, vocab, config, off, progress) {
       const change = changes?.[layer][part];
       const number = change === undefined ? "…" : signed(change);
       cell.querySelector(".number").textContent = number;
-      cell.style.setProperty("--shade", Math.max(0, Math.min(1, (change ?? 0) / largest)).toFixed(3));
+      const shade = Math.max(0, Math.min(1, (change ?? 0) / largest));
+      cell.style.setProperty("--shade", shade.toFixed(3));
       cell.classList.toggle("is-off", off.has(`${layer}.${part}`));
       const effect = change === undefined ? "" : `, loss ${number} without it`;
       const label = part < n_head && labels[layer] ? `: ${labelText(labels[layer][part])}` : "";

@@ -181,27 +181,28 @@ function* ablation(model, ids, entries, nVocab) {
   return losses;
 }
 
-/** The model at one step of its training. */
+/** The model at one step of its training. Until start(), only its recorded values exist. */
 class Age {
-  /** model: a GPT, or null if only recorded values exist. */
-  constructor(moment, model, nVocab) {
-    Object.assign(this, {moment, model, nVocab, step: moment.step});
-    this.live = model && new LiveText(model, nVocab);
-    this.film = model && new LiveText(model, nVocab); // the prompt and its continuation
+  constructor(moment, nVocab) {
+    Object.assign(this, {moment, nVocab, step: moment.step});
+    this.live = null; // the text, once the model runs
     this.without = null; // the text with parts switched off
-    this.setFilm(moment.film_ids, moment.film_probs);
+    this.film = null; // another prompt than the recorded one, and its continuation
+    this.filmIds = moment.film_ids;
+    this.filmProbs = moment.film_probs;
     this.ablated = null; // losses without each part
     this.ablating = null;
     this.ablationShare = 0;
   }
 
-  setFilm(ids, probs) {
-    this.filmIds = ids;
-    this.filmProbs = probs;
+  /** Compute from now on. live: the recorded text, already computed. */
+  start(live) {
+    this.live = live;
+    this.ablated = this.moment.ablated_loss ?? null;
   }
 
   setIds(ids) {
-    if (!this.model) return;
+    if (!this.live || this.live.ids === ids) return;
     this.live.setIds(ids);
     this.without?.setIds(ids);
     this.ablated = this.ablating = null;
@@ -209,22 +210,24 @@ class Age {
 
   /** Switch parts of the model off: a Set of "layer.part". */
   setOff(off) {
-    if (!this.model) return;
-    this.without = off.size > 0 ? new LiveText(this.model, this.nVocab, off) : null;
+    if (!this.live) return;
+    this.without = off.size > 0 ? new LiveText(this.live.model, this.nVocab, off) : null;
     this.without?.setIds(this.live.ids);
   }
 
   /** Begin to continue another prompt. */
   setPrompt(ids) {
-    if (!this.model) return;
-    this.setFilm([], []);
+    if (!this.live) return;
+    this.filmIds = [];
+    this.filmProbs = [];
+    this.film = new LiveText(this.live.model, this.nVocab);
     this.film.setIds(ids);
   }
 
   /** One more token of the continuation; false if there are enough, or there is no prompt.
    *  sampled: {temperature, top_k}. dice: the random number for each token. */
   stepFilm({temperature, top_k}, dice) {
-    if (!this.model || this.filmIds.length >= dice.length || !this.film.ids.length) return false;
+    if (!this.film || this.filmIds.length >= dice.length || !this.film.ids.length) return false;
     if (this.film.step()) return true;
     const {logits, probs} = this.film.entries.at(-1);
     const uniform = dice[this.filmIds.length];
@@ -237,8 +240,9 @@ class Age {
 
   /** One token of the ablation; false if it is done or there is nothing to compute. */
   stepAblation() {
-    if (this.ablated || this.live.window.length < 2) return false;
-    this.ablating ??= ablation(this.model, this.live.window, this.live.entries, this.nVocab);
+    const {live, ablated} = this;
+    if (ablated || !live || live.window.length < 2) return false;
+    this.ablating ??= ablation(live.model, live.window, live.entries, this.nVocab);
     const {done, value} = this.ablating.next();
     if (done) this.ablated = value;
     else this.ablationShare = value;

@@ -63,8 +63,8 @@ function filmPicture(ages, prompt, vocab, nVocab, title) {
   });
   context.font = "13px system-ui, sans-serif";
   context.fillStyle = color("--muted");
-  context.fillText("One prompt, continued by every age of the model. Orange: the model was surprised "
-    + "by its own choice.", 24, height - 26, width - 48);
+  context.fillText("One prompt, continued by every age of the model. Orange: the model was "
+    + "surprised by its own choice.", 24, height - 26, width - 48);
   return canvas;
 }
 
@@ -80,4 +80,63 @@ async function copyPicture(canvas) {
     link.click();
     return "Saved as filmstrip.png.";
   }
+}
+
+// ---- the state of the page
+
+/** Write what is shown into the address, a moment later. */
+function remember() {
+  clearTimeout(page.writing);
+  page.writing = setTimeout(() => {
+    const isOwn = page.live && decode(page.ids) !== decode(data.ids);
+    writeHash({
+      text: isOwn ? decode(page.ids) : null,
+      prompt: isOwn ? page.promptLength : null,
+      token: at.token + windowStart(),
+      head: `${at.layer}.${at.head}`,
+      step: page.moment === page.main ? null : ages[page.moment].step,
+      off: [...page.off].join(" "),
+      theme: page.theme ?? null,
+      only: document.body.dataset.only ?? null,
+    });
+  }, 300);
+}
+
+/** Show what an address says. Whatever is wrong in it is ignored. */
+function applyHash(hash) {
+  if (page.live && hash.text !== undefined) {
+    const [ids] = encode(hash.text);
+    const promptLength = Math.max(0, Math.min(Number(hash.prompt) || ids.length, ids.length));
+    showText({ids, promptLength, branch: null, token: ids.length - 1});
+  }
+  const token = Number(hash.token);
+  if (hash.token && token >= 0) select(token - windowStart());
+  const [layer, head] = (hash.head ?? "").split(".").map(Number);
+  if (layer >= 0 && head >= 0) selectHead(layer, head);
+  for (const name of (hash.off ?? "").match(/\d+\.\d+/g) ?? []) {
+    const [inLayer, part] = name.split(".").map(Number);
+    const exists = inLayer < config.n_layer && part <= config.n_head;
+    if (page.live && exists) toggle(`${inLayer}.${part}`);
+  }
+  const moment = ages.findIndex(({step}) => `${step}` === hash.step);
+  if (moment >= 0) setMoment(moment);
+}
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  $("theme").textContent = theme === "dark" ? "Light theme" : "Dark theme";
+  redraw();
+}
+
+function listenToSharing() {
+  $("theme").addEventListener("click", () => {
+    page.theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+    setTheme(page.theme);
+    remember();
+  });
+  $("copy").addEventListener("click", async () => {
+    say($("copied"), await copyPicture(filmPicture(ages, page.prompt, vocab, nVocab, data.title)));
+  });
+  // the canvases are drawn again in the colors of the paper, which page.css sets
+  for (const event of ["beforeprint", "afterprint"]) addEventListener(event, drawBottom);
 }

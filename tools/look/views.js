@@ -5,6 +5,7 @@
 //     before           the ids of earlier tokens, which the model no longer sees
 //     promptLength     the number of tokens in view that the user wrote; later ones were sampled
 //     loss, ablated    nats per token: of the text, and [layer][part] without a part; or null
+//     cache            the keys and values of the text; null if the values are recorded
 //     isLive           whether the model runs in the page and computes the text
 //
 // and from `at`, the selection: token, layer, head. Text from the file is only ever inserted as
@@ -110,11 +111,13 @@ function bar(share) {
   return element("span", {class: "bar"}, element("i", {style: width}));
 }
 
-/** A color of page.css as [red, green, blue]. */
+/** A color of page.css as [red, green, blue]. It can be one of the system's colors. */
 function colorOf(name) {
-  const value = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const number = parseInt(value.slice(1), 16);
-  return [number >> 16, (number >> 8) & 255, number & 255];
+  const probe = element("i", {style: `color: var(${name}); forced-color-adjust: none`});
+  document.body.append(probe);
+  const [red, green, blue] = getComputedStyle(probe).color.match(/[\d.]+/g).map(Number);
+  probe.remove();
+  return [red, green, blue];
 }
 
 function drawWeightLegends() {

@@ -25,10 +25,10 @@ function row(...parts) {
 }
 
 /** q, the key of another token, their product, the score, and the softmax. */
-function numbersOfAttention(seen, at, vocab, cache, s) {
+function numbersOfAttention(seen, at, vocab, s) {
   const entry = seen.entries[at.token];
   const q = entry.layers[at.layer].q[at.head];
-  const k = cache.layers[at.layer].keys[at.head][s];
+  const k = seen.cache.layers[at.layer].keys[at.head][s];
   const {scale, hs} = entry.model.h[at.layer].attn;
   const product = q.map((value, i) => value * k[i]);
   const weights = entry.attention[at.layer][at.head];
@@ -71,7 +71,8 @@ function numbersOfMlp(seen, at, vocab, nVocab) {
 }
 
 /** The numbers behind each step that has some: functions that return nodes. */
-function numbersOf(seen, at, vocab, data, cache, s) {
+function numbersOf(seen, at, vocab, data, s) {
+  const {cache} = seen;
   const entry = seen.entries[at.token];
   const layer = entry.layers[at.layer];
   const {n_embd: C} = data.config;
@@ -82,12 +83,12 @@ function numbersOf(seen, at, vocab, data, cache, s) {
       row("The query of the head:"), strip(layer.q[at.head]),
       row("Its key:"), strip(cache.layers[at.layer].keys[at.head][at.token]),
       row("Its value:"), strip(cache.layers[at.layer].values[at.head][at.token])],
-    "Attention": () => numbersOfAttention(seen, at, vocab, cache, s),
+    "Attention": () => numbersOfAttention(seen, at, vocab, s),
     "Values": () => [row("What attention adds, all heads together:"), strip(layer.attended)],
     "MLP": () => numbersOfMlp(seen, at, vocab, data.n_vocab),
     "Layers": () => [row("The stream after the last layer:"), strip(entry.x)],
-    "Probabilities": () => [table([["", ["logit", "p"]], ...entry.top.slice(0, 8).map(([id, p]) => (
-      [visible(vocab[id]), [entry.logits[id], percent(p)]]))])],
+    "Probabilities": () => [table([[unit, ["logit", "p"]],
+      ...entry.top.map(([id, p]) => [visible(vocab[id]), [entry.logits[id], percent(p)]])])],
   };
 }
 
@@ -134,8 +135,7 @@ function walk(seen, at, vocab, {config, n_vocab}, filters) {
   ];
 }
 
-/** cache: of the text, or null if the values are recorded. */
-function drawWalk(seen, at, vocab, data, filters, cache) {
+function drawWalk(seen, at, vocab, data, filters) {
   const list = $("walk");
   const entry = seen.entries[at.token];
   if (!entry) return list.replaceChildren();
@@ -146,7 +146,7 @@ function drawWalk(seen, at, vocab, data, filters, cache) {
         element("div")))));
   }
   const s = argmax(entry.attention[at.layer][at.head]);
-  const numbers = cache && entry.layers ? numbersOf(seen, at, vocab, data, cache, s) : {};
+  const numbers = seen.cache ? numbersOf(seen, at, vocab, data, s) : {};
   steps.forEach(([title, ...parts], i) => {
     const item = list.children[i];
     say(item.querySelector("p"), ...parts);
