@@ -18,7 +18,7 @@ from helpers import equal, log_of, losses, state
 
 import train
 from configurator import configure
-from internals import dataset, devices, runlog, signals
+from internals import dataset, devices, outdir, runlog, signals
 from internals.errors import one_line_errors
 from model import GPT
 from train import (
@@ -242,6 +242,7 @@ def test_a_new_run_keeps_the_one_that_was_there(tiny, tmp_path, capsys):
     assert (previous / "ckpt.pt").read_bytes() == before
     assert (previous / "snapshots").is_dir() and not (out / "snapshots").exists()
     assert state(out).step == 8 and "is kept in" in capsys.readouterr().out
+    assert outdir.FILES[-1] == "ckpt.pt"  # moved last: init_from=auto finds it if that is cut off
 
 
 @pytest.mark.parametrize("mode, last_step", [("eval_only", 12), ("dry_run", 15)])
