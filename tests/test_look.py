@@ -426,16 +426,16 @@ def test_a_model_that_does_not_run_in_the_page_says_why(tmp_path, monkeypatch, c
     assert f"the model does not run in it, because {why}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("count, source, expected", [
-    (607_872, "Shakespeare's plays, from the package x==1",
+@pytest.mark.parametrize("count, source, task, expected", [
+    (607_872, "Shakespeare's plays, from the package x==1", None,
      "A GPT with 0.6M parameters, trained on Shakespeare's plays"),
-    (11_000_000, "/home/me/secret/novel.txt",
-     "A GPT with 11M parameters, trained on novel.txt"),
-    (124_439_808, None, "A GPT with 124M parameters"),
-    (8_160, None, "A GPT with 8,160 parameters"),
+    (11_000_000, "/home/me/secret/novel.txt", "C:\\me\\questions.jsonl",
+     "A GPT with 11M parameters, trained on novel.txt, then on the task questions.jsonl"),
+    (124_439_808, None, None, "A GPT with 124M parameters"),
+    (8_160, None, None, "A GPT with 8,160 parameters"),
 ])
-def test_the_title_says_what_the_model_is_without_a_path(count, source, expected):
-    assert look.title(count, source) == expected
+def test_the_title_says_what_the_model_is_without_a_path(count, source, task, expected):
+    assert look.title(count, source, task) == expected
 
 
 # ---- mistakes

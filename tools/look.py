@@ -456,14 +456,21 @@ def text_of(tokenizer, i):
     return tokenizer.decode_bytes([i]).decode("utf-8", "backslashreplace")
 
 
-def title(parameters, source):
-    """What the model is, in words: the heading of the page. source: of the training text."""
+def title(parameters, source, task):
+    """What the model is, in words: the heading of the page. source: of the training text. task: of
+    a stage (stages/), or None."""
     words = f"A GPT with {short_count(parameters)} parameters"
-    if not source:
-        return words
-    corpus = str(source).split(", from ")[0]
-    corpus = corpus.replace("\\", "/").split("/")[-1]  # no path: the page is sent to others
-    return f"{words}, trained on {corpus}"
+    if source:
+        words += f", trained on {without_path(source)}"
+    if task:
+        words += f", then on the task {without_path(task)}"
+    return words
+
+
+def without_path(source):
+    """The name of a file or corpus: a page that is sent to others contains no path."""
+    name = str(source).split(", from ")[0]
+    return name.replace("\\", "/").split("/")[-1]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -699,12 +706,13 @@ def look(start, tokenizer, prompt, cfg):
         unit = "character"
     vocab = list(tokenizer.chars) if not why else used_vocabulary(this, moments)
     parameters = sum(p.numel() for p in model.parameters())
+    task = (start.config or {}).get("task")
     val_loss = None
     if 0 < start.best_loss < math.inf:
         val_loss = start.best_loss
     return {
         "name": printable(Path(name).resolve().name),  # no path: the page is sent to others
-        "title": printable(title(parameters, start.meta.get("source"))),
+        "title": printable(title(parameters, start.meta.get("source"), task)),
         "unit": unit,
         "config": asdict(settings),
         "parameters": parameters,
