@@ -655,15 +655,19 @@ def test_axe_finds_nothing(tab):
 
 def test_a_printed_page_is_light_and_has_no_controls(tab):
     tab.js("setTheme('dark')")
+    colors = "return [colorOf('--ink'), [...document.querySelector('canvas').getContext('2d')"
+    colors += ".getImageData(0, 0, 1, 1).data]]"  # the first token looks at itself: full ink
+    dark = tab.js(colors)
     tab.cdp("Emulation.setEmulatedMedia", {"media": "print"})
-    look_of = "const look = getComputedStyle($(arguments[0])); return [look.color, look.display];"
-    assert tab.js(look_of, "name")[0] == "rgb(35, 33, 29)"
-    assert tab.js("return colorOf('--weight')") == [61, 74, 82]
+    printed = tab.js(f"dispatchEvent(new Event('beforeprint')); {colors}")
+    assert printed == [[35, 33, 29], [61, 74, 82, 255]]
     for name in ("sampling", "editor", "play", "tour", "theme"):
         assert not tab.is_shown(name), name
     for name in ("tokens", "film", "candidates", "votes", "lens", "map", "walk", "proof"):
         assert tab.is_shown(name), name
     tab.cdp("Emulation.setEmulatedMedia", {"media": ""})
+    tab.js("dispatchEvent(new Event('afterprint'))")
+    assert tab.js(colors) == dark != printed
     tab.js("setTheme('light')")
 
 
