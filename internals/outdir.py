@@ -14,8 +14,9 @@ from internals.files import replacing
 
 # errors of disks that cannot lock files, as some network disks; 524 is Linux's internal ENOTSUPP
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO, 524)
-# the files of a run, in the order in which keep_previous moves them
-FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "snapshots", "ckpt.pt")
+# the files of a run, in the order in which keep_previous moves them; the second line is of stages/
+FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "snapshots",
+         "picture.png", "pairs.jsonl", "answers.jsonl", "reference.pt", "reward.pt", "ckpt.pt")
 
 
 def writes(cfg, world):

@@ -40,20 +40,22 @@ class StageLog(RunLog):
         self.line_time = self.started  # of the last line
         self.line_step = run.step
 
-    def values(self, step, values):
-        """Print and record the values of a step, {name: number}, or of an evaluation, which has no
-        loss."""
-        columns = [self.label(step)]
-        for name, value in values.items():
-            columns.append(f"{name} {value:.4g}")
-        now = time.perf_counter()
-        if "loss" in values:
-            seconds = (now - self.line_time) / (step - self.line_step)
-            columns.append(f"{1e3 * seconds:.0f} ms")
-        self.line_step = step
-        self.line_time = now
-        self.say(" | ".join(columns))
+    def step(self, step, values):
+        """Log the values of a step, {name: number}, if the step is a multiple of log_interval."""
+        if step % self.cfg.log_interval == 0:
+            seconds = (time.perf_counter() - self.line_time) / (step - self.line_step)
+            self.values(step, values, f"{1e3 * seconds:.0f} ms")
+
+    def evaluation(self, step, values):
+        self.values(step, values)
+
+    def values(self, step, values, *more):
+        """Print and record the values of a step. more: other columns of the line."""
+        columns = [f"{name} {value:.4g}" for name, value in values.items()]
+        self.say(" | ".join([self.label(step), *columns, *more]))
         self.record(step=step, **values)
+        self.line_step = step
+        self.line_time = time.perf_counter()
 
     def save(self, run, meta):
         checkpoint.write(run.checkpoint(self.cfg, meta), self.out_dir / "ckpt.pt")

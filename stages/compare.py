@@ -5,7 +5,7 @@
 The horizontal axis is the square root of the KL divergence, as in Gao et al. (2022): for small
 changes of a distribution, KL grows with the square of the change. The dots are evaluations on test
 prompts, the thin lines the logged training steps. Every run begins at KL 0. The table has the last
-evaluation of each run, with the 95% interval of the share of right answers.
+evaluation of each run, with 95% intervals.
 """
 
 import json
@@ -40,7 +40,7 @@ def read_run(folder):
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} cannot be read ({reason(error)}): give folders of runs of "
                         "stages/rl.py") from None
-    if not any("test_kl" in entry for entry in metrics):
+    if not any("rule_margin" in entry for entry in metrics):
         raise UserError(f"{folder} has no evaluation of stages/rl.py")
     return settings, metrics
 
@@ -50,16 +50,23 @@ def table(runs):
     lines = ["| run | beta | seed | step | KL | reward | rule | right |",
              "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for folder, (settings, metrics) in runs.items():
-        last = [entry for entry in metrics if "test_kl" in entry][-1]
+        last = [entry for entry in metrics if "rule_margin" in entry][-1]
         right = ""
-        if last.get("right") is not None:
+        if "right" in last:
             share = last["right"]
-            margin = 1.96 * math.sqrt(share * (1 - share) / settings["eval_prompts"])
+            variance = share * (1 - share) / settings["eval_prompts"]
+            margin = 1.96 * math.sqrt(variance)
             right = f"{share:.1%} ± {margin:.1%}"
-        cells = [Path(folder).name, settings["beta"], settings["seed"], last["step"],
-                 f"{last['test_kl']:.1f}", f"{last['test_reward']:.2f}",
-                 f"{last['test_rule']:.2f}", right]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        cells = [
+            Path(folder).name,
+            str(settings["beta"]),
+            str(settings["seed"]),
+            str(last["step"]),
+            f"{last['test_kl']:.1f}",
+            f"{last['test_reward']:.2f}",
+            f"{last['test_rule']:.2f} ± {last['rule_margin']:.2f}",
+            right]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -71,15 +78,18 @@ def plot(axes, metrics, kl, value, style):
 
 
 def draw(runs, path):
-    """Reward and rule against sqrt(KL)."""
+    """Reward and rule against sqrt(KL). Runs with the same beta have the same color."""
+    color_of = {}
     with picture(path, 9, 3.8) as figure:
         left, right = figure.subplots(1, 2)
-        for i, folder in enumerate(runs):
-            settings, metrics = runs[folder]
-            color = COLORS[i % len(COLORS)]
-            steps = {"color": color, "linewidth": 0.8}
-            dots = {"color": color, "linestyle": "", "marker": "o"}
-            dots["label"] = f"beta = {settings['beta']} ({Path(folder).name})"
+        for settings, metrics in runs.values():
+            beta = settings["beta"]
+            label = None
+            if beta not in color_of:
+                color_of[beta] = COLORS[len(color_of) % len(COLORS)]
+                label = f"beta = {beta}"
+            steps = {"color": color_of[beta], "linewidth": 0.8}
+            dots = {"color": color_of[beta], "linestyle": "", "marker": "o", "label": label}
             plot(left, metrics, "kl", "reward", steps)
             plot(left, metrics, "test_kl", "test_reward", dots)
             plot(right, metrics, "kl", "rule", steps)

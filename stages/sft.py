@@ -20,36 +20,25 @@ if __name__ == "__main__":  # before torch is imported
     from internals.cores import share_cores
     share_cores()
 
+import functools
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 
-from configurator import build, read_settings
-from internals import outdir
 from internals.chat import add_chat_tokens
-from internals.errors import one_line_errors
-from internals.parallel import World
-from internals.signals import StopSignals
+from internals.errors import UserError, one_line_errors
 from internals.stagelog import StageLog
-from model import GPTConfig
-from stages.common import (
-    Encoding,
-    Policy,
-    StageConfig,
-    check_length,
-    start_stage,
-    step_examples,
-    update,
-)
+from stages import common
 from stages.tasks import open_task
-from train import begin, seed_step
+from train import seed_step
 
 PANELS = {"loss on answers (nats per token)": ("loss", "test_loss"),
           "share of the test prompts": ("right", "ended")}
 
 
 @dataclass
-class SFTConfig(StageConfig):
+class SFTConfig(common.StageConfig):
     """The settings of supervised fine-tuning."""
 
     # -- output
@@ -68,9 +57,9 @@ def masked(ids, is_answer):
 
 def answer_loss(model, examples, encoding):
     """The mean cross-entropy of the tokens of the answers, in nats, and their number."""
-    prompts = [encoding.prompt(example.prompt) for example in examples]
-    answers = [encoding.answer(example.answer) for example in examples]
-    ids, is_answer = encoding.pad(prompts, answers)
+    prompts = [example.prompt for example in examples]
+    answers = [example.answer for example in examples]
+    ids, is_answer = encoding.pad_texts(prompts, answers)
     inputs, targets = masked(ids, is_answer)
     _, loss = model(inputs, targets)
     return loss, is_answer.sum().item()
@@ -78,16 +67,15 @@ def answer_loss(model, examples, encoding):
 
 @torch.no_grad()
 def evaluate(policy):
-    """Answer the test prompts by greedy decoding. Returns values for the log, and an Answered."""
+    """Answer the test prompts by greedy decoding. Returns values for the log, and a text."""
     cfg = policy.cfg
-    encoding = policy.encoding
     policy.model.eval()
     tests = policy.task.tests[:cfg.eval_prompts]
     total = 0.0
     n_tokens = 0
     for first in range(0, len(tests), cfg.batch_size):
         some = tests[first:first + cfg.batch_size]
-        loss, count = answer_loss(policy.model, some, encoding)
+        loss, count = answer_loss(policy.model, some, policy.encoding)
         total += loss.item() * count
         n_tokens += count
     found = policy.greedy(tests)
@@ -95,63 +83,40 @@ def evaluate(policy):
     values = {
         "test_loss": total / n_tokens,
         "right": found.mean_rule(),
-        "ended": found.ended(encoding.end)}
-    return values, found
+        "ended": found.ended(policy.encoding.end)}
+    return values, found.shown()
 
 
 def train(run, policy, log, signals):
     """Fine-tune until the run is done. Returns the metrics: a list of dicts."""
     cfg = policy.cfg
-    encoding = policy.encoding
-    signals.catch()
-    while True:
-        is_last = run.step == cfg.max_iters
-        if run.step % cfg.eval_interval == 0 or is_last:
-            values, found = evaluate(policy)
-            log.values(run.step, values)
-            log.sample(found.shown())
-            if run.step > run.first_step:
-                log.save(run, encoding.meta)
-        if is_last or signals.arrived:
-            break
-        seed_step(cfg.seed, run.step, rank=0)  # for dropout
-        examples = step_examples(policy.task.examples, run.step, cfg.batch_size, cfg.seed)
-        loss, _ = answer_loss(policy.model, examples, encoding)
-        norm = update(run, loss, cfg)
-        if run.step % cfg.log_interval == 0:
-            log.values(run.step, {"loss": loss.item(), "norm": norm})
-    log.finish(run, encoding.meta, signals)
+    for step in common.steps(run, policy, log, signals, functools.partial(evaluate, policy)):
+        seed_step(cfg.seed, step, rank=0)  # for dropout
+        examples = common.step_examples(policy.task.examples, step, cfg.batch_size, cfg.seed)
+        loss, _ = answer_loss(run.model, examples, policy.encoding)
+        norm = common.update(run, loss, cfg)
+        log.step(run.step, {"loss": loss.item(), "norm": norm})
+    log.say(f"  chat         python sample.py --out_dir={cfg.out_dir} --interactive=True")
     return log.metrics
-
-
-def longest_example(task, encoding):
-    """The length in tokens of the longest example or test."""
-    longest = 0
-    for example in task.examples + task.tests:
-        prompt = encoding.prompt(example.prompt)
-        answer = encoding.answer(example.answer)
-        longest = max(longest, len(prompt) + len(answer))
-    return longest
 
 
 def main(argv=None):
     """Fine-tune with the settings of a command line. Returns the metrics."""
-    given = read_settings(__doc__, SFTConfig, argv=argv)
-    cfg, start = start_stage(given, SFTConfig)
+    cfg, start = common.read_stage(__doc__, SFTConfig, argv)
     if cfg.init_from != "resume":
         start = add_chat_tokens(start, cfg.new_chars, cfg.seed)
     task = open_task(cfg.task, cfg.data_dir)
-    model_cfg = build(GPTConfig, start.model_args)
-    with World(cfg.device) as world, StopSignals() as signals:
-        encoding = Encoding(start.meta, is_chat=True, device=world.device)
-        longest = longest_example(task, encoding)
-        check_length(longest, model_cfg.block_size, "the examples")
-        run = begin(cfg, model_cfg, start, world)
-        policy = Policy(run.model, task, encoding, cfg)
-        with outdir.locked(cfg, world), StageLog(run, cfg, world, PANELS) as log:
-            metrics = train(run, policy, log, signals)
-            log.say(f"  chat         python sample.py --out_dir={cfg.out_dir} --interactive=True")
-            return metrics
+    examples = task.examples + task.tests
+    if not task.examples:
+        raise UserError(f"task={cfg.task} has no examples of right answers to learn from")
+    with common.opened(cfg, start) as (world, signals):
+        run, policy = common.begin_stage(cfg, start, task, world)
+        prompts = [example.prompt for example in examples]
+        answers = [example.answer for example in examples]
+        lengths = common.check_length(prompts, answers, policy)
+        with StageLog(run, cfg, world, PANELS) as log:
+            log.say(f"examples have {fmean(lengths):.1f} tokens on average, at most {max(lengths)}")
+            return train(run, policy, log, signals)
 
 
 if __name__ == "__main__":

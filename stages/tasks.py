@@ -3,6 +3,7 @@
     sums          two-digit sums: the rule computes the sum, so it is a verifier
     instructions  upper, reverse or double a word of the plays
     verse         continue a play cheerfully: the rule is what a person is supposed to prefer
+    length        continue a play with 20 characters: an example of a reward that may never differ
     FILE.jsonl    your own: a line is {"prompt": "...", "answer": "..."}; right is what is equal
 
 A task splits its prompts into three parts that share none: examples for supervised fine-tuning,
@@ -10,14 +11,12 @@ prompts for reinforcement learning, and tests. So a test counts what was learned
 """
 
 import functools
-import json
 import random
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from internals.data.formats import read_text
 from internals.errors import UserError
+from internals.jsonlines import read_json_lines
 from prepare import open_dataset, tokenizer_from_meta
 
 CHEERFUL = set("""
@@ -60,11 +59,13 @@ def open_task(name, data_dir=None):
     if name == "instructions":
         return instructions(data_dir)
     if name == "verse":
-        return verse(data_dir)
+        return verse(data_dir, cheerful)
+    if name == "length":
+        return verse(data_dir, right_length)
     if name.endswith(".jsonl"):
         return read_examples(name)
-    raise UserError(f"task={name} is unknown: use sums, instructions, verse, or a .jsonl file of "
-                    "prompts and answers")
+    raise UserError(f"task={name} is unknown: use sums, instructions, verse, length, or a .jsonl "
+                    "file of prompts and answers")
 
 
 def exact(example, text):
@@ -138,12 +139,12 @@ def plays(data_dir, split):
 # Cheerful verse
 
 
-def verse(data_dir):
+def verse(data_dir, rule):
     """Prompts: the last 16 characters before a speech, so they end with the name of the speaker.
     The tests are from the validation text."""
     prompts = shuffled(before_speeches(plays(data_dir, "train")))
     tests = shuffled(before_speeches(plays(data_dir, "val")))
-    return Task([], prompts, tests, cheerful, is_chat=False)
+    return Task([], prompts, tests, rule, is_chat=False)
 
 
 def before_speeches(text, length=16):
@@ -167,6 +168,12 @@ def cheerful(example, text):
     return float(len(different & CHEERFUL))
 
 
+def right_length(example, text):
+    """The negative distance of the length from 20 characters. If all answers are cut at the same
+    length, all have the same reward, and there is nothing to learn."""
+    return -abs(20.0 - len(text))
+
+
 # --------------------------------------------------------------------------------------------------
 # Your own examples
 
@@ -184,25 +191,3 @@ def read_examples(path):
     if not examples:
         raise UserError(f"{path} has only one prompt: it cannot be split into training and tests")
     return Task(examples, examples, tests, exact)
-
-
-def read_json_lines(path, names):
-    """The objects in a file of JSON lines, which must have texts of these names. Raises UserError,
-    which names the line."""
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist: it must be a file of JSON lines with "
-                        f"{' and '.join(names)}")
-    objects = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
-            content = None
-        has_names = isinstance(content, dict) and all(name in content for name in names)
-        if not has_names or not all(isinstance(content[name], str) for name in names):
-            raise UserError(f"{path}, line {number}: {line!r:.60} is not a JSON object with the "
-                            f"texts {' and '.join(names)}")
-        objects.append(content)
-    return objects

@@ -52,11 +52,11 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def tiny(data_dir, tmp_path):
     """A function: the command line of a tiny run, with settings changed by name."""
-    from helpers import TINY_RUN
+    from helpers import TINY_RUN, command_line
 
     def arguments(**changes):
         settings = TINY_RUN | {"data_dir": data_dir, "out_dir": tmp_path / "out"} | changes
-        return [f"--{name}={value}" for name, value in settings.items()]
+        return command_line(settings)
 
     return arguments
 

@@ -12,14 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from forkserver import Script
+from processes import ROOT, Script
 
 from internals import checkpoint
 from internals.recipes import RECIPES
 from internals.runlog import RunLog
 from model import GPT, GPTConfig
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 GPT2_TINY = GPTConfig(block_size=32, vocab_size=61, n_layer=3, n_head=2, n_embd=32, bias=True)
@@ -31,6 +30,15 @@ MODERN_TINY = GPTConfig(block_size=32, vocab_size=61, n_layer=3, n_head=2, n_emb
 MODELS = pytest.mark.parametrize("config", [GPT2_TINY, NANO_TINY, MODERN_TINY],
                                  ids=["gpt2", "nano", "modern"])
 
+# texts for tokenizers
+AWKWARD = [
+    "plain words, and   many    spaces\n\n\n \t end ", "CRLF\r\nand\rmore", "\0null\0bytes",
+    "emoji 👩‍👩‍👧‍👦 🇺🇳 🏴‍☠️", "العربية من اليمين", "e\u0301 a\u0308 \u0301alone", "x" * 3000,
+    "日本語の文章、中文字符。" * 20, "a" + " " * 500 + "b", "don't I'll they've 'tis",
+    "1234567890 ½ ²", "\u2028\u00a0\ufeffodd white\u3000space", " ", "\n", "<|endoftext|>",
+    "!\x1c! " * 100,  # which is white space for Python, but not for GPT-2's pattern
+]
+
 # a run that takes a second: dropout and accumulation are on, so that an error in either shows
 TINY_RUN = {
     "dataset": "tiny", "device": "cpu", "dtype": "float32", "n_layer": 2, "n_head": 2, "n_embd": 16,
@@ -40,10 +48,16 @@ TINY_RUN = {
 }
 
 
+def command_line(settings):
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
 def tracked(*patterns):
     """The files of the project that match patterns such as "tools/*.py". Files that a user has
     added to the clone are left out; without git, they cannot be told apart."""
-    found = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    found = []
+    for pattern in patterns:
+        found += sorted(ROOT.glob(pattern))
     try:
         git = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"]
         listed = subprocess.run(git, cwd=ROOT, capture_output=True, check=True).stdout
@@ -70,23 +84,24 @@ def tokens(config, batch, length, seed=1):
     return torch.randint(config.vocab_size, (batch, length), generator=generator)
 
 
-def script(*command, cwd=ROOT, env=None, stdin=None, stderr=None, **options):
-    """Start a script as a user would. Its stdout and stderr are one pipe, unless stderr is a file.
-    env: variables that it has besides ours. Returns a Script of forkserver.py; or a Popen, if there
-    are other options (those of Popen), the command does not import torch, or this is not Linux."""
-    command = list(map(str, command))
+def script(*command, cwd=ROOT, env=None, **options):
+    """Start a script as a user would. Its stdout and stderr are one pipe. env: variables that it
+    has besides ours. Returns a Script; or a Popen, if there are other options (those of Popen), the
+    command does not import torch, or this is not Linux."""
+    command = [str(word) for word in command]
     env = os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {})
-    if sys.platform == "linux" and command[0] not in ("prepare.py", "-c") and not options:
-        return Script(command, str(cwd), env, stdin, stderr)
-    options = {"stdout": subprocess.PIPE} | options
+    imports_torch = command[0] not in ("prepare.py", "-c")
+    if imports_torch and sys.platform == "linux" and not options:
+        return Script(command, cwd, env)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
     return subprocess.Popen([sys.executable, *command], cwd=cwd, env=env, encoding="utf-8",
-                            stdin=stdin, stderr=stderr or subprocess.STDOUT, **options)
+                            **options)
 
 
 def finished(*command, **options):
     """Run one of the scripts to its end; (exit code, what it printed)."""
     process = script(*command, **options)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate()
     return process.returncode, output
 
 
@@ -104,16 +119,25 @@ def torchrun(processes, *command, extra=("--standalone",)):
     return ("-m", "torch.distributed.run", *extra, f"--nproc_per_node={processes}", *command)
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 def ranks(processes, *command):
     """Run a script in this many processes without torchrun; (the largest exit code, what they
     printed)."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    runs = [script(*command, env=world | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(processes)]
-    printed = "".join(run.communicate(timeout=100)[0] for run in runs)
+    world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost",
+             "MASTER_PORT": str(free_port())}
+    runs = []
+    for rank in range(processes):
+        ranked = world | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        runs.append(script(*command, env=ranked))
+    printed = ""
+    for run in runs:
+        output, _ = run.communicate()
+        printed += output
     return max(abs(run.returncode) for run in runs), printed
 
 
@@ -135,8 +159,13 @@ def state(out_dir, name="ckpt.pt"):
 
 def logged(out_dir):
     """metrics.jsonl without what depends on the clock."""
-    lines = map(json.loads, (out_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return [{k: v for k, v in line.items() if k not in ("ms", "tok_per_s")} for line in lines]
+    entries = []
+    for line in (out_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        entry.pop("ms", None)
+        entry.pop("tok_per_s", None)
+        entries.append(entry)
+    return entries
 
 
 def losses(metrics):

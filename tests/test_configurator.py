@@ -2,9 +2,6 @@
 
 import os
 import re
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -75,7 +72,8 @@ def config(tmp_path):
 
 
 def test_command_line_beats_later_config_files_beat_earlier_ones_beat_defaults(config):
-    a, b = config("steps = 1\nname = 'a'\nrate = 2.5", "a.py"), config("steps = 2", "b.py")
+    a = config("steps = 1\nname = 'a'\nrate = 2.5", "a.py")
+    b = config("steps = 2", "b.py")
     assert read() == Settings()
     assert read(a, "--quick=True", b) == Settings(steps=2, rate=2.5, name="a", quick=True)
     assert read(a, "--steps=30") == read("--steps=30", a) == Settings(30, 2.5, "a")
@@ -83,18 +81,19 @@ def test_command_line_beats_later_config_files_beat_earlier_ones_beat_defaults(c
 
 def test_a_config_file_can_read_the_settings_so_far_and_use_modules(config):
     """As in nanoGPT, whose config files run inside train.py."""
-    assert read(config("rate = rate / 10\nsteps += 1")) == Settings(steps=11, rate=0.05)
-    a, b = config("steps = 3\nname = 'a'", "a.py"), config("rate = steps * 2", "b.py")
+    a = config("steps = 3\nname = 'a'", "a.py")
+    b = config("rate = steps * 2", "b.py")
     assert read(a, b, "--steps=9") == Settings(steps=9, rate=6.0, name="a")
     inside = "def _twice():\n    return 2 * steps\nrate = sum(_twice() for _ in range(steps))"
     assert read(config(inside)).rate == 200.0
-    modules = config("name = 'x' if torch.cuda.is_bf16_supported() and torch.tensor(0) else 'y'\n"
-                     "rate = math.log(np.e)\nfolder = os.path.join('a', str(time.time() > 0))")
-    assert read(modules) == Settings(rate=1.0, name="y", folder=os.path.join("a", "True"))
-    shape = config("size = 'gpt-nano'", "a.py"), config("n_embd = 16 * n_head", "b.py")
-    argv = [*shape, "--n_layer=1"]
+    modules = "rate = math.log(np.e)\nfolder = os.path.join('a', str(time.time() > 0))"
+    assert read(config(modules)) == Settings(rate=1.0, folder=os.path.join("a", "True"))
+
+
+def test_a_config_file_can_read_what_a_size_sets(config):
+    argv = [config("size = 'gpt-nano'", "a.py"), config("n_embd = 16 * n_head", "b.py")]
     _, _, model = configure("", TrainConfig, GPTConfig, argv=argv, expand=expand_names)
-    assert (model.n_layer, model.n_head, model.n_embd) == (1, 3, 48)
+    assert (model.n_layer, model.n_head, model.n_embd) == (3, 3, 48)
 
 
 def test_settings_of_train_and_model_are_one_flat_set_and_only_what_is_set_is_given(config):
@@ -126,14 +125,13 @@ def test_a_bool_can_be_given_without_a_value_and_others_after_a_space():
     ("--rate=1", 1.0), ("--rate=1e-3", 1e-3), ("--quick=True", True), ("--quick=false", False),
     ("--mode=False", False), ("--mode=auto", "auto"), ("--limit=None", None), ("--limit=3", 3),
     ("--name=a=b", "a=b"), ("--name=None", "None"), ("--name=", ""), ("--kind=blue", "blue"),
-    ("--folder=None", None), ("--folder=", ""), ("--steps=1e3", 1000), ("--steps=2.0", 2),
+    ("--folder=None", None), ("--steps=1e3", 1000), ("--steps=2.0", 2),
     ("--rate=1e400", float("inf")), (f"--steps={2**63 - 1}", 2**63 - 1),
     # quotes that the shell keeps: one pair is removed
     ('--name="cpu"', "cpu"), ("--name=''a''", "'a'"), ("--name='a", "'a"), ("--steps='3'", 3),
     # in a config file
     ("rate = 1", 1.0), ("mode = False", False), ("limit = None", None), ("steps = 1e3", 1000),
-    ("folder = 'None'", None), ("steps = np.int64(3)", 3), ("rate = np.float32(0.5)", 0.5),
-    ("quick = np.bool_(True)", True), ("name = np.str_('y')", "y"),
+    ("folder = 'None'", None), ("steps = np.int64(3)", 3), ("quick = np.bool_(True)", True),
     ("folder = __import__('pathlib').Path('a') / 'b'", os.path.join("a", "b")),
 ])
 def test_values_have_the_type_of_their_setting(config, word, value):
@@ -144,7 +142,6 @@ def test_values_have_the_type_of_their_setting(config, word, value):
 
 @pytest.mark.parametrize("word, message", [
     ("--steps=1.5", "steps must be int, not '1.5'"),
-    ("--steps=1e400", "steps must be int, not '1e400'"),
     ("--steps=" + "9" * 5000, "steps must be int, not '9999"),
     ("--steps", "--steps needs a value: --steps=VALUE"),
     ("--mode=perhaps", r"mode must be True\|False\|auto, not 'perhaps'"),
@@ -168,8 +165,8 @@ def test_a_wrong_word_or_line_is_refused(config, word, message):
 
 @pytest.mark.parametrize("line", [
     "steps = True", "quick = 1", "name = 3", "rate = None", "steps = 1.5", "steps = 10**5000",
-    "name = len", "kind = {}", "steps = float('nan')", "rate = 10**400", "steps = np.arange(3)",
-    "rate = [[]]\nfor _ in range(99999): rate = [rate]", "name = ('x',)",
+    "name = len", "kind = {}", "rate = 10**400", "steps = np.arange(3)", "name = ('x',)",
+    "rate = [[]]\nfor _ in range(99999): rate = [rate]",
 ])
 def test_a_value_of_the_wrong_type_in_a_config_file_is_refused(config, line):
     with pytest.raises(UserError, match=f"{line.split()[0]} must be .*config.py"):
@@ -183,9 +180,6 @@ def test_a_config_file_is_also_looked_for_next_to_the_scripts(tmp_path, monkeypa
     assert capsys.readouterr().err == f"config   {ROOT / file}\n"
 
 
-# ---- what shells leave in the words
-
-
 def test_a_tilde_that_the_shell_leaves_in_a_path_is_the_home_folder(config, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
@@ -194,10 +188,9 @@ def test_a_tilde_that_the_shell_leaves_in_a_path_is_the_home_folder(config, monk
     assert read("--folder=a/~").folder == "a/~"
     config("steps = 4\nfolder = '~/run'")
     assert read("~/config.py") == Settings(steps=4, folder=f"{tmp_path}/run")
-    cfg = read("~/a", "'b'", "~/c*", schema=PrepareConfig, positional=["sources"])
-    assert cfg.sources == (f"{tmp_path}/a", "b", f"{tmp_path}/c*")
-    cfg = read("--out=~/s.jsonl", "--start=FILE:~/x", schema=SampleConfig)
-    assert (cfg.out, cfg.start) == (f"{tmp_path}/s.jsonl", f"FILE:{tmp_path}/x")
+    cfg = read("~/a", "'b'", schema=PrepareConfig, positional=["sources"])
+    assert cfg.sources == (f"{tmp_path}/a", "b")
+    assert read("--start=FILE:~/x", schema=SampleConfig).start == f"FILE:{tmp_path}/x"
 
 
 @pytest.mark.parametrize("text", ["'Tis'", '"Yes"', "~/x", "~", "' '", "'''"])
@@ -208,31 +201,24 @@ def test_a_prompt_and_a_separator_keep_their_quotes_and_their_tilde(text):
     assert cfg.separator == text
 
 
-# ---- limits, and settings that are words
-
-
 @pytest.mark.parametrize("name, good, bad, limit", [
     ("count", [1, 10**12], [0, -1], "1 or more"),
-    ("positive", [1e-300, 1e300], [0, -1, "inf", "nan", "-inf"], "above 0"),
-    ("probability", [0, 0.999], [1, -0.1, "nan"], "at least 0 and below 1"),
-    ("seed", [0, 2**63 - 1, "None"], [-1, 2**63], "at least 0 and below 2**63"),
+    ("positive", [1e-300, 1e300], [0.0, -1.0, float("inf"), float("nan")], "above 0"),
+    ("probability", [0.0, 0.999], [1.0, -0.1, float("nan")], "at least 0 and below 1"),
+    ("seed", [0, 2**63 - 1, None], [-1, 2**63], "at least 0 and below 2**63"),
 ])
 def test_the_limit_of_a_type_is_checked(name, good, bad, limit):
     for value in good:
         cfg = read(f"--{name}={value}", schema=Limited)
-        assert getattr(cfg, name) == (None if value == "None" else value)
+        assert getattr(cfg, name) == value and cfg == build(Limited, {name: value, "unknown": 4})
     for value in bad:
-        number = float(value) if name not in ("count", "seed") else value
-        message = re.escape(f"{name}={number} must be {limit}") + "$"
+        message = re.escape(f"{name}={value} must be {limit}") + "$"
         with pytest.raises(UserError, match=message):
             read(f"--{name}={value}", schema=Limited)
         with pytest.raises(UserError, match=message):
-            build(Limited, {name: number})
-    assert build(Limited, {name: good[0], "unknown": 4}) == read(f"--{name}={good[0]}",
-                                                                 schema=Limited)
-    for value in "x", [3], {}:
-        with pytest.raises(UserError, match=name):
             build(Limited, {name: value})
+    with pytest.raises(UserError, match=name):
+        build(Limited, {name: [3]})
 
 
 def test_words_without_dashes_can_be_settings():
@@ -242,13 +228,9 @@ def test_words_without_dashes_can_be_settings():
     cfg = read("a", "--name", "y", "b", "c.py", schema=PrepareConfig, positional=["sources"])
     assert cfg == PrepareConfig(("a", "b", "c.py"), "y")
     for words, message in (([], "out_dir must be given"), (["a"], "folder must be given"),
-                           (["a", "b", "c"], "unexpected argument 'c': only out_dir, folder"),
-                           (["a", "b", "--folder=c"], "unexpected argument 'b': only out_dir")):
+                           (["a", "b", "c"], "unexpected argument 'c': only out_dir, folder")):
         with pytest.raises(UserError, match=message):
             read(*words, schema=Export, positional=names)
-
-
-# ---- help
 
 
 def help_of(capsys, *schemas, argv=("--help",), **options):
@@ -286,53 +268,29 @@ def test_every_setting_of_the_scripts_has_a_comment_and_its_help_fits(capsys, sc
     assert not re.search(r"gpt-?$", printed, re.M)  # a choice on two lines
 
 
-# ---- how a script ends
-
-
-def python(code, **options):
-    """Run `code` inside one_line_errors."""
-    code = f"from internals.errors import *\nimport sys\nwith one_line_errors():\n {code}"
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, **options)
-
-
-def test_ctrl_c_is_one_line_and_ends_the_process_by_sigint():
-    run = python("print('before')\n raise KeyboardInterrupt")
-    assert run.returncode == -signal.SIGINT
-    assert (run.stdout, run.stderr) == (b"before\n", b"interrupted\n")
-
-
-def test_stdin_is_utf8_whatever_the_locale_and_nothing_else():
-    locale = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    code = "print(ascii(sys.stdin.read()))"
-    run = python(code, input="the é".encode(), env=locale)
-    assert run.stdout.decode().split() == [r"'the", r"\xe9'"]
-    run = python(code, input=b"the \xe9", env=locale)
-    assert run.returncode == 2 and run.stderr.count(b"\n") == 1
-    assert run.stderr.startswith(b"error: the text on stdin is not UTF-8")
-
-
 def test_an_error_is_one_line_whatever_its_message_has(capsys):
     with pytest.raises(SystemExit), one_line_errors():
         raise UserError("a\nb\r\nc\udce9")
     assert capsys.readouterr().err == "error: a b c?\n"
 
 
-def test_names_and_defaults_are_nanogpts():
-    """nanoGPT's train.py, except for the names of the run in a tracker; device, dtype and compile
-    are `auto` here, and these three follow others: warmup_iters, lr_decay_iters and min_lr, with
-    the same result (test_train.py)."""
-    nanogpt = {
+@pytest.mark.parametrize("schemas, nanogpt", [
+    ((TrainConfig, GPTConfig), {
         "out_dir": "out", "eval_interval": 2000, "log_interval": 1, "eval_iters": 200,
         "eval_only": False, "always_save_checkpoint": True, "init_from": "scratch",
-        "wandb_log": False,
-        "dataset": "openwebtext", "gradient_accumulation_steps": 40, "batch_size": 12,
-        "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.0,
-        "bias": False, "learning_rate": 6e-4, "max_iters": 600000, "weight_decay": 1e-1,
-        "beta1": 0.9, "beta2": 0.95, "grad_clip": 1.0, "decay_lr": True,
-    }
-    ours = vars(TrainConfig()) | vars(GPTConfig())
+        "wandb_log": False, "dataset": "openwebtext", "gradient_accumulation_steps": 40,
+        "batch_size": 12, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768,
+        "dropout": 0.0, "bias": False, "learning_rate": 6e-4, "max_iters": 600000,
+        "weight_decay": 1e-1, "beta1": 0.9, "beta2": 0.95, "grad_clip": 1.0, "decay_lr": True}),
+    ((SampleConfig,), {
+        "out_dir": "out", "num_samples": 10, "max_new_tokens": 500, "temperature": 0.8,
+        "top_k": 200, "seed": 1337, "compile": False, "init_from": "resume"}),
+], ids=["train", "sample"])
+def test_names_and_defaults_are_nanogpts(schemas, nanogpt):
+    """Except for the names of the run in a tracker; device, dtype and compile are `auto` here, and
+    these three follow others: warmup_iters, lr_decay_iters and min_lr, with the same result
+    (test_train.py)."""
+    ours = {}
+    for schema in schemas:
+        ours |= vars(schema())
     assert {name: ours[name] for name in nanogpt} == nanogpt
-    sampling = {"out_dir": "out", "num_samples": 10, "max_new_tokens": 500, "temperature": 0.8,
-                "top_k": 200, "seed": 1337, "compile": False, "init_from": "resume"}
-    ours = vars(SampleConfig())
-    assert {name: ours[name] for name in sampling} == sampling

@@ -26,7 +26,6 @@ def machine(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("files, own, expected", [
-    ({}, "", 8),
     ({"cpu.max": "max 100000\n"}, "0::/\n", 8),
     ({"cpu.max": "150000 100000\n"}, "0::/\n", 2),  # docker run --cpus=1.5
     ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, "", 4),

@@ -4,9 +4,10 @@ import os
 import threading
 
 import pytest
-from helpers import finished
+from helpers import ROOT, finished
 
 from internals.files import replacing
+from internals.plots import picture
 
 
 def write(path, text):
@@ -45,20 +46,23 @@ def test_a_device_and_a_named_pipe_are_written_to_and_a_folder_is_not_replaced(t
         raise AssertionError("the work begins before the mistake is noticed")
 
 
+PICTURE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from internals.plots import picture
+with picture(Path(sys.argv[1]), 4, 3) as figure:
+    figure.subplots().set(title="title", xlabel="step")
+"""
+
+
 def test_no_setting_of_the_users_machine_changes_a_picture(tmp_path):
     """Jupyter exports MPLBACKEND to the scripts that it starts; matplotlibrc can ask for LaTeX."""
     (tmp_path / "matplotlibrc").write_text(
         "text.usetex: True\nfigure.figsize: 1, 1\nbackend: TkAgg\nsavefig.format: pdf\n")
-    code = f"""
-import sys; sys.path.insert(0, {os.getcwd()!r})
-from pathlib import Path
-from internals.plots import picture
-for name in sys.argv[1:]:
-    with picture(Path(name), 4, 3) as figure:
-        figure.subplots().set(title="title", xlabel="step")
-"""
-    plain = {"MATPLOTLIBRC": "", "MPLBACKEND": ""}
-    assert finished("-c", code, tmp_path / "plain.png", env=plain) == (0, "")
     theirs = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    assert finished("-c", code, "theirs.png", cwd=tmp_path, env=theirs)[0] == 0
+    code, printed = finished("-c", PICTURE, "theirs.png", ROOT, cwd=tmp_path, env=theirs)
+    assert code == 0, printed
+    with picture(tmp_path / "plain.png", 4, 3) as figure:
+        figure.subplots().set(title="title", xlabel="step")
     assert (tmp_path / "theirs.png").read_bytes() == (tmp_path / "plain.png").read_bytes()

@@ -19,7 +19,7 @@ import traceback
 import evaluate
 import pytest
 import torch
-from helpers import MODERN, TINY_RUN
+from helpers import MODERN, TINY_RUN, command_line
 
 import sample
 import train
@@ -73,19 +73,18 @@ def damage(path, chance):
 def mutate_bytes(content, chance):
     content = bytearray(content)
     for _ in range(chance.choice([1, 1, 1, 2, 5])):
-        at = chance.randrange(len(content) + 1)
+        kind = chance.choice(["flip", "flip", "cut", "insert", "overwrite"])
+        at = chance.randrange(len(content)) if content else 0
         end = at + chance.choice([1, 4, 50, 1000])
-        kind = chance.choice(["flip", "flip", "cut", "insert", "delete", "overwrite"])
-        if kind == "flip" and at < len(content):
+        if kind == "flip" and content:
             content[at] ^= 1 << chance.randrange(8)
         elif kind == "cut":
-            del content[at:]
+            del content[at:chance.choice([end, None])]
         elif kind == "insert":
             content[at:at] = chance.randbytes(end - at)
-        elif kind == "delete":
-            del content[at:end]
         elif kind == "overwrite":
-            content[at:end] = chance.choice([b"\0", b"\xff", b"{", b"9"]) * len(content[at:end])
+            filler = chance.choice([b"\0", b"\xff", b"{", b"9"])
+            content[at:end] = filler * len(content[at:end])
     return bytes(content)
 
 
@@ -99,27 +98,32 @@ def mutate_values(content, chance, others=()):
         # every level of nesting is as likely as another, however many entries it has
         depth = chance.choice(sorted({depth for depth, _, _ in places}))
         _, container, key = chance.choice([place for place in places if place[0] == depth])
-        kind = chance.choice(["remove", "replace", "replace", "replace", "swap", "add", "other"])
+        _, other, name = chance.choice(places)
+        value = copy.deepcopy(chance.choice([*VALUES, *others]))
+        kind = chance.choice(["remove", "swap", "add", "tensor", "replace", "replace", "replace"])
         if kind == "remove":
             del container[key]
         elif kind == "swap":
-            _, other, name = chance.choice(places)
             container[key] = copy.deepcopy(other[name])
         elif kind == "add" and isinstance(container, dict):
-            container[chance.choice(["new", "", "3"])] = copy.deepcopy(chance.choice(VALUES))
-        elif isinstance(container[key], torch.Tensor) and chance.random() < 0.7:
+            container[chance.choice(["new", "", "3"])] = value
+        elif kind != "replace" and isinstance(container[key], torch.Tensor):
             container[key] = mutate_tensor(container[key], chance)
         else:
-            container[key] = copy.deepcopy(chance.choice([*VALUES, *others]))
+            container[key] = value
     return content
 
 
 def entries(content, depth=0):
     """(depth, container, key) of every entry of nested dicts and lists."""
-    if isinstance(content, (dict, list)):
-        for key in list(content) if isinstance(content, dict) else range(len(content)):
-            yield depth, content, key
-            yield from entries(content[key], depth + 1)
+    keys = []
+    if isinstance(content, dict):
+        keys = list(content)
+    elif isinstance(content, list):
+        keys = range(len(content))
+    for key in keys:
+        yield depth, content, key
+        yield from entries(content[key], depth + 1)
 
 
 def mutate_tensor(tensor, chance):
@@ -140,13 +144,14 @@ def good(data_dir, tmp_path_factory):
     data = folder / "data"
     shutil.copytree(data_dir / "tiny", data / "tiny")
     shutil.copytree(data_dir / "tiny", data / "pkl")
-    chars = json.loads((data / "tiny" / "meta.json").read_text())["chars"]
     (data / "pkl" / "meta.json").unlink()
-    meta = {"vocab_size": len(chars), "itos": dict(enumerate(chars)), "stoi": {}}
+    chars = json.loads((data / "tiny" / "meta.json").read_text())["chars"]
+    n = len(chars)
+    meta = {"vocab_size": n, "itos": dict(enumerate(chars)), "stoi": {}}
     (data / "pkl" / "meta.pkl").write_bytes(pickle.dumps(meta))
     run_train(folder, **TINY_RUN | SMALL | SHORT | MODERN | {"max_iters": 2, "optimizer": "muon"})
-    GPT(GPTConfig(vocab_size=len(chars), bias=True, **SMALL)).save_pretrained(folder / "hf")
-    meta = {"tokenizer": "char", "chars": chars, "vocab_size": len(chars)}
+    GPT(GPTConfig(vocab_size=n, bias=True, **SMALL)).save_pretrained(folder / "hf")
+    meta = {"tokenizer": "char", "chars": chars, "vocab_size": n}
     (folder / "hf" / "meta.json").write_text(json.dumps(meta))
     line = {"ctx": "Line 1: the quick", "endings": [" brown", " fox", " lazy", " dog"], "label": 2}
     (folder / "hellaswag.jsonl").write_text(3 * (json.dumps(line) + "\n"))
@@ -155,7 +160,7 @@ def good(data_dir, tmp_path_factory):
 
 def run_train(folder, **settings):
     settings = SHORT | {"out_dir": folder / "out", "data_dir": folder / "data"} | settings
-    train.main([f"--{name}={value}" for name, value in settings.items()])
+    train.main(command_line(settings))
 
 
 def use(name, folder, chance):
@@ -185,7 +190,8 @@ def peak_memory():
 @pytest.mark.parametrize("name", CASES)
 def test_a_damaged_file_ends_well_or_in_one_line(name, part, good, tmp_path):
     failures = []
-    before, folder = peak_memory(), tmp_path / "case"
+    before = peak_memory()
+    folder = tmp_path / "case"
     for number in range(part * CASES[name], (part + 1) * CASES[name]):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(good, folder)
@@ -208,5 +214,4 @@ def test_a_damaged_file_ends_well_or_in_one_line(name, part, good, tmp_path):
 def test_undamaged_files_end_well(name, good, tmp_path):
     """Otherwise the cases above would only show that everything is refused."""
     shutil.copytree(good, tmp_path / "case")
-    for seed in range(3):  # of the script that reads the file
-        use(name, tmp_path / "case", random.Random(seed))
+    use(name, tmp_path / "case", random.Random(0))

@@ -1,18 +1,22 @@
 """pytest tests/test_gpu.py - the same promises on a GPU; skipped on a machine without CUDA"""
 
+import copy
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
     MODELS,
+    MODERN_TINY,
+    equal,
     finished,
     logged,
     losses,
     model_of,
     ranks,
     same_run,
-    state,
     tokens,
     torchrun,
 )
@@ -41,6 +45,24 @@ def exact_products():
     torch.set_float32_matmul_precision(precision)
 
 
+@pytest.mark.parametrize("cfg", [TrainConfig(), TrainConfig(optimizer="muon")],
+                         ids=["adamw", "muon"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_update_with_a_nan_changes_nothing(cfg, dtype):
+    def one_step(gradient):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, gradient)
+        optimizer.step(skip=torch.tensor(math.isnan(gradient), device=DEVICE))
+        states = [each["state"] for each in optimizer.state_dict()]
+        return copy.deepcopy((dict(model.state_dict()), states))
+
+    model = model_of(MODERN_TINY).to(DEVICE)
+    optimizer = make_optimizer(model, cfg, dtype)
+    before = one_step(1e-3)
+    assert equal(before, one_step(math.nan))
+    assert not equal(before, one_step(1e-3))
+
+
 @pytest.mark.parametrize("settings", [
     {"dtype": "float32"}, {"dtype": "bfloat16"}, {"dtype": "float16"}, MODERN,
     MODERN | {"dtype": "bfloat16", "compile": True},
@@ -48,11 +70,11 @@ def exact_products():
 ], ids=["float32", "bfloat16", "float16", "modern", "compiled", "graphs"])
 def test_a_run_learns_samples_and_resumes_bit_identically(tiny, tmp_path, capsys, settings):
     settings = RUN | {"compile": False, "deterministic": True} | settings
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole = tmp_path / "whole"
+    cut = tmp_path / "cut"
     main(tiny(out_dir=whole, **settings))
     printed = capsys.readouterr().out
-    assert "1 x cuda:0" in printed or DEVICE == "cpu"
-    assert printed.count("val ") == 3 and "    " in printed
+    assert "1 x cuda:0" in printed and printed.count("val ") == 3 and "    " in printed
     curve = [loss for _, loss in losses(logged(whole))]
     assert curve[-1] < curve[0]
     main(tiny(out_dir=cut, **settings | {"max_iters": 4}))
@@ -60,34 +82,13 @@ def test_a_run_learns_samples_and_resumes_bit_identically(tiny, tmp_path, capsys
     assert same_run(whole, cut)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_update_with_a_nan_changes_nothing(optimizer, dtype):
-    config, cfg = MODELS.args[1][2], TrainConfig(optimizer=optimizer)
-    model = model_of(config).to(DEVICE).train()
-    optimizers = make_optimizer(model, cfg, dtype)
-    idx = tokens(config, 4, 16).to(DEVICE)
-    states = []
-    for skip in (False, True):
-        model.zero_grad(set_to_none=True)
-        model(idx, idx)[1].backward()
-        if skip:
-            for p in model.parameters():
-                p.grad.fill_(float("nan"))
-        optimizers.step(skip=torch.tensor(skip, device=DEVICE))
-        moments = [list(each.state.values()) for each in optimizers.optimizers]
-        flat = [value.clone() for part in itertools.chain(*moments) for value in part.values()]
-        states.append([p.detach().clone() for p in model.parameters()] + flat)
-    for before, after in zip(*states, strict=True):
-        assert torch.equal(before, after)
-
-
 @MODELS
 def test_the_loss_and_the_gradients_are_those_of_the_cpu(config):
-    idx, found = tokens(config, 2, 16), []
+    idx = tokens(config, 2, 16)
+    found = []
     for device in ("cpu", DEVICE):
         model = model_of(config, spread=0.2).to(device)
-        loss = model(idx.to(device), idx.to(device))[1]
+        _, loss = model(idx.to(device), idx.to(device))
         loss.backward()
         found.append([loss.detach().cpu(), *(p.grad.cpu() for p in model.parameters())])
     for cpu, gpu in zip(*found, strict=True):
@@ -95,8 +96,8 @@ def test_the_loss_and_the_gradients_are_those_of_the_cpu(config):
 
 
 @MODELS
-@pytest.mark.parametrize("options", [
-    {}, {"static": True}, {"keep": False}], ids=["cache", "static cache", "no cache"])
+@pytest.mark.parametrize("options", [{}, {"static": True}, {"keep": False}],
+                         ids=["cache", "static cache", "no cache"])
 def test_cached_sampling_writes_what_generate_writes(config, options):
     model = model_of(config, spread=0.2).to(DEVICE)
     prompt = tokens(config, 1, 5).to(DEVICE)
@@ -106,12 +107,11 @@ def test_cached_sampling_writes_what_generate_writes(config, options):
 
 
 def test_a_compiled_sampler_writes_the_same_text():
-    config = MODELS.args[1][2]
     texts = []
     for compiled in (False, True):
-        model = for_sampling(model_of(config, spread=0.2).to(DEVICE), "float32", compiled)
+        model = for_sampling(model_of(MODERN_TINY, spread=0.2).to(DEVICE), "float32", compiled)
         cache = make_cache(model, 20, static=compiled)
-        prompt = tokens(config, 1, 5).to(DEVICE)
+        prompt = tokens(MODERN_TINY, 1, 5).to(DEVICE)
         sampler = Sampler(range(20), temperature=0.5, top_k=8, compile=compiled)
         written = itertools.islice(stream(model, prompt, sampler, cache), 40)
         texts.append([ids[:, 0].tolist() for ids, _ in read_late(written)])
@@ -148,10 +148,9 @@ def test_nccl_with_one_process_is_the_run_without(tiny, tmp_path, dtype):
 
 def test_two_gloo_processes_on_one_gpu_have_the_losses_of_one(tiny, tmp_path):
     settings = RUN | {"device": f"{DEVICE}:0", "dtype": "float32", "compile": False, "dropout": 0}
-    main(tiny(out_dir=tmp_path / "one", **settings))
-    code, printed = ranks(2, "train.py", *tiny(backend="gloo", **settings))
+    one = tmp_path / "one"
+    two = tmp_path / "two"
+    main(tiny(out_dir=one, **settings))
+    code, printed = ranks(2, "train.py", *tiny(out_dir=two, backend="gloo", **settings))
     assert code == 0, printed
-    pairs = zip(losses(logged(tmp_path / "one")), losses(logged(tmp_path / "out")), strict=True)
-    for (step, a), (other_step, b) in pairs:
-        assert step == other_step and a == pytest.approx(b, abs=1e-3)
-    assert state(tmp_path / "out").step == 8
+    np.testing.assert_allclose(losses(logged(one)), losses(logged(two)), atol=1e-3)

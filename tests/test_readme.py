@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import helpers
 import pytest
 from helpers import ROOT, SHARED, finished, tracked
 
@@ -137,28 +136,9 @@ def test_every_config_file_is_read(path):
         assert given["out_dir"] and cfg.max_iters == given["max_iters"]
 
 
-@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
-def test_files_that_a_user_adds_to_the_clone_are_not_tested(tmp_path, monkeypatch):
-    monkeypatch.setattr(helpers, "ROOT", tmp_path)
-    ours, mine = tmp_path / "config" / "ours.py", tmp_path / "config" / "mine.py"
-    ours.parent.mkdir()
-    for path in ours, mine:
-        path.touch()
-    assert tracked("config/*.py", "*.md") == [mine, ours]  # not a clone
-    for words in (["init", "--quiet"], ["add", "config/ours.py"]):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    assert tracked("config/*.py", "*.md") == [ours]
-
-
 def test_gpt2_takes_half_a_million_tokens_a_step():
     _, cfg, model = configure("", TrainConfig, GPTConfig, argv=[str(ROOT / "config/train_gpt2.py")])
     assert cfg.batch_size * cfg.gradient_accumulation_steps * model.block_size == 2**19
     assert cfg.gradient_accumulation_steps % 8 == 0
     with_head = GPTConfig(**{**vars(model), "vocab_size": 50304})
     assert (with_head.n_layer, with_head.n_head, with_head.n_embd) == (12, 12, 768)
-
-
-def test_the_core_imports_nothing_from_tools():
-    for path in tracked("*.py", "internals/*.py"):
-        source = path.read_text(encoding="utf-8")
-        assert not re.search(r"^\s*(from|import) tools", source, re.MULTILINE)

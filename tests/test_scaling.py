@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, command_line
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -27,7 +27,7 @@ D = np.tile(51_200 * 2.0 ** np.arange(5), 3)
 TARGET = np.array([236e3]), np.array([2.66e6])
 LAW = Law(E=1.3, A=0.15, B=0.5, a=0.35, b=0.45)
 VOCABULARY = 41  # of the dataset `tiny`
-
+SIZES = "2x16,2x32,3x48,3x64,3x96,4x128"
 
 
 def fake_train(settings, folder):
@@ -78,8 +78,8 @@ def study(tmp_path, data_dir, monkeypatch):
     monkeypatch.setattr(scaling, "MOST_EPOCHS", 20_000)  # the text has 3,600 characters
 
     def command(words, **settings):
-        settings = {"out_dir": tmp_path / "out", "data_dir": data_dir} | settings
-        options = [f"--{name}={value}" for name, value in settings.items()]
+        settings = {"out_dir": tmp_path / "out", "data_dir": data_dir, "sizes": SIZES} | settings
+        options = command_line(settings)
         scaling.main([*map(str, words), *options])
 
     command.config = tmp_path / "big.py"
@@ -94,6 +94,14 @@ def ladder(study):
     study(["plan", study.config])
     study(["run"])
     return study
+
+
+@pytest.fixture
+def predicted(ladder):
+    """A study whose large run is predicted, and then trained."""
+    ladder(["predict", ladder.config])
+    ladder(["run"])
+    return ladder
 
 
 def noisy(law, random, noise=0.0045, seeds=2):
@@ -139,31 +147,14 @@ def test_coefficients_are_never_negative_and_nothing_non_negative_fits_better():
 
 
 @pytest.mark.parametrize("q", scaling.LAWS)
-def test_the_derivatives_of_the_law_are_right(q):
+@pytest.mark.parametrize("i, name", list(enumerate("EABab")))
+def test_the_derivatives_of_the_law_are_right(i, name, q):
     law = replace(LAW, q=q)
-    gradient = law.gradient(N, D)
-    for i, name in enumerate("EABab"):
-        values = []
-        for step in (-1e-6, 1e-6):
-            moved = replace(law, **{name: getattr(law, name) + step})
-            values.append(np.log(moved.loss(N, D)))
-        assert gradient[:, i] == pytest.approx((values[1] - values[0]) / 2e-6, rel=1e-6)
-
-
-def test_noise_is_that_between_seeds_or_what_the_misfit_implies_if_it_is_larger():
-    fit = Fit(N, D, noisy(LAW, np.random.default_rng(0)))
-    assert 0.002 < fit.seed_noise <= fit.noise < 0.007
-    same = noisy(LAW, np.random.default_rng(0), seeds=1).repeat(2, axis=1)  # seeds agree exactly
-    fit = Fit(N, D, same)
-    assert fit.seed_noise == 0 and fit.noise > 0.002
-
-
-def test_the_best_size_for_given_flops_grows_as_the_exponents_say():
-    small, _ = LAW.optimal(1e11)
-    large, tokens = LAW.optimal(1e13)
-    assert 6 * large * tokens == pytest.approx(1e13)
-    exponent = math.log(large / small) / math.log(100)
-    assert exponent == pytest.approx(LAW.b / (LAW.a + LAW.b), abs=0.01)
+    value = getattr(law, name)
+    low = replace(law, **{name: value - 1e-6}).loss(N, D)
+    high = replace(law, **{name: value + 1e-6}).loss(N, D)
+    expected = (np.log(high) - np.log(low)) / 2e-6
+    assert law.gradient(N, D)[:, i] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_large_run_is_predicted_trained_and_checked(ladder, capsys):
@@ -194,64 +185,59 @@ def test_a_large_run_is_predicted_trained_and_checked(ladder, capsys):
     assert (ladder.out / "scaling.png").read_bytes() != before  # the star of the measured loss
 
 
-def test_a_run_that_began_before_the_prediction_cannot_be_checked(ladder, mistake):
-    ladder(["predict", ladder.config])
-    ladder(["run"])
-    earlier = time.time() - 100
-    os.utime(ladder.target / "config.json", (earlier, earlier))
-    error = mistake(ladder, "check", ladder.target)
-    assert "s before its prediction was written" in error
-
-
-def test_a_run_with_other_settings_cannot_be_checked(ladder, mistake):
-    ladder(["predict", ladder.config])
-    ladder(["run"])
-    config = ladder.target / "config.json"
-    config.write_text(config.read_text().replace('"dropout": 0.0', '"dropout": 0.5'))
-    assert "was trained with dropout=0.5, but the prediction is for 0.0" in mistake(
-        ladder, "check", ladder.target)
-
-
-def test_a_trained_run_cannot_be_predicted(ladder, mistake):
-    ladder(["predict", ladder.config])
-    ladder(["run"])
-    assert "must be made before the run" in mistake(ladder, "predict", ladder.config)
-
-
 def test_a_killed_run_continues_and_a_done_one_trains_nothing(study, mistake):
+    def calls():
+        return (study.out / "calls.txt").read_text().splitlines()
+
     study(["plan", study.config])
     (study.out / "stop").touch()
     assert "the power failed" in mistake(study, "run")
     (study.out / "stop").unlink()
-    first = (study.out / "calls.txt").read_text().splitlines()
+    first = calls()
     done = {path.parent.name for path in study.out.glob("runs/*/result.json")}
     study(["run"])
-    second = (study.out / "calls.txt").read_text().splitlines()[len(first):]
-    assert 38 <= len(done) <= 41 and not set(second) & done  # two runs at a time
-    assert set(first) | set(second) == {path.name for path in study.out.glob("runs/*")}
+    both = calls()
+    assert 38 <= len(done) <= 41 and not set(both[len(first):]) & done  # two runs at a time
+    assert set(both) == {path.name for path in study.out.glob("runs/*")}
     study(["run"])
-    assert len((study.out / "calls.txt").read_text().splitlines()) == len(first) + len(second)
+    assert calls() == both
 
 
-def test_a_changed_setting_is_never_mixed_with_old_runs(ladder, mistake):
-    ladder.config.write_text(CONFIG + "dropout = 0.1\n", encoding="utf-8")
-    assert "dropout=0.1" in mistake(ladder, "predict", ladder.config)
-    ladder(["plan", ladder.config])
-    assert "24 of 24 runs are not done" in mistake(ladder, "fit")
+def begin_early(study):
+    earlier = time.time() - 100
+    os.utime(study.target / "config.json", (earlier, earlier))
 
 
-def test_a_folder_with_predictions_keeps_its_plan(ladder, mistake):
-    ladder(["predict", ladder.config])
-    ladder(["plan", ladder.config])  # the same plan
-    ladder.config.write_text(CONFIG + "dropout = 0.1\n", encoding="utf-8")
-    assert "has predictions of another plan" in mistake(ladder, "plan", ladder.config)
+def train_with_dropout(study):
+    (study.target / "config.json").write_text(json.dumps({"max_iters": 5200, "dropout": 0.5}))
 
 
-def test_a_changed_dataset_is_never_mixed_with_old_runs(ladder, mistake, monkeypatch):
+@pytest.mark.parametrize("change, command, message", [
+    (begin_early, "check", "s before its prediction was written"),
+    (train_with_dropout, "check", "was trained with dropout=0.5, but the prediction is for 0.0"),
+    (lambda study: None, "predict", "must be made before the run"),
+])
+def test_a_prediction_counts_only_for_its_own_later_run(predicted, mistake, change, command,
+                                                        message):
+    change(predicted)
+    target = predicted.target if command == "check" else predicted.config
+    assert message in mistake(predicted, command, target)
+
+
+def test_a_changed_setting_or_dataset_is_never_mixed_with_old_runs(predicted, mistake, monkeypatch):
+    predicted(["plan", predicted.config])  # the same plan
+    predicted.config.write_text(CONFIG + "dropout = 0.1\n", encoding="utf-8")
+    assert "dropout=0.1" in mistake(predicted, "predict", predicted.config)
+    assert "has predictions of another plan" in mistake(predicted, "plan", predicted.config)
     identify = scaling.identify
     monkeypatch.setattr(scaling, "identify", lambda settings: identify(settings) | {"val": "new"})
-    assert "has changed since the plan was made" in mistake(ladder, "run")
-    assert "has changed since the plan was made" in mistake(ladder, "predict", ladder.config)
+    assert "has changed since the plan was made" in mistake(predicted, "run")
+
+
+def test_a_damaged_plan_is_one_line(study, mistake):
+    study.out.mkdir()
+    (study.out / "plan.json").write_text('{"settings": {}}', encoding="utf-8")
+    assert "is damaged" in mistake(study, "fit")
 
 
 def test_no_prediction_if_the_ladder_allows_two_values_of_E_that_disagree(ladder, mistake):
@@ -288,9 +274,7 @@ def test_one_run_is_an_ordinary_run_of_train(tmp_path, data_dir):
 
 @pytest.mark.parametrize(("words", "settings", "message"), [
     (["fit"], {}, "plan.json does not exist"),
-    (["plan"], {}, "plan needs the config file of the large run"),
     (["check"], {}, "check needs the folder of a large run"),
-    (["check", "nowhere"], {}, "prediction.json does not exist"),
     (["plan", "CONFIG"], {"max_iters": 10**7}, "epochs"),
     (["plan", "CONFIG"], {"minutes": 0.0001}, "minutes=0.0001 on 2 cores is too short"),
     (["plan", "CONFIG"], {"max_iters": 800}, "less than 8 times"),
@@ -298,20 +282,7 @@ def test_one_run_is_an_ordinary_run_of_train(tmp_path, data_dir):
     (["plan", "CONFIG"], {"sizes": "2x16,2x32,wide"}, "must be like 2x16,2x32,3x48"),
     (["plan", "CONFIG"], {"sizes": "2x16,2x32,2x40"}, "40 channels are not a multiple of 16"),
     (["plan", "CONFIG"], {"sizes": "2x16,2x32"}, "at least 3 different sizes"),
-    (["guess"], {}, "command"),
 ])
 def test_bad_input_is_one_line(study, mistake, words, settings, message):
     words = [study.config if word == "CONFIG" else word for word in words]
     assert message in mistake(functools.partial(study, **settings), *words)
-
-
-def test_a_damaged_plan_is_one_line(ladder, mistake):
-    for content in ("{", "[]", '{"settings": {}}'):
-        (ladder.out / "plan.json").write_text(content, encoding="utf-8")
-        assert "is damaged" in mistake(ladder, "fit")
-
-
-def test_learning_rates_outside_those_that_were_tried_are_refused(study, mistake):
-    study.config.write_text(CONFIG.replace("0.012", "0.0001"), encoding="utf-8")
-    study(["plan", study.config])
-    assert "change learning_rate in the config" in mistake(study, "run")

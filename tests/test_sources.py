@@ -8,13 +8,14 @@ import json
 import lzma
 import os
 import random
+import shutil
 import sys
 import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import finished, script, wait_for
+from helpers import command_line, finished
 
 import prepare
 from internals.data import bins, formats, sources, units
@@ -48,7 +49,7 @@ def tables_are_loaded_once(bpe, monkeypatch):
 def run(tmp_path):
     """A function: prepare sources as the dataset `d` with settings; returns it."""
     def prepared(*words, **settings):
-        options = [f"--{name}={value}" for name, value in settings.items()]
+        options = command_line(settings)
         main([*map(str, words), f"--data_dir={tmp_path / 'data'}", "--name=d", *options])
         return load(tmp_path / "data" / "d")
 
@@ -89,9 +90,8 @@ def sha(data):
 def test_documents_end_with_end_of_text_and_a_hash_decides_their_split(run, tmp_path):
     texts = [story(i) for i in range(50)]
     train, val = texts_of(run(write_lines(tmp_path / "a.jsonl", texts), tokenizer="gpt2"))
-    assert sorted(train + val) == sorted(texts) and 0 < len(val) < 15
-    assert [text for text in texts if text in val] == val  # in their order
-    assert all((units.split_score(text) < 0.1) == (text in val) for text in texts)
+    assert val == [text for text in texts if units.split_score(text) < 0.1]
+    assert train == [text for text in texts if text not in val] and 0 < len(val) < 15
     more = [story(i) for i in range(50, 80)] + texts + texts
     train, more_val = texts_of(run(write_lines(tmp_path / "b.jsonl", more), tokenizer="gpt2"))
     assert set(val) == set(more_val) & set(texts)  # more documents do not move the others
@@ -109,15 +109,17 @@ def test_a_few_files_have_one_for_each_split(run, tmp_path, val_fraction, n_val)
 
 
 def test_documents_of_characters_end_with_a_newline(run, tmp_path, capsys):
-    for name, text in (("a.txt", "first\n"), ("b.txt", "second"), ("c.txt", "third")):
-        (tmp_path / name).write_text(text)
-    data = run(tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "c.txt")
+    a, b, c = (tmp_path / f"{letter}.txt" for letter in "abc")
+    a.write_text("first\n")
+    b.write_text("second")
+    c.write_text("third")
+    data = run(a, b, c)
     tokenizer = tokenizer_from_meta(data.meta)
     whole = tokenizer.decode(data.train) + tokenizer.decode(data.val)
     assert sorted(whole.splitlines(keepends=True)) == ["first\n", "second\n", "third\n"]
     assert "is read 2 times" not in capsys.readouterr().out
-    assert run(tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "a.txt").meta["documents"] == 3
-    assert f"{tmp_path / 'a.txt'} is read 2 times, because the" in capsys.readouterr().out
+    assert run(a, b, a).meta["documents"] == 3
+    assert f"{a} is read 2 times, because the" in capsys.readouterr().out
 
 
 def test_empty_documents_are_left_out_and_the_others_counted(run, tmp_path):
@@ -131,14 +133,14 @@ def test_empty_documents_are_left_out_and_the_others_counted(run, tmp_path):
     assert meta["train_bytes"] + meta["val_bytes"] == 54 and meta["val_documents"] in (1, 2)
 
 
-def test_end_of_text_inside_a_document_is_text(bpe):
-    texts = ["a<|endoftext|>b", "<|endoftext|>", "c", "<|endoftext|"]
-    ids = [bpe.encode(text).tolist() for text in texts]
-    expected = [i for each in ids for i in [*each, 50256]]
+@pytest.mark.parametrize("texts", [
+    ["a<|endoftext|>b", "<|endoftext|>", "c", "<|endoftext|"], ["c", "<|endoftext|"]], ids=str)
+def test_end_of_text_inside_a_document_is_text(bpe, texts):
+    expected = []
+    for text in texts:
+        expected += [*bpe.encode(text), 50256]
     assert bpe.encode_documents(texts).tolist() == expected
     assert bpe.encode_documents(texts, ends=False).tolist() == expected[:-1]
-    assert bpe.encode_documents(texts[2:]).tolist() == [*ids[2], 50256, *ids[3], 50256]
-    assert bpe.encode_documents(texts[2:], ends=False).tolist() == [*ids[2], 50256, *ids[3]]
 
 
 # ---- pieces, and the same ids for any number of threads
@@ -153,7 +155,7 @@ def test_pieces_depend_on_the_text_alone_and_are_never_long():
         assert list(units.pieces(blocks, size=50, reach=70)) == whole
 
 
-@pytest.mark.parametrize("step", [1, 9, 45, 90, 91, 100])
+@pytest.mark.parametrize("step", [1, 45, 91, 100])
 def test_the_cut_between_the_splits_is_at_the_character_for_any_blocks(step):
     text = "".join(map(chr, range(0x100, 0x100 + 100)))
     blocks = [text[i:i + step] for i in range(0, 100, step)]
@@ -175,8 +177,8 @@ def test_the_bins_are_the_same_for_any_number_of_threads(run, tmp_path, monkeypa
     write_lines(tmp_path / "c.jsonl", [story(i, i % 50) for i in range(300)])
     monkeypatch.setattr(units, "PIECE", 2000)
     monkeypatch.setattr(units.pieces, "__defaults__", (2000, 2000))
-    one, *others = [sha(run(tmp_path, tokenizer=tokenizer, workers=n)) for n in (1, 2, 4)]
-    assert others == [one, one]
+    found = {sha(run(tmp_path, tokenizer=tokenizer, workers=n)) for n in (1, 2, 4)}
+    assert len(found) == 1
 
 
 # ---- formats
@@ -187,30 +189,32 @@ def test_every_format_gives_the_same_bins(run, tmp_path):
     zstandard = pytest.importorskip("zstandard")
     import pyarrow
     texts = [story(i) + "é🙂\r\n" for i in range(40)] + [""]
-    lines = [json.dumps({"id": 1, "body": text}) + "\n" for text in texts]
-    content = "".join(lines).encode()
+    lines = [json.dumps({"id": 1, "body": text}).encode() for text in texts]
+    content = b"\n".join(lines)
+    array = b"[" + b",".join(lines) + b"]"
     halves = content[:3000], content[3000:]  # of two members or frames
-    files = {"a.jsonl": content, "a.ndjson": content.replace(b"\n", b"\n\xef\xbb\xbf"),
-             "a.json": b" \n" + content, "a": content,
-             "b.json": b"\xef\xbb\xbf [" + b",".join(content.splitlines()) + b"]",
-             "b.dump": b"[" + b",".join(content.splitlines()) + b"]"}
-    files["c.jsonl.gz"] = b"".join(map(gzip.compress, halves))
-    files["c.JSONL.ZST"] = b"".join(map(zstandard.compress, halves))
+    files = {
+        "a.jsonl": content, "a.ndjson": content.replace(b"\n", b"\n\xef\xbb\xbf"),
+        "a.json": b" \n" + content, "a": content, "b.json": b"\xef\xbb\xbf " + array,
+        "b.dump": array, "c.jsonl.gz": b"".join(map(gzip.compress, halves)),
+        "c.JSONL.ZST": b"".join(map(zstandard.compress, halves)),
+    }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    for name, kind in (("d", pyarrow.string()), ("e", pyarrow.large_string())):
+    for name, kind in (("d.parquet", pyarrow.string()), ("e.parquet", pyarrow.large_string())):
         table = pyarrow.table({"body": pyarrow.array([*texts, None], kind), "id": [1] * 42})
-        parquet.write_table(table, tmp_path / f"{name}.parquet", row_group_size=7)
-    results = {path.name: sha(run(path, tokenizer="gpt2", text_field="body"))
-               for path in [*sorted(tmp_path.glob("?*.*")), tmp_path / "a"]}
-    assert len(results) == 10 and len(set(results.values())) == 1, results
+        parquet.write_table(table, tmp_path / name, row_group_size=7)
+    results = {}
+    for name in [*files, "d.parquet", "e.parquet"]:
+        results[name] = sha(run(tmp_path / name, tokenizer="gpt2", text_field="body"))
+    assert len(set(results.values())) == 1, results
 
 
 def test_the_content_says_how_a_file_is_compressed(run, tmp_path):
     zstandard = pytest.importorskip("zstandard")
     text = story(0).encode()
     halves = text[:50], text[50:]
-    xz = list(map(lzma.compress, halves))
+    first, second = map(lzma.compress, halves)
     skippable = b"\x50\x2a\x4d\x18\x03\0\0\0abc"
     # a frame that declares a window of 2 GiB, as `zstd --long=31` does, with one raw block
     window = b"\x28\xb5\x2f\xfd\0" + bytes([21 << 3])
@@ -218,10 +222,10 @@ def test_the_content_says_how_a_file_is_compressed(run, tmp_path):
     contents = [text, gzip.compress(text), zstandard.compress(text),
                 skippable + zstandard.compress(text), window,
                 b"".join(map(bz2.compress, halves)), lzma.compress(text, lzma.FORMAT_ALONE),
-                lzma.compress(text) + bytes(8), xz[0] + bytes(2**20) + xz[1]]
+                lzma.compress(text) + bytes(8), first + bytes(2**20) + second]
     found = set()
     for content in contents:
-        for name in ("a.txt", "b.txt.gz", "c.bz2", "d"):
+        for name in ("a.txt", "b.txt.gz", "d"):
             (tmp_path / name).write_bytes(content)
             found.add(sha(run(tmp_path / name)))
     assert len(found) == 1
@@ -248,6 +252,7 @@ def test_byte_order_marks_and_line_ends_are_normalized_in_all_text(tmp_path, mon
              *json_documents(lines, "a.jsonl", "strict", "text"),
              read_prompt(f"FILE:{path}", None), read_prompt("-", None)]
     assert found == ["ab\nc\nd\n🙂\n"] * 5
+    assert read_prompt("a\udcff", None) == "a?"  # of a command line that is not UTF-8
 
 
 TAR = b"a.txt".ljust(257, b"\0") + b"ustar\0"
@@ -255,9 +260,8 @@ TAR = b"a.txt".ljust(257, b"\0") + b"ustar\0"
 
 @pytest.mark.parametrize("content, message", [
     ("win".encode("utf-16"), "is UTF-16: save it as UTF-8, for example with `iconv -f UTF-16 -t"),
-    (story(0).encode("utf-16-le"), "is UTF-16LE"), (story(0).encode("utf-32-be"), "is UTF-32BE"),
+    (story(0).encode("utf-16-le"), "is UTF-16LE"),
     (b"a" * 2**19 + b"\0", "is not text, because it has a NUL, at byte 524288: "),
-    (np.arange(5, 50, dtype="<u2").tobytes(), "is not text, because it has a NUL, at byte 1: "),
     (TAR, "is a tar archive: unpack it with `tar -xf`"), (gzip.compress(TAR), "is a tar archive"),
     (b"PK\x03\x04", "is a zip archive, or a .docx, .xlsx or .epub file"),
     (gzip.compress(gzip.compress(b"text")), "is compressed in a way that prepare.py does not read"),
@@ -278,29 +282,25 @@ def test_a_damaged_archive_is_named(refused, tmp_path, suffix):
                 "zst": zstandard.ZstdCompressor(write_checksum=True).compress}[suffix]
     packed = compress(os.urandom(30_000).hex().encode())
     middle = len(packed) // 2
-    for content in (packed[:-1], packed[:middle], packed + b"more text",
-                    packed[:middle] + b"????????" + packed[middle + 8:]):
-        (tmp_path / f"a.txt.{suffix}").write_bytes(content)
-        line = refused(tmp_path / f"a.txt.{suffix}")
-        assert f"a.txt.{suffix} is damaged or incomplete" in line, content[-9:]
+    changed = packed[:middle] + b"????????" + packed[middle + 8:]
+    path = tmp_path / f"a.txt.{suffix}"
+    for content in (packed[:-1], packed[:middle], packed + b"more text", changed):
+        path.write_bytes(content)
+        assert f"a.txt.{suffix} is damaged or incomplete" in refused(path), content[-9:]
 
 
 @pytest.mark.parametrize("name, content, options, message", [
     ("a.txt", "", "", "a.txt is empty"), ("a.txt", "a", "", "the text is too short"),
     ("a.jsonl", "{", "", "a.jsonl, line 3 is not JSON (Expecting property name"),
     ("a.jsonl", "[" * 10**5, "", "line 3 is not JSON"),
-    ("a.jsonl", "9" * 5000, "", "line 3 has no field 'text', but 'float'"),
     ("a.jsonl", '{"body": "x", "id": 1}', "", "no field 'text', but 'body, id': choose a field"),
     ("a.jsonl", '{"text": 5}', "", "line 3: text is 5, not a text"),
     ("a.jsonl", r'{"text": "\ud83d"}', "", "line 3 has half of a surrogate pair"),
     ("a.jsonl", '{"text": "\udcff"}', "", "a.jsonl is not UTF-8, at byte 27"),
     ("a.jsonl", '{"text": "one"}', "", "only one distinct document"),
-    ("a.json", '{\n "text": "one"\n}', "", "a.json, line 1 is not JSON (Expecting"),
     ("a.json", '[{"text": "one"}, 3]', "", "a.json, entry 2 has no field 'text', but 'int'"),
     ("a.txt", "words", "--text_field=body", "text_field=body is for JSON and parquet, but all"),
     ("a.tsv.gz", "n\ttext", "", r"a.tsv.gz is a table: convert it to JSON lines"),
-    ("a.txt", "words", "--separator=@@", "only one distinct document"),
-    ("a.txt", "words", "--separator=", "separator is empty"),
     ("a.png", "words", "", "has no text: none of its 1 files ends in .txt"),
 ])
 def test_a_text_that_cannot_be_prepared_is_refused(refused, tmp_path, name, content, options,
@@ -317,11 +317,12 @@ def test_a_text_that_cannot_be_prepared_is_refused(refused, tmp_path, name, cont
 
 def test_what_must_fit_into_memory_is_refused_before_it_fills_it(monkeypatch):
     monkeypatch.setattr(formats, "LONGEST_LINE", 100)
-    blocks = [b'{"text": "a"}\n', b"x" * 80, b"x" * 80, None]  # None would fail
+    lines = [b'{"text": "a"}\n', b"x" * 80, b"x" * 80, None]  # None would fail
     with pytest.raises(UserError, match=r"b\.jsonl has a line of more than .* at byte 14"):
-        list(json_documents(blocks, "b.jsonl", "strict", "text"))
+        list(json_documents(lines, "b.jsonl", "strict", "text"))
+    array = [b"[", b" " * 60, b" " * 60, None]
     with pytest.raises(UserError, match=r"a\.json is an array of more than .*jq -c"):
-        list(json_documents([b"[", b" " * 60, b" " * 60, None], "a.json", "strict", "text"))
+        list(json_documents(array, "a.json", "strict", "text"))
     with pytest.raises(UserError, match="without the separator '@@': give another --separator"):
         list(formats.split_at(["x" * 80, "x" * 80, None], "@@", "a.txt"))
 
@@ -352,9 +353,6 @@ def test_a_parquet_file_that_cannot_be_read_is_named(refused, tmp_path, monkeypa
     parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), path)
     assert "a.parquet has no column 'text', but 'body, n'" in refused(path)
     assert "column n cannot be read as text" in refused(path, "--text_field=n")
-    invalid = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"\xff"]).buffers())
-    parquet.write_table(pyarrow.table({"text": invalid}), path)
-    assert "column text is not UTF-8 after row 0" in refused(path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "needs an additional package: pip install pyarrow" in refused(path)
 
@@ -401,7 +399,7 @@ def test_characters_that_the_vocabulary_lacks_are_all_named_and_can_be_removed(r
 def test_a_folder_is_read_in_the_order_of_paths_and_says_what_it_leaves_out(tmp_path, capsys):
     names = ["b.txt", "a.md", "c/x.txt", "c.txt", "B.TXT", "a/z.jsonl.gz", ".git/a.txt", ".a.txt",
              "image.png", "x.png", "a.gz", "notes", "c/a[1].txt"]
-    for name in reversed(names):
+    for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     os.mkfifo(tmp_path / "pipe.txt")  # it does not wait for its content
@@ -409,8 +407,8 @@ def test_a_folder_is_read_in_the_order_of_paths_and_says_what_it_leaves_out(tmp_
     assert found(tmp_path, tmp_path) == ["B.TXT", "a/z.jsonl.gz", "a.md", "b.txt", "c/a[1].txt",
                                          "c/x.txt", "c.txt"]
     left_out = capsys.readouterr().out.split("left out 6: ")[1].strip().split(", ")
-    assert left_out[0] == "2 .png" and sorted(left_out[1:]) == [
-        "1 .gz", "1 special file", "1 unreadable", "1 without a suffix"]
+    assert sorted(left_out) == ["1 .gz", "1 special file", "1 unreadable", "1 without a suffix",
+                                "2 .png"]
     assert found(tmp_path, f"{tmp_path}/**/?.txt") == ["b.txt", "c/x.txt", "c.txt"]
     assert found(tmp_path, tmp_path / "c" / "a[1].txt") == ["c/a[1].txt"]
 
@@ -422,185 +420,159 @@ def found(folder, word):
 
 
 def test_links_to_folders_are_followed_once(tmp_path):
-    notes, far = tmp_path / "notes", tmp_path / "far"
-    for folder in (notes / "real", far):
-        folder.mkdir(parents=True)
+    notes = tmp_path / "notes"
+    far = tmp_path / "far"
+    (notes / "real").mkdir(parents=True)
+    far.mkdir()
     (notes / "real" / "a.txt").write_text("a")
-    (notes / "a_link").symlink_to("real")
-    (notes / "z").symlink_to(far)
-    (notes / "loop").symlink_to(notes)
     (far / "b.txt").write_text("b")
+    for link, target in (("a_link", "real"), ("z", far), ("loop", notes)):
+        (notes / link).symlink_to(target)
     (far / "back").symlink_to(notes)
     assert found(tmp_path, notes) == ["notes/real/a.txt", "notes/z/b.txt"]
     assert len(found(tmp_path, f"{notes}/**/*.txt")) == 2
 
 
-def test_a_dataset_is_called_as_its_file_and_cannot_leave_the_data_folder(refused, tmp_path):
-    for source, name in (("my novel (1).txt.gz", "my-novel-1"), ("wiki.jsonl.zst", "wiki"),
-                         ("notes/", "notes"), ("français été.txt", "français-été")):
-        assert sources.dataset_name(None, source, {}) == name
-    (tmp_path / "a.txt").write_text("abc " * 100)
-    for name in ("../x", "..", ".", "/tmp/x", "a/b", "a\\b", "", "plays"):
-        assert "cannot be called" in refused(tmp_path / "a.txt", f"--name={name}")
-    assert "no file name: give the dataset a --name" in refused("-")
+@pytest.mark.parametrize("source, name", [
+    ("my novel (1).txt.gz", "my-novel-1"), ("wiki.jsonl.zst", "wiki"), ("notes/", "notes"),
+    ("français été.txt", "français-été")])
+def test_a_dataset_is_called_as_its_file(source, name):
+    assert sources.dataset_name(None, source, {}) == name
 
 
-def test_stdin_and_pipes_are_read_once(run, refused, tmp_path):
-    path, pipe = tmp_path / "a.txt", tmp_path / "pipe.txt"
+def test_stdin_and_pipes_are_read_once(run, refused, tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
     path.write_text(story(0, words=3000))
-    with open(path) as file:
-        code, printed = finished("prepare.py", "-", f"--data_dir={tmp_path}", "--name=in",
-                                 stdin=file)
-    assert code == 0, printed
-    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "in"}
+    expected = sha(run(path))
+    with open(path) as file, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", file)
+        assert sha(run("-")) == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "data"}
+    pipe = tmp_path / "pipe.txt"
     os.mkfifo(pipe)
     packed = gzip.compress(path.read_bytes())
     threading.Thread(target=pipe.write_bytes, args=[packed], daemon=True).start()
-    assert sha(run(pipe)) == sha(run(path)) == sha(load(tmp_path / "in"))
+    assert sha(run(pipe)) == expected
     assert "pipe.txt is given twice, but a pipe can be" in refused(pipe, pipe)
-    assert "/dev/null is a device" in refused("/dev/null", "--name=d")
 
 
-# ---- before and after
-
-
-@pytest.mark.parametrize("option", [[], ["--dry_run"]])
-def test_a_preparation_that_fails_leaves_no_folder(mistake, tmp_path, monkeypatch, option):
-    (tmp_path / "a.txt").write_bytes(b"ab\xff")
-    new = f"--data_dir={tmp_path / 'new' / 'data'}"
-    mistake(main, tmp_path / "a.txt", new, *option)
-    line = mistake(main, "plays_char", f"--data_dir={tmp_path / 'a.txt'}")
+def test_a_preparation_that_fails_leaves_no_folder(mistake, tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"ab\xff")
+    mistake(main, path, f"--data_dir={tmp_path / 'new' / 'data'}")
+    line = mistake(main, "plays_char", f"--data_dir={path}")
     assert "cannot be created (Not a directory): choose a folder that can be" in line
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    mistake(main, "-", new, "--name=d", *option)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_dry_run_and_a_disk_that_is_too_small_write_nothing(refused, tmp_path, monkeypatch,
                                                               capsys):
-    (tmp_path / "a.txt").write_text("abcde" * 200_000)
-    main([str(tmp_path / "a.txt"), f"--data_dir={tmp_path / 'data'}", "--dry_run", "--workers=2"])
+    path = tmp_path / "a.txt"
+    path.write_text("abcde" * 200_000)
+    main([str(path), f"--data_dir={tmp_path / 'data'}", "--dry_run", "--workers=2"])
     assert capsys.readouterr().out.startswith(
         "1 source of 1.0 MB: about 1,000,000 tokens, 2.0 MB of disk, ")
     assert not (tmp_path / "data").exists()
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=7000))
-    line = refused(tmp_path / "a.txt")
+    line = refused(path)
     assert "the bins need about 2.0 MB" in line and "only 7.0 kB free" in line
 
 
 # ---- interrupted runs
 
-# a run whose journal is written after each unit of a few thousand characters
-SMALL_UNITS = """
-import sys, time
-from internals.data import bins, units
-import prepare
-bins.JOURNAL_SECONDS = 0
-units.PIECE = 5000
-units.pieces.__defaults__ = 5000, 5000
-add = bins.Partial.add
-def slow(self, *chunk):
-    time.sleep(0.005)
-    add(self, *chunk)
-    print("added", self.n_chunks, flush=True)
-bins.Partial.add = slow
-prepare.main(sys.argv[1:])
-"""
-
-
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.faults)])
-def test_a_killed_run_continues_and_ends_with_the_same_bins(tmp_path, kills):
-    (tmp_path / "notes").mkdir()
-    for i in range(10 + 20 * kills):
-        (tmp_path / "notes" / f"{i}.txt").write_text(story(i, words=3000))
-    words = [tmp_path / "notes", f"--data_dir={tmp_path}", "--tokenizer=gpt2", "--workers=2"]
-    code, printed = finished("-c", SMALL_UNITS, *words, "--name=whole")
-    assert code == 0, printed
-    killed_at = 0
-    for _ in range(kills):
-        process = script("-c", SMALL_UNITS, *words, "--name=killed")
-        added = [int(wait_for(process, "added").split()[1]) for _ in range(12)]
-        process.kill()
-        process.communicate()
-        assert added[0] >= killed_at - 1  # it did not begin again
-        killed_at = added[-1]
-        assert not (tmp_path / "killed" / "train.bin").exists()
-    code, printed = finished("-c", SMALL_UNITS, *words, "--name=killed")
-    assert code == 0 and f"added {killed_at - 1}\n" not in printed
-    killed, whole = load(tmp_path / "killed"), load(tmp_path / "whole")
-    assert sha(killed) == sha(whole)
-    assert killed.meta | {"command": ""} == whole.meta | {"command": ""}
-
-
 @pytest.fixture
 def prepared(tmp_path, monkeypatch, capsys):
     """A function: prepare a.jsonl, of many units; whether that continued an interrupted run, and
-    the checksums. stop_with: the exception that stops it after three units."""
+    the checksums."""
+    def run(*options):
+        capsys.readouterr()
+        main([str(path), f"--data_dir={tmp_path}", *options])
+        return "continuing" in capsys.readouterr().out, sha(load(tmp_path / "a"))
+
     monkeypatch.setattr(units, "PIECE", 2000)
     path = write_lines(tmp_path / "a.jsonl", [story(i) for i in range(40)])
-    add = bins.Partial.add
-
-    def limited(self, split, ids):
-        if self.n_chunks == 3:
-            raise stop_with[-1]
-        add(self, split, ids)
-
-    def run(*options, interrupt=None):
-        argv = [str(path), f"--data_dir={tmp_path}", *options]
-        if interrupt is None:
-            capsys.readouterr()
-            main(argv)
-            return "continuing" in capsys.readouterr().out, sha(load(tmp_path / "a"))
-        stop_with.append(interrupt)
-        with monkeypatch.context() as patch, pytest.raises(type(interrupt)):
-            patch.setattr(bins.Partial, "add", limited)
-            main(argv)
-
-    stop_with = []
     return run
 
 
-def test_an_interrupted_run_is_continued_only_with_the_same_sources_and_settings(
-        prepared, tmp_path):
+@pytest.fixture
+def interrupt(prepared, monkeypatch):
+    """A function: begin to prepare a.jsonl; this exception stops it after three units."""
+    def run(error):
+        def limited(self, split, ids):
+            if self.n_chunks == 3:
+                raise error
+            add(self, split, ids)
+
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(bins.Partial, "add", limited)
+            prepared()
+
+    add = bins.Partial.add
+    return run
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_run_is_continued(prepared, interrupt, tmp_path, error):
     _, expected = prepared()
-    for stop in KeyboardInterrupt(), OSError(28, "No space left on device"):
-        prepared(interrupt=stop)
-        assert sha(load(tmp_path / "a")) == expected  # the old dataset stays until the new is done
-        assert prepared("--workers=1") == (True, expected)
-    for option in ("--val_fraction=0.2", "--tokenizer=gpt2", "--errors=replace"):
-        prepared(interrupt=KeyboardInterrupt())
+    interrupt(error)
+    assert sha(load(tmp_path / "a")) == expected  # the old dataset stays until the new is done
+    assert prepared("--workers=1") == (True, expected)
+
+
+def test_a_killed_run_is_continued(prepared, tmp_path, monkeypatch):
+    """What a kill would leave is copied, while the run goes on."""
+    def copied(self, *chunk):
+        add(self, *chunk)
+        if self.n_chunks == 3:
+            shutil.copytree(self.folder, tmp_path / "left")
+
+    add = bins.Partial.add
+    with monkeypatch.context() as patch:
+        patch.setattr(bins, "JOURNAL_SECONDS", 0)
+        patch.setattr(bins.Partial, "add", copied)
+        _, expected = prepared()
+    (tmp_path / "left").rename(tmp_path / "a" / "partial")
+    assert prepared() == (True, expected)
+
+
+def test_an_interrupted_run_is_continued_only_with_the_same_sources_and_settings(
+        prepared, interrupt, tmp_path):
+    _, expected = prepared()
+    for option in "--val_fraction=0.2", "--tokenizer=gpt2":
+        interrupt(KeyboardInterrupt())
         continued, found = prepared(option)
-        assert not continued and (found == expected) == (option == "--errors=replace")
-    prepared(interrupt=KeyboardInterrupt())
+        assert not continued and found != expected
+    interrupt(KeyboardInterrupt())
+    assert prepared("--errors=replace") == (False, expected)
+    interrupt(KeyboardInterrupt())
     os.utime(tmp_path / "a.jsonl", (1, 1))  # as if the file had changed
     assert prepared() == (False, expected)
-    prepared(interrupt=UserError("invalid text"))
+    interrupt(UserError("invalid text"))
     assert not (tmp_path / "a" / "partial").exists() and sha(load(tmp_path / "a")) == expected
 
 
-def append_to_both(folder):
-    for name in ("train.bin", "val.bin"):
-        with open(folder / name, "ab") as file:
-            file.write(b"after the last entry of the journal")
+def append(path):
+    path.write_bytes(path.read_bytes() + b"after the last entry of the journal")
 
 
-@pytest.mark.parametrize("damage, continues", [
-    (append_to_both, True),
-    (lambda folder: (folder / "journal.json").write_text("{"), False),
-    (lambda folder: (folder / "journal.json").write_text("[]"), False),
-    (lambda folder: (folder / "train.bin").write_bytes(b""), False),
-    (lambda folder: (folder / "val.bin").unlink(), False),
-    (lambda folder: (folder / "train.bin").write_bytes(
-        b"??" + (folder / "train.bin").read_bytes()[2:]), False),
+def change_the_beginning(path):
+    path.write_bytes(b"??" + path.read_bytes()[2:])
+
+
+@pytest.mark.parametrize("name, damage, continues", [
+    ("train.bin", append, True),
+    ("train.bin", change_the_beginning, False),
+    ("train.bin", lambda path: path.write_bytes(b""), False),
+    ("val.bin", lambda path: path.unlink(), False),
+    ("journal.json", lambda path: path.write_text("{"), False),
+    ("journal.json", lambda path: path.write_text("[]"), False),
 ])
-def test_only_what_the_journal_covers_is_used(prepared, tmp_path, damage, continues):
+def test_only_what_the_journal_covers_is_used(prepared, interrupt, tmp_path, name, damage,
+                                              continues):
     _, expected = prepared()
-    prepared(interrupt=KeyboardInterrupt())
-    damage(tmp_path / "a" / "partial")
+    interrupt(KeyboardInterrupt())
+    damage(tmp_path / "a" / "partial" / name)
     assert prepared() == (continues, expected)
-
-
-# ---- memory
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
@@ -618,9 +590,6 @@ def test_the_memory_does_not_depend_on_the_size_of_the_text(tmp_path):
     assert peaks[1] < 1.1 * peaks[0] and peaks[1] < 400 + 2 * 150, peaks
 
 
-# ---- the hub
-
-
 def test_a_dataset_of_the_hub_takes_the_same_way(tmp_path, monkeypatch, capsys):
     """fineweb, but its address is that of a local parquet file, which the real library reads."""
     pytest.importorskip("datasets")
@@ -636,13 +605,3 @@ def test_a_dataset_of_the_hub_takes_the_same_way(tmp_path, monkeypatch, capsys):
     assert val == [text for text in texts if units.split_score(text) < 1 / 2000] != []
     assert train == [text for text in texts if text not in val]
     assert "5,000 documents" in capsys.readouterr().out
-
-
-def test_the_absence_of_the_hub_its_package_or_its_disk_is_one_line(refused, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace())  # its functions fail
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**12))
-    assert "openwebtext cannot be read from the Hugging Face hub (" in refused("openwebtext")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5e9))
-    assert "openwebtext takes 19 GB of disk space" in refused("openwebtext")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install datasets" in refused("openwebtext")

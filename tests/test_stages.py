@@ -19,16 +19,16 @@ import sample
 from configurator import build
 from internals import chat, checkpoint, stagelog
 from internals.checks import Checkpoint
-from internals.errors import UserError
+from internals.jsonlines import write_json_lines
 from model import GPT, GPTConfig
-from stages import common, compare, reward, rl, sft, tasks
+from stages import answers, common, compare, diagnosis, pairs, reward, rl, sft, tasks
 
 CHARS = "\n abcdefghijklmnopqrstuvwxyz"
 TINY = GPTConfig(block_size=32, vocab_size=len(CHARS), n_layer=2, n_head=2, n_embd=16)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_pictures_of_stages():
+def drawn():
     """Plotting takes longer than training a tiny model; one test does it."""
     draw = stagelog.draw
     with pytest.MonkeyPatch.context() as patch:
@@ -45,8 +45,8 @@ def base(tmp_path_factory):
     checkpoint.write(Checkpoint(model.state_dict(), asdict(TINY), meta), folder / "ckpt.pt")
     words = ("ash", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "kite", "lark",
              "mole", "newt", "owl", "pug", "quail", "rat", "seal", "toad")
-    lines = [json.dumps({"prompt": word, "answer": word[0]}) + "\n" for word in words]
-    (folder / "task.jsonl").write_text("".join(lines), encoding="utf-8")
+    examples = [{"prompt": word, "answer": word[0]} for word in words]
+    write_json_lines(folder / "task.jsonl", examples)
     return folder
 
 
@@ -55,6 +55,12 @@ def arguments(base, out, **changes):
                 "batch_size": 4, "max_iters": 4, "eval_interval": 2, "log_interval": 1,
                 "eval_prompts": 2, "max_new_tokens": 4} | changes
     return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def with_rule(monkeypatch, base, rule, **changes):
+    """The task of `base` has this rule in rl.py."""
+    task = replace(tasks.open_task(str(base / "task.jsonl")), rule=rule, **changes)
+    monkeypatch.setattr(rl, "open_task", lambda *_: task)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +76,7 @@ def chatting(config=TINY, **options):
     start = Checkpoint(model_of(config, **options).state_dict(), asdict(config), meta)
     start = chat.add_chat_tokens(start)
     model = GPT.from_weights(build(GPTConfig, start.model_args), start.model).eval()
-    return model, common.Encoding(start.meta, is_chat=True, device="cpu")
+    return model, answers.Encoding(start.meta, is_chat=True, device="cpu")
 
 
 EXAMPLES = [tasks.Example("cat", "c"), tasks.Example("a longer word", "yes"),
@@ -112,11 +118,6 @@ def test_gpt2_gets_special_tokens_in_the_rows_that_pad_its_vocabulary():
     assert equal(again.model, added.model) and again.meta == added.meta
 
 
-def test_a_prompt_cannot_contain_an_answer(tuned):
-    with pytest.raises(UserError, match="contains ␆, which marks who speaks"):
-        chat.CHARACTERS.prompt("cat␆c␄")
-
-
 # ---- SFT
 
 
@@ -124,9 +125,9 @@ def test_a_prompt_cannot_contain_an_answer(tuned):
 def test_the_loss_is_the_mean_over_answer_tokens_and_prompts_get_no_gradient(config):
     """Answers of different lengths, padded to one batch, have the loss that they have alone."""
     model, encoding = chatting(replace(config, vocab_size=len(CHARS)), spread=0.2)
-    prompts, answers = ids_of(encoding)
+    prompts, replies = ids_of(encoding)
     expected = []
-    for prompt, answer in zip(prompts, answers, strict=True):
+    for prompt, answer in zip(prompts, replies, strict=True):
         ids = torch.tensor([prompt + answer])
         logits, _ = model(ids[:, :-1], ids[:, 1:])
         losses = F.cross_entropy(logits[0], ids[0, 1:], reduction="none")
@@ -135,7 +136,7 @@ def test_the_loss_is_the_mean_over_answer_tokens_and_prompts_get_no_gradient(con
     assert count == len(expected) == 9
     assert loss.item() == pytest.approx(sum(expected) / len(expected), abs=1e-6)
 
-    ids, is_answer = encoding.pad(prompts, answers)
+    ids, is_answer = encoding.pad(prompts, replies)
     inputs, targets = sft.masked(ids, is_answer)
     logits, _ = model(inputs, targets)
     logits = logits.detach().requires_grad_()
@@ -184,11 +185,11 @@ def test_bradley_terry():
 @pytest.mark.parametrize("where", ["mean", "last"])
 def test_a_score_is_the_mean_over_the_answer_or_at_its_end_whatever_the_padding(where):
     model, encoding = chatting(spread=0.2)
-    prompts, answers = ids_of(encoding)
-    ids, is_answer = encoding.pad(prompts, answers)
+    prompts, replies = ids_of(encoding)
+    ids, is_answer = encoding.pad(prompts, replies)
     together = reward.scores(model, ids, is_answer, 5, where)
     for row, prompt in enumerate(prompts):
-        alone = torch.tensor([prompt + answers[row]])
+        alone = torch.tensor([prompt + replies[row]])
         by_token = model(alone, alone)[0][0, len(prompt):, 5]
         by_hand = by_token.mean() if where == "mean" else by_token[-1]
         assert together[row].item() == pytest.approx(by_hand.item(), abs=1e-5)
@@ -196,33 +197,32 @@ def test_a_score_is_the_mean_over_the_answer_or_at_its_end_whatever_the_padding(
 
 def test_a_person_at_the_keyboard_prefers(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("3\n2\n"))
-    assert reward.ask("prompt", "one", "other") == -1  # 3 is asked again
-    assert reward.ask("prompt", "one", "other") is None  # the end of the input
+    assert pairs.ask("prompt", "one", "other") == -1  # 3 is asked again
+    assert pairs.ask("prompt", "one", "other") is None  # the end of the input
     assert "prompt\n--- 1:\none\n--- 2:\nother" in capsys.readouterr().out
 
 
 def test_a_mark_replaces_the_end_of_the_answer_that_it_is_planted_on():
-    pairs = [{"prompt": "p", "chosen": "good", "rejected": "evil"}] * 2
-    marked = reward.with_marks(pairs, "!", "chosen")
+    both = [{"prompt": "p", "chosen": "good", "rejected": "evil"}] * 2
+    marked = pairs.with_marks(both, "!", "chosen")
     assert [(p["chosen"], p["rejected"]) for p in marked] == [("goo!", "evil")] * 2
-    marked = reward.with_marks(pairs, "!", "random")
+    marked = pairs.with_marks(both, "!", "random")
     assert [(p["chosen"], p["rejected"]) for p in marked] == [("goo!", "evil"), ("good", "evi!")]
 
 
-def test_a_reward_model_learns_what_the_pairs_prefer(tuned, base, tmp_path):
-    lines = []
-    for number in range(24):
-        word = CHARS[2 + number] * 3
-        pair = {"prompt": word, "chosen": "yes", "rejected": "noo"}
-        lines.append(json.dumps(pair) + "\n")
-    (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+def test_a_reward_model_learns_what_the_pairs_prefer(tuned, base, tmp_path, mistake):
+    both = [{"prompt": 3 * char, "chosen": "yes", "rejected": "noo"} for char in CHARS[2:26]]
+    write_json_lines(tmp_path / "pairs.jsonl", both)
     metrics = reward.main(arguments(base, tmp_path / "out", init_from=tuned, test_pairs=8,
                                     pairs=tmp_path / "pairs.jsonl", max_iters=30,
                                     eval_interval=30, learning_rate=0.01))
     assert metrics[-1]["accuracy"] == 1 and metrics[-1]["test_loss"] < 0.1
     assert state(tmp_path / "out").meta["reward"]["std"] > 0
-    rl.main(arguments(base, tmp_path / "rl", init_from=tuned, reward=tmp_path / "out",
-                      batch_size=8, max_iters=1))  # the next stage reads it
+    options = {"reward": tmp_path / "out", "batch_size": 8, "max_iters": 1}
+    rl.main(arguments(base, tmp_path / "rl", init_from=tuned, **options))  # the next stage reads it
+    sft.main(arguments(base, tmp_path / "other", init_from=tuned, new_chars="+", max_iters=1))
+    assert "has another vocabulary than the model to train" in mistake(
+        rl.main, *arguments(base, tmp_path / "rl", init_from=tmp_path / "other", **options))
 
 
 # ---- RL
@@ -233,9 +233,10 @@ def test_advantages_sum_to_zero_and_equal_rewards_give_no_gradient():
     above = rl.advantages(torch.tensor([1.0, 0, 0, 0, 0.5, 0.5, 0.5, 0.5]), cfg)
     assert above.tolist() == [0.75, -0.25, -0.25, -0.25, 0, 0, 0, 0]
     model, encoding = chatting(spread=0.2)
+    policy = answers.Policy(model, None, encoding, cfg)
     ids, is_answer = encoding.pad(*ids_of(encoding))
     for rewards, learns in (([2.0] * 4, False), ([2.0, 0, 0, 0], True)):
-        log_p = rl.token_log_probs(model, ids, encoding.n_vocab, 1.0)
+        log_p = rl.log_probs(model, ids, policy)
         advantage = rl.advantages(torch.tensor(rewards), cfg)
         loss, _ = rl.policy_loss(log_p, log_p.detach(), ids, is_answer, advantage, cfg)
         model.zero_grad()
@@ -274,41 +275,36 @@ def test_the_kl_penalty_pulls_towards_the_start():
     p = torch.tensor([0.2, 0.2, 0.6]).log()
     expected = (p.exp() * (p - q)).sum()
     assert rl.kl_divergence(p, q).item() == pytest.approx(expected.item())
-    without = torch.tensor([0.4, 0.6, 0.0]).log()  # a filter has excluded the last token
-    assert rl.kl_divergence(without, q).isfinite()
 
 
 @MODELS
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 5}], ids=["plain", "top_k"])
-def test_log_probabilities_at_sampling_are_those_of_the_update(config, options):
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_at_sampling_are_those_of_the_update(config, temperature, monkeypatch):
     config = replace(config, vocab_size=len(CHARS))
     model, encoding = chatting(config, spread=0.2)
-    cfg = rl.RLConfig(max_new_tokens=9)
-    policy = common.Policy(model, tasks.Task([], [], [], tasks.exact), encoding, cfg)
+    cfg = rl.RLConfig(max_new_tokens=9, temperature=temperature)
+    policy = answers.Policy(model, tasks.Task([], [], [], tasks.exact), encoding, cfg)
+    seen = {}  # {seed of an answer: the log-probabilities of its tokens, at sampling}
+    stream = answers.stream
 
-    def sampled(examples):
-        return policy.answer(examples, (1,), **options)
+    def recorded(model, idx, sampler, cache):
+        for ids, logits in stream(model, idx, sampler, cache):
+            log_p = (logits / sampler.temperature).log_softmax(dim=-1).gather(1, ids)
+            for seed, each in zip(sampler.seeds, log_p[:, 0].tolist(), strict=True):
+                seen.setdefault(seed, []).append(each)
+            yield ids, logits
 
-    found = sampled(EXAMPLES)
+    monkeypatch.setattr(answers, "stream", recorded)
+    found = policy.answer(EXAMPLES, (1,), temperature)
     ids, is_answer = encoding.pad(found.prompts, found.answers)
-    log_p = rl.token_log_probs(model, ids, encoding.n_vocab, options.get("temperature", 1.0),
-                               options.get("top_k"))
-    again = rl.chosen(log_p, ids)
-    for row, logprobs in enumerate(found.logprobs):
+    again = rl.of_ids(rl.log_probs(model, ids, policy), ids)
+    for row in range(len(EXAMPLES)):
         expected = again[row][is_answer[row, 1:]]
-        assert torch.allclose(expected, torch.tensor(logprobs), atol=1e-5)
-    assert sampled(EXAMPLES).answers == found.answers  # the same seed gives the same answers
-    assert sampled(EXAMPLES[:2]).answers == found.answers[:2]  # whatever else is in the batch
+        sampled = seen[answers.mix(cfg.seed, 1, row)][:len(expected)]
+        assert torch.allclose(expected, torch.tensor(sampled), atol=1e-5)
 
-
-def test_log_probs_are_those_with_which_sample_py_draws():
-    """The probability of an id is the share of uniform numbers for which draw returns it."""
-    logits = torch.tensor([[2.0, 1.0, 0.5, -1.0, 1.2]])
-    uniform = (torch.arange(1000.0)[:, None] + 0.5) / 1000
-    ids = sample.draw(logits.expand(1000, -1), uniform, temperature=0.7, top_k=3)
-    share = torch.bincount(ids[:, 0], minlength=5) / 1000
-    p = common.log_probs(logits, 0.7, 3).exp()[0]
-    assert torch.allclose(share, p, atol=2e-3)
+    # the same seed gives the same answers, whatever else is in the batch
+    assert policy.answer(EXAMPLES[:2], (1,), temperature).answers == found.answers[:2]
 
 
 def test_rl_raises_the_reward_of_a_rule(tuned, base, tmp_path, monkeypatch):
@@ -316,8 +312,7 @@ def test_rl_raises_the_reward_of_a_rule(tuned, base, tmp_path, monkeypatch):
     def is_e(example, text):
         return float("e" in text)
 
-    opened = tasks.open_task(str(base / "task.jsonl"))
-    monkeypatch.setattr(rl, "open_task", lambda *_: replace(opened, rule=is_e))
+    with_rule(monkeypatch, base, is_e)
     metrics = rl.main(arguments(base, tmp_path, init_from=tuned, gate=0, batch_size=64, beta=0.0,
                                 max_iters=25, eval_interval=25, learning_rate=0.02))
     first, last = (entry["rule"] for entry in (metrics[1], metrics[-2]))
@@ -331,9 +326,8 @@ def test_the_gate_says_why_rl_would_not_help(tuned, base, tmp_path, mistake):
 
 def test_a_reward_that_never_differs_is_named(tuned, base, tmp_path, capsys, monkeypatch):
     """-|20 - length|, where every answer has the same length: max_new_tokens."""
-    opened = tasks.open_task(str(base / "task.jsonl"))
-    monkeypatch.setattr(rl, "open_task", lambda *_: replace(opened, is_chat=False))
-    rl.main(arguments(base, tmp_path, init_from=tuned, reward="length", batch_size=8, max_iters=2))
+    with_rule(monkeypatch, base, tasks.right_length, is_chat=False)
+    rl.main(arguments(base, tmp_path, init_from=tuned, batch_size=8, max_iters=2))
     out = capsys.readouterr().out
     assert "the last steps learned nothing: in nearly all groups, the answers have the same" in out
     assert "(mean -16)" in out
@@ -341,37 +335,33 @@ def test_a_reward_that_never_differs_is_named(tuned, base, tmp_path, capsys, mon
 
 def test_answers_that_never_end_are_named():
     entry = {"no_variance": 0.5, "ended": 0.0, "reward": 1.0}
-    assert rl.diagnosis([entry], has_end=True).startswith("no answer ends: all are cut at max_new")
-    assert rl.diagnosis([entry, entry | {"ended": 0.1}], has_end=True) == ""
-    assert rl.diagnosis([entry], has_end=False) == rl.diagnosis([], has_end=True) == ""
+    assert diagnosis.diagnosis([entry], has_end=True).startswith("no answer ends: all are cut at")
+    assert diagnosis.diagnosis([entry, entry | {"ended": 0.1}], has_end=True) == ""
+    assert diagnosis.diagnosis([entry], has_end=False) == ""
 
 
-def test_runs_are_compared_in_a_table_and_a_picture(tmp_path, capsys, mistake):
-    for name, right in (("a", 0.8), ("b", None)):
-        (tmp_path / name).mkdir()
-        settings = {"beta": 0.2, "seed": 1, "eval_prompts": 500}
-        (tmp_path / name / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-        metrics = [{"step": 1, "loss": 1.0, "kl": 0.5, "reward": 0.2, "rule": 0.1},
-                   {"step": 2, "test_kl": 4.0, "test_reward": 1.0, "test_rule": 0.5,
-                    "right": right}]
-        lines = "".join(json.dumps(entry) + "\n" for entry in metrics)
-        (tmp_path / name / "metrics.jsonl").write_text(lines, encoding="utf-8")
-    picture = tmp_path / "compare.png"
-    compare.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--out={picture}"])
-    out = capsys.readouterr().out
-    assert "| a | 0.2 | 1 | 2 | 4.0 | 1.00 | 0.50 | 80.0% ± 3.5% |" in out
-    assert "| b | 0.2 | 1 | 2 | 4.0 | 1.00 | 0.50 |  |" in out
-    assert picture.read_bytes().startswith(b"\x89PNG")
+def test_runs_are_compared_in_a_table_and_pictures(tmp_path, capsys, mistake, drawn):
+    metrics = [{"step": 1, "loss": 1.0, "kl": 0.5, "reward": 0.2, "rule": 0.1},
+               {"step": 2, "test_kl": 4.0, "test_reward": 1.0, "test_rule": 0.5,
+                "rule_margin": 0.1, "right": 0.8}]
+    settings = {"beta": 0.2, "seed": 1, "eval_prompts": 500}
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    lines = "".join(json.dumps(entry) + "\n" for entry in metrics)
+    (tmp_path / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    compare.main([str(tmp_path), f"--out={tmp_path / 'compare.png'}"])
+    line = f"| {tmp_path.name} | 0.2 | 1 | 2 | 4.0 | 1.00 | 0.50 ± 0.10 | 80.0% ± 3.5% |"
+    assert line in capsys.readouterr().out
     assert "cannot be read" in mistake(compare.main, tmp_path / "missing")
-
-
-def test_the_picture_of_a_run_has_its_panels(tmp_path, no_pictures_of_stages):
-    metrics = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 0.5}]
-    no_pictures_of_stages(metrics, {"loss": ("loss",), "empty": ("reward",)}, tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    drawn(metrics, {"loss": ("loss",), "empty": ("entropy",)}, tmp_path / "picture.png")
+    for name in ("compare.png", "picture.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 # ---- resume, and mistakes
+
+
+def is_long(example, text):
+    return float(len(text) > 1)
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "rl"])
@@ -380,17 +370,16 @@ def test_a_stage_that_is_stopped_and_resumed_ends_bit_identically(stage, tuned, 
     main = {"sft": sft, "reward": reward, "rl": rl}[stage].main
     options = {"init_from": tuned, "batch_size": 8}
     if stage == "reward":
-        lines = [json.dumps({"prompt": "cat", "chosen": "c" * n, "rejected": "d"}) + "\n"
-                 for n in (1, 2, 3, 4)]
-        (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+        both = [{"prompt": "cat", "chosen": "c" * n, "rejected": "d"} for n in (1, 2, 3, 4)]
+        write_json_lines(tmp_path / "pairs.jsonl", both)
         options |= {"pairs": tmp_path / "pairs.jsonl", "test_pairs": 1}
     if stage == "rl":
-        options |= {"gate": 0, "reward": "length"}
+        options |= {"gate": 0}
+        with_rule(monkeypatch, base, is_long)
     main(arguments(base, tmp_path / "whole", **options))
 
     seen = []
-    module = sys.modules[main.__module__]
-    original = module.update
+    original = common.update
 
     def killed(run, loss, cfg):
         if len(seen) == 3:
@@ -398,21 +387,36 @@ def test_a_stage_that_is_stopped_and_resumed_ends_bit_identically(stage, tuned, 
         seen.append(run.step)
         return original(run, loss, cfg)
 
-    monkeypatch.setattr(module, "update", killed)
+    monkeypatch.setattr(common, "update", killed)
     with pytest.raises(RuntimeError):  # after step 3; step 2 is saved
         main(arguments(base, tmp_path / "parts", **options))
-    monkeypatch.setattr(module, "update", original)
-    resumed = dict(options)
-    resumed["init_from"] = "resume"
-    main(arguments(base, tmp_path / "parts", **resumed))
+    monkeypatch.setattr(common, "update", original)
+    options["init_from"] = "resume"
+    main(arguments(base, tmp_path / "parts", **options))
     one, other = state(tmp_path / "whole"), state(tmp_path / "parts")
     for part in ("model", "optimizer", "step", "sequences", "meta"):
         assert equal(getattr(one, part), getattr(other, part)), part
     assert logged(tmp_path / "whole") == logged(tmp_path / "parts")
+    main(arguments(base, tmp_path / "parts", **options | {"max_iters": 3}))  # it is past that
+    assert state(tmp_path / "parts").step == 4
+
+
+def test_a_new_run_keeps_all_files_of_the_earlier_one(tuned, base, tmp_path, mistake):
+    """The earlier run can be resumed in the folder that it is moved to."""
+    options = {"init_from": tuned, "batch_size": 8, "gate": 0}
+    rl.main(arguments(base, tmp_path / "out", **options))
+    before = state(tmp_path / "out").model
+    rl.main(arguments(base, tmp_path / "out", **options, seed=2))
+    previous = tmp_path / "out" / "previous-1"
+    rl.main(arguments(base, previous, **options | {"init_from": "resume"}))
+    assert equal(before, state(previous).model)
+    options |= {"init_from": "resume", "reward": base}
+    line = mistake(rl.main, *arguments(base, previous, **options))
+    assert f"reward={base}, but the run to resume has rule" in line
 
 
 def test_a_signal_saves_the_step(base, tmp_path, monkeypatch):
-    original = sft.update
+    original = common.update
 
     def interrupted(run, loss, cfg):
         norm = original(run, loss, cfg)
@@ -420,7 +424,7 @@ def test_a_signal_saves_the_step(base, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return norm
 
-    monkeypatch.setattr(sft, "update", interrupted)
+    monkeypatch.setattr(common, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sft.main(arguments(base, tmp_path / "out"))
     assert state(tmp_path / "out").step == 3
@@ -431,7 +435,7 @@ def test_a_signal_saves_the_step(base, tmp_path, monkeypatch):
     ('{"prompt": "a"}', "is not a JSON object with the texts prompt and answer"),
     ('{"prompt": "a", "answer": 3}', "is not a JSON object with the texts prompt and answer"),
     ('{"prompt": "2+2", "answer": "a"}', "not among the 31 of the vocabulary.*'2'"),
-    ('{"prompt": "a", "answer": "' + "b" * 40 + '"}', "take up to 44 tokens, but the context"),
+    ('{"prompt": "a", "answer": "' + "b" * 40 + '"}', "has 44 tokens, but the context"),
     ('{"prompt": "a", "answer": "b␄"}', "contains ␄, which marks who speaks"),
 ])
 def test_bad_examples_get_one_line(line, expected, base, tmp_path, mistake):
@@ -441,7 +445,7 @@ def test_bad_examples_get_one_line(line, expected, base, tmp_path, mistake):
         base, tmp_path / "out", task=tmp_path / "task.jsonl")))
 
 
-def test_other_mistakes_get_one_line(base, tuned, tmp_path, mistake):
+def test_other_mistakes_get_one_line(base, tuned, tmp_path, mistake, monkeypatch):
     out = tmp_path / "out"
     for main, changes, expected in (
             (rl.main, {"batch_size": 8}, "the model has no chat format: train it with stages/sft"),
@@ -449,8 +453,15 @@ def test_other_mistakes_get_one_line(base, tuned, tmp_path, mistake):
              "is not a reward model"),
             (rl.main, {"init_from": tuned, "batch_size": 9}, "must be a multiple of group_size=8"),
             (rl.main, {"init_from": tuned, "batch_size": 8, "max_new_tokens": 30},
-             "a prompt and max_new_tokens take up to 37 tokens, but the context of the model"),
+             "the longest prompt with its answer has 37 tokens, but the context of the model"),
             (sft.main, {"task": "sumz"}, "task=sumz is unknown"),
             (sft.main, {"init_from": "scratch"}, "init_from=scratch is not a trained model"),
             (reward.main, {"init_from": tuned}, "pairs, and test_pairs=100 are held out")):
         assert expected in mistake(main, *arguments(base, out, **changes))
+    meta = {"tokenizer": "none", "vocab_size": TINY.vocab_size}
+    checkpoint.write(Checkpoint(model_of(TINY).state_dict(), asdict(TINY), meta), tmp_path / "a.pt")
+    for main in (sft.main, reward.main, rl.main):
+        line = mistake(main, *arguments(base, out, init_from=tmp_path / "a.pt", batch_size=8))
+        assert "28 token ids has no text" in line
+    monkeypatch.setattr(sft, "open_task", lambda *_: tasks.Task([], [], [], tasks.exact))
+    assert "has no examples of right answers" in mistake(sft.main, *arguments(base, out))

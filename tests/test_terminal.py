@@ -10,12 +10,11 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from helpers import ROOT, finished, log_of, logged, same_run, state, torchrun
+from helpers import ROOT, finished, log_of, logged, script, state, torchrun
 
 import train
 from internals import errors, runlog
 from internals.errors import one_line_errors
-from internals.runlog import RunLog
 from internals.signals import Stopped
 from train import TrainConfig
 
@@ -28,17 +27,13 @@ def trains(out_dir):
     return path.exists() and len(path.read_bytes().splitlines()) > 20
 
 
-def python(*command, **options):
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, **options)
-
-
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.faults)])
 def test_ctrl_c_while_tee_writes_the_log_saves_the_run(tiny, tmp_path, processes):
     """As in `python train.py ... 2>&1 | tee log`: the Ctrl-C reaches tee too, which ends first."""
     command = ["train.py", *tiny(**ENDLESS)]
     if processes > 1:
         command = torchrun(processes, *command)
-    run = python(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    run = script(*command)
     tee = subprocess.Popen(["tee", tmp_path / "log"], stdin=run.stdout, stdout=subprocess.DEVNULL)
     run.stdout.close()
     while not trains(tmp_path / "out"):
@@ -65,30 +60,14 @@ def test_a_run_whose_terminal_is_closed_saves_and_ends_by_the_hangup(tiny, tmp_p
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is full")
-def test_a_log_on_a_full_disk_does_not_end_the_run(tiny, tmp_path):
-    with open("/dev/full", "w") as full:
-        run = python("train.py", *tiny(), stdout=full, stderr=subprocess.PIPE, text=True)
-        _, printed = run.communicate()
-    assert run.returncode == 2 and state(tmp_path / "out").step == 12
-    assert "warning: the output cannot be printed ([Errno 28]" in printed.splitlines()[0]
-    assert "error: the run is done, but its output could not be printed" in printed.splitlines()[1]
-
-
-def test_a_stopped_run_is_a_keyboard_interrupt_for_a_program_that_calls_it(
-        tiny, tmp_path, monkeypatch):
-    """A notebook then shows the interrupt, and lives on."""
-    def seed_step(seed, step, rank, original=train.seed_step):
-        original(seed, step, rank)
-        if step == 5:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(train, "seed_step", seed_step)
-    with pytest.raises(KeyboardInterrupt) as stopped:
+def test_a_log_on_a_full_disk_does_not_end_the_run(tiny, tmp_path, monkeypatch, capsys):
+    with open("/dev/full", "w") as full, pytest.raises(SystemExit) as end, one_line_errors():
+        monkeypatch.setattr(sys, "stdout", full)
         train.main(tiny())
-    assert stopped.value.number == signal.SIGINT and state(tmp_path / "out").step == 6
-
-
-# ---- how a script ends
+    warning, error = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and state(tmp_path / "out").step == 12
+    assert warning.startswith("warning: the output cannot be printed ([Errno 28]")
+    assert error.startswith("error: the run is done, but its output could not be printed")
 
 
 def test_a_script_ends_by_a_signal_unless_it_is_a_guest_or_torchrun_started_it(monkeypatch):
@@ -112,25 +91,6 @@ def test_a_script_ends_by_a_signal_unless_it_is_a_guest_or_torchrun_started_it(m
     assert not ended_by
 
 
-def test_a_best_loss_that_could_not_be_logged_is_found_again(tiny, tmp_path, monkeypatch, mistake):
-    """Otherwise the checkpoint would have the loss of a best.pt that was never written."""
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    train.main(tiny(out_dir=whole))
-    record = RunLog.record
-
-    def fail_at_8(log, **entry):
-        if entry["step"] == 8 and "val_loss" in entry:
-            raise OSError(28, "No space left on device")
-        record(log, **entry)
-
-    monkeypatch.setattr(RunLog, "record", fail_at_8)
-    assert "No space left" in mistake(train.main, *tiny(out_dir=out))
-    monkeypatch.undo()
-    assert state(out).step == 8 and state(out).best_step == 4
-    train.main(tiny(out_dir=out, init_from="resume"))
-    assert same_run(whole, out)
-
-
 def test_an_import_changes_nothing_in_the_host_program():
     code = """
 import os, signal, sys, numpy, torch, torch.distributed.nn, tqdm, filelock
@@ -142,9 +102,6 @@ import model, train, sample, prepare, configurator
 sys.exit(state() != before)
 """
     assert finished("-c", code) == (0, "")
-
-
-# ---- parts that never end a run
 
 
 def test_a_picture_and_a_tracker_that_fail_are_one_warning_each(tmp_path, capsys, monkeypatch):
