@@ -727,6 +727,20 @@ def test_a_page_without_the_model_shows_the_recorded_values_and_says_why(browser
     assert browser.errors() == []
 
 
+def test_a_page_without_the_weights_of_the_snapshots_shows_recorded_values_at_their_steps(
+        browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(look, "MAX_WEIGHTS", 0)
+    browser.open(write_page(tmp_path)[1])
+    assert "Press Play to see how well it predicted the recorded text" in browser.text("lead")
+    browser.write("heard")
+    browser.press("moment", Keys.HOME)
+    assert "The weights of this step are not in the page" in browser.text("moment-note")
+    assert not browser.is_shown("typed") and "of 32" in browser.text("selection")
+    browser.press("moment", Keys.END)
+    assert browser.is_shown("typed") and browser.written() == "heard"
+    assert browser.text("moment-note") == "" and browser.errors() == []
+
+
 def test_the_main_model_runs_before_those_of_the_snapshots(browser, site, tmp_path):
     """They wait here until it has. What is typed meanwhile is computed by all of them."""
     html = site[1].read_text(encoding="utf-8")

@@ -124,7 +124,8 @@ function drawFilters() {
   say($("top-k-value"), topK >= nVocab ? "all" : `${topK}`);
   say($("top-p-value"), fixed(topP));
   const isPlain = temperature === 1 && topK >= nVocab && topP === 1;
-  say($("filter-note"), isPlain ? "The bars are the model's own probabilities."
+  const own = page.off.size ? "those without the parts that are off" : "the model's own";
+  say($("filter-note"), isPlain ? `The probabilities are ${own}.`
     : "The bars are what is sampled from; the marks are the model's own probabilities.");
 }
 
