@@ -123,6 +123,7 @@ function applyHash(hash) {
 }
 
 function setTheme(theme) {
+  colors.clear();
   document.documentElement.dataset.theme = theme;
   $("theme").textContent = theme === "dark" ? "Light theme" : "Dark theme";
   redraw();
@@ -140,7 +141,7 @@ function listenToSharing() {
   let onScreen;
   addEventListener("beforeprint", () => {
     onScreen = document.documentElement.dataset.theme;
-    document.documentElement.dataset.theme = "light"; // paper is light
+    setTheme("light"); // paper is light
     drawBottom();
   });
   addEventListener("afterprint", () => setTheme(onScreen));

@@ -101,10 +101,10 @@ function prepare() {
 function chooseTheme(theme) {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   if (["dark", "light"].includes(theme)) page.theme = theme;
-  setTheme(page.theme ?? (dark.matches ? "dark" : "light"));
-  dark.addEventListener("change", () => {
-    if (!page.theme) setTheme(dark.matches ? "dark" : "light");
-  });
+  const follow = () => setTheme(page.theme ?? (dark.matches ? "dark" : "light"));
+  follow();
+  dark.addEventListener("change", follow);
+  matchMedia("(forced-colors: active)").addEventListener("change", follow);
 }
 
 /** Show the slider and the filmstrip, if there is more than one step. */
