@@ -83,8 +83,10 @@ def test_an_older_file_has_consumed_steps_of_its_own_size(run, tmp_path):
     content = raw(run / "ckpt.pt")
     del content["sequences"]
     content["config"] |= {"batch_size": 3, "gradient_accumulation_steps": 5}
+    content["best_val_loss"] = math.nan
     torch.save(content, tmp_path / "old.pt")
-    assert read(tmp_path / "old.pt").sequences == 4 * 3 * 5
+    old = read(tmp_path / "old.pt")
+    assert old.sequences == 4 * 3 * 5 and old.best_loss == math.inf
 
 
 def test_a_file_of_weights_alone_is_read(lone):
