@@ -439,7 +439,8 @@ def main(argv=None):
         devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
         with devices.out_of_memory_hint(cfg), StopSignals() as signals:
             run = begin(cfg, model_cfg, start, world)
-            with outdir.locked(cfg, world), open_log(run, cfg, data, world) as log:
+            with (outdir.locked(cfg, world, start.written_at),
+                  open_log(run, cfg, data, world) as log):
                 if cfg.dry_run:
                     cfg = dry_run_settings(cfg, run.step)
                 return train(run, cfg, data, world, log, signals)

@@ -82,6 +82,15 @@ def first_undamaged(out_dir, *names, data_dir=None):
     return read(paths[-1], data_dir)
 
 
+def written_at(out_dir):
+    """When the checkpoints of a run were written; a None for each that does not exist."""
+    times = []
+    for name in ("ckpt.pt", "best.pt"):
+        path = Path(out_dir, name)
+        times.append(path.stat().st_mtime_ns if path.exists() else None)
+    return times
+
+
 def read(path, data_dir=None):
     """The Checkpoint in a file, with its tensors on the CPU. data_dir: a folder of datasets, where
     the vocabulary of a nanoGPT checkpoint is searched too. Raises UserError if the file is damaged,

@@ -49,6 +49,7 @@ class Checkpoint:
     best_step: int = 0
     not_resumable: str = ""  # the reason and what to do, if config is None
     restarts_best: bool = False  # not on disk: best_loss starts over
+    written_at: list | None = None  # not on disk: checkpoint.written_at before it was read
 
 
 # --------------------------------------------------------------------------------------------------

@@ -22,9 +22,10 @@ def writes(cfg, world):
 
 
 @contextmanager
-def locked(cfg, world):
+def locked(cfg, world, written_at):
     """A context manager that prevents other runs in cfg.out_dir, if this process writes there.
-    Raises UserError if another run holds the lock."""
+    written_at: that of the Checkpoint of this run. Raises UserError if another run holds the lock,
+    or has written a checkpoint since then."""
     if not writes(cfg, world):
         yield
         return
@@ -37,6 +38,9 @@ def locked(cfg, world):
         raise UserError(f"another run is writing to {out_dir}: wait for it, or choose another "
                         "out_dir")
     try:
+        if written_at != checkpoint.written_at(out_dir):
+            raise UserError(f"another run has written a checkpoint to {out_dir} since this one has "
+                            "read it: run the command again")
         yield
     finally:
         lock.release()

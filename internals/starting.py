@@ -14,7 +14,7 @@ from pathlib import Path
 
 from configurator import build
 from internals import huggingface
-from internals.checkpoint import first_undamaged, no_checkpoint
+from internals.checkpoint import first_undamaged, no_checkpoint, written_at
 from internals.checks import NOT_INHERITED, Checkpoint
 from internals.dataset import GPT2_META, check_meta, read_meta
 from internals.errors import UserError, described, say, warn
@@ -40,6 +40,7 @@ def starting_point(given, schema):
     out_dir = Path(name)
     if not name or (out_dir.exists() and not out_dir.is_dir()):  # Path("") is the current folder
         raise UserError(f"out_dir={name} is not a folder: give the name of one")
+    before = written_at(out_dir)
     init_from = given.get("init_from", schema.init_from)
     data_dir = given.get("data_dir")
     if init_from == "auto":
@@ -58,6 +59,7 @@ def starting_point(given, schema):
         start = read_model(init_from, data_dir=data_dir)
         model_cfg = model_settings(start, given)
         start = cropped(start, model_cfg)
+    start.written_at = before
     return cfg, model_cfg, start
 
 

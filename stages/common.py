@@ -91,7 +91,7 @@ def opened(cfg, start):
     """A context manager for a run: its World, and its StopSignals. No other run can write to
     out_dir meanwhile."""
     with World(cfg.device) as world, StopSignals() as signals:
-        with outdir.locked(cfg, world):
+        with outdir.locked(cfg, world, start.written_at):
             yield world, signals
 
 

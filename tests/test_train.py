@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import re
 import signal
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from helpers import equal, log_of, losses, state
+from helpers import equal, log_of, logged, losses, state
 
 import train
 from configurator import configure
@@ -392,6 +393,24 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny, tmp_path, mistake):
         line = mistake(main, *tiny())
     assert f"another run is writing to {out}" in line
     assert (out / "ckpt.pt").read_bytes() == before and not (out / "previous-1").exists()
+
+
+def test_a_run_does_not_overwrite_what_another_one_has_saved_since_it_was_read(
+        tiny, tmp_path, mistake, monkeypatch):
+    """As after a restart by torchrun, when the old process takes a while to stop."""
+    main(tiny(max_iters=4, eval_interval=4))
+    out = tmp_path / "out"
+    begin = train.begin
+
+    def begin_while_another_run_saves(*arguments):
+        path = out / "ckpt.pt"
+        os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+        return begin(*arguments)
+
+    monkeypatch.setattr(train, "begin", begin_while_another_run_saves)
+    line = mistake(main, "--init_from=resume", f"--out_dir={out}", "--max_iters=8")
+    assert "has written a checkpoint to" in line and "run the command again" in line
+    assert state(out).step == 4 and logged(out)[-1]["step"] == 4
 
 
 def test_a_bug_of_ours_keeps_its_traceback_and_releases_the_lock(tiny, monkeypatch):
