@@ -305,19 +305,6 @@ def test_a_model_py_that_was_changed_reads_its_own_checkpoints(tiny, lone, mista
     assert "this model.py does not have the weights 'gate'" in line
 
 
-@pytest.mark.parametrize("settings, rises", [
-    ({"max_iters": 40}, True), ({}, False), ({"max_iters": 40, "lr_decay_iters": 4}, False),
-])
-def test_a_longer_schedule_says_that_the_learning_rate_rises_again(out, capsys, settings, rises):
-    before = train.learning_rate(4, train.TrainConfig(**read(out / "ckpt.pt").config))
-    cfg, _, start = resume(out, **settings)
-    printed = capsys.readouterr().out
-    assert ("the learning rate rises again" in printed) == rises
-    if rises:
-        assert "it now decays until step 40 instead of 4" in printed
-        assert train.learning_rate(start.step, cfg) > before
-
-
 def test_auto_resumes_from_a_lone_best(out):
     (out / "ckpt.pt").unlink()
     cfg, _, start = begin(out_dir=str(out), init_from="auto")

@@ -15,13 +15,11 @@ from internals.cpu import (
     CPUReLU2,
     Packed,
     drop,
-    quantized,
     replaced,
     speed_up,
 )
 from internals.devices import for_sampling
-from internals.errors import UserError
-from model import GPT, Attend, GPTConfig, ReLU2
+from model import Attend, GPTConfig, ReLU2
 from sample import Sampler, make_cache, stream
 
 WIDE_TINY = GPTConfig(block_size=32, vocab_size=61, n_layer=2, n_head=4, n_embd=256, bias=True)
@@ -210,18 +208,6 @@ def test_packed_weights_give_the_same_logits(recipe, dtype, close):
 def test_narrow_layers_and_other_dtypes_are_not_packed(config, dtype):
     model = speed_up(model_of(config).to(dtype), inference=True)
     assert type(model.transformer.h[0].mlp.c_fc) is torch.nn.Linear
-
-
-def test_int8_weights_give_nearly_the_same_logits():
-    model = model_of(WIDE_TINY, spread=0.05)
-    ids = tokens(WIDE_TINY, 1, 16)
-    exact = model(ids)[0].detach()
-    rounded = for_sampling(copy.deepcopy(model), "int8", compile=False)
-    near = rounded(ids)[0].detach()
-    assert not torch.equal(exact, near) and (exact - near).abs().max() < 0.1 * exact.abs().max()
-    assert "CPUAttend" in str(rounded) and "DynamicQuantizedLinear" in str(rounded)
-    with torch.device("meta"), pytest.raises(UserError, match="dtype=int8 is for CPUs, but the de"):
-        quantized(GPT(GPT2_TINY))
 
 
 @DTYPES

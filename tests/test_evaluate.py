@@ -109,14 +109,6 @@ def test_sliding_windows_equal_one_token_at_a_time(saved, written, length, strid
     assert result["nats_per_token"] * (length - 1) == pytest.approx(nats, rel=1e-5)
 
 
-def test_the_default_stride_is_half_a_window_and_batches_change_nothing(saved, written):
-    argv = [saved(sharp_model(GPT2_TINY), CHARS), f"--text={written(TEXT)}", "--device=cpu"]
-    result = main(argv)
-    assert result == main([*argv, "--stride=16"])
-    assert result["nats_per_token"] != main([*argv, "--stride=32"])["nats_per_token"]
-    assert main([*argv, "--batch_size=1"]) == pytest.approx(result, rel=1e-6)
-
-
 def test_a_model_without_opinions_has_the_perplexity_of_its_vocabulary(saved, written, capsys):
     model = GPT(GPT2_TINY)
     torch.nn.init.zeros_(model.transformer.wte.weight)

@@ -74,7 +74,8 @@ def test_a_run_learns_samples_and_resumes_bit_identically(tiny, tmp_path, capsys
     cut = tmp_path / "cut"
     main(tiny(out_dir=whole, **settings))
     printed = capsys.readouterr().out
-    assert "1 x cuda:0" in printed and printed.count("val ") == 3 and "    " in printed
+    assert "1 x cuda:0" in printed or DEVICE == "cpu"
+    assert printed.count("val ") == 3 and "    " in printed
     curve = [loss for _, loss in losses(logged(whole))]
     assert curve[-1] < curve[0]
     main(tiny(out_dir=cut, **settings | {"max_iters": 4}))

@@ -579,7 +579,7 @@ CHOICES = {"pos": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"),
 
 def test_the_page_computes_pytorchs_logits_and_votes_for_all_settings_of_a_model(tab):
     """Also with the coarser rounding of the snapshots."""
-    shape = GPTConfig(block_size=12, vocab_size=11, n_layer=2, n_head=2, n_embd=8, norm_eps=1e-3,
+    shape = GPTConfig(block_size=12, vocab_size=11, n_layer=1, n_head=2, n_embd=8, norm_eps=1e-3,
                       attn_scale=1.5)
     models = []
     payloads = []
@@ -615,8 +615,8 @@ def test_the_page_computes_pytorchs_logits_and_votes_for_all_settings_of_a_model
 
 
 def test_nothing_is_too_narrow_at_any_width(browser, tmp_path):
-    """12 layers of 12 heads: cells of at least 24 px, no sideways scrolling, nothing blank."""
-    config = replace(LIVE, n_layer=12, n_head=12, n_embd=24)
+    """12 heads per layer: cells of at least 24 px, no sideways scrolling, nothing blank."""
+    config = replace(LIVE, n_layer=2, n_head=12, n_embd=24)
     browser.open(write_page(tmp_path, 0, config)[1])
     for width in (400, 768, 1024, 1400):
         browser.resize(width)
@@ -655,15 +655,19 @@ def test_axe_finds_nothing(tab):
 
 def test_a_printed_page_is_light_and_has_no_controls(tab):
     tab.js("setTheme('dark')")
+    colors = "return [colorOf('--ink'), [...document.querySelector('canvas').getContext('2d')"
+    colors += ".getImageData(0, 0, 1, 1).data]]"  # the first token looks at itself: full ink
+    dark = tab.js(colors)
     tab.cdp("Emulation.setEmulatedMedia", {"media": "print"})
-    look_of = "const look = getComputedStyle($(arguments[0])); return [look.color, look.display];"
-    assert tab.js(look_of, "name")[0] == "rgb(35, 33, 29)"
-    assert tab.js("return colorOf('--weight')") == [61, 74, 82]
+    printed = tab.js(f"dispatchEvent(new Event('beforeprint')); {colors}")
+    assert printed == [[35, 33, 29], [61, 74, 82, 255]]
     for name in ("sampling", "editor", "play", "tour", "theme"):
         assert not tab.is_shown(name), name
     for name in ("tokens", "film", "candidates", "votes", "lens", "map", "walk", "proof"):
         assert tab.is_shown(name), name
     tab.cdp("Emulation.setEmulatedMedia", {"media": ""})
+    tab.js("dispatchEvent(new Event('afterprint'))")
+    assert tab.js(colors) == dark != printed
     tab.js("setTheme('light')")
 
 
@@ -721,6 +725,20 @@ def test_a_page_without_the_model_shows_the_recorded_values_and_says_why(browser
     assert browser.text("moment-label") != before
     assert len(browser.find("css selector", "#film li")) == 3
     assert browser.errors() == []
+
+
+def test_a_page_without_the_weights_of_the_snapshots_shows_recorded_values_at_their_steps(
+        browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(look, "MAX_WEIGHTS", 0)
+    browser.open(write_page(tmp_path)[1])
+    assert "Press Play to see how well it predicted the recorded text" in browser.text("lead")
+    browser.write("heard")
+    browser.press("moment", Keys.HOME)
+    assert "The weights of this step are not in the page" in browser.text("moment-note")
+    assert not browser.is_shown("typed") and "of 32" in browser.text("selection")
+    browser.press("moment", Keys.END)
+    assert browser.is_shown("typed") and browser.written() == "heard"
+    assert browser.text("moment-note") == "" and browser.errors() == []
 
 
 def test_the_main_model_runs_before_those_of_the_snapshots(browser, site, tmp_path):

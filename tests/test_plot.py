@@ -52,19 +52,6 @@ def test_the_table_has_the_best_loss_its_step_the_time_and_what_differs(compare,
     assert [row[-1] for row in rows] == ["recipe=modern", "recipe=None"]
 
 
-def test_a_run_without_settings_or_losses_is_compared_and_another_folder_left_out(compare,
-                                                                                   tmp_path):
-    a = write_run(tmp_path / "a", n_layer=2)
-    b = write_run(tmp_path / "b|c", ())
-    (tmp_path / "a" / "config.json").unlink()
-    (tmp_path / "b|c" / "metrics.jsonl").write_text('{"step": 3, "loss": null}\n')
-    (tmp_path / "novel").mkdir()
-    rows, warnings = compare(a, b, str(tmp_path / "novel"))
-    assert "novel is left out: it has no metrics.jsonl" in warnings
-    assert len(rows) == 2 and rows[0][-1] == "-"
-    assert rows[1] == [b.replace("|", r"\|"), "-", "-", "3", "0m 00s", "-"]
-
-
 @pytest.mark.parametrize("words, message", [
     (["nix"], "nix does not exist: give the out_dir of a run"),
     (["a", "--first_step=31"], "there is no validation loss from step 31 on in a"),

@@ -88,7 +88,7 @@ def test_the_recipe_named_gpt2_is_the_default():
     assert RECIPES["gpt2"].keys() == RECIPES["modern"].keys()
 
 
-def test_a_setting_by_itself_wins_over_the_recipe_and_the_size(tmp_path):
+def test_a_setting_by_itself_wins_over_the_recipe_and_the_size():
     found = settings_of("--recipe=modern", "--size=gpt-nano", "--pos=learned", "--cooldown=0.2",
                         "--n_head=1")
     assert (found["optimizer"], found["cooldown"]) == ("muon", 0.2)

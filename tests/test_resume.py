@@ -24,7 +24,6 @@ from helpers import (
 import prepare
 import train
 from internals import checkpoint, outdir
-from internals.checkpoint import is_snapshot_step
 from internals.errors import UserError
 from internals.signals import Stopped
 from train import main
@@ -349,14 +348,6 @@ def test_what_a_killed_run_logged_after_its_checkpoint_is_not_kept(tiny, tmp_pat
     assert logged(out) == before
 
 
-def test_the_evaluation_at_the_end_of_a_run_stays_when_it_is_trained_longer(tiny, tmp_path):
-    """It is not due again at that step, so nothing would replace it."""
-    main(tiny(max_iters=6, eval_interval=4))
-    main(tiny(max_iters=12, eval_interval=4, init_from="resume"))
-    steps = [m["step"] for m in logged(tmp_path / "out") if "val_loss" in m]
-    assert steps == [0, 4, 6, 8, 12]
-
-
 def snapshots(out_dir):
     """{step: weights} of the snapshots in the folder of a run."""
     model_args = state(out_dir).model_args
@@ -375,11 +366,6 @@ def test_snapshots_are_the_weights_on_a_log_scale_of_steps_and_change_nothing_el
     assert not equal(kept[0], kept[5])
     names = sorted(path.name for path in (out / "snapshots").iterdir())
     assert names == [f"step-{step:06}.safetensors" for step in kept]  # no temporary files
-
-
-def test_snapshot_steps_double_from_5_on():
-    assert [step for step in range(1000) if is_snapshot_step(step)] == [
-        0, 5, 10, 20, 40, 80, 160, 320, 640]
 
 
 def test_snapshots_after_the_checkpoint_to_resume_are_removed_and_written_again(tiny, tmp_path):

@@ -17,7 +17,7 @@ from helpers import ROOT, command_line
 sys.path.insert(0, str(ROOT / "tools"))
 
 import scaling
-from scaling import Fit, Law, fit_law, non_negative
+from scaling import Fit, Law, fit_law
 
 from internals.errors import UserError
 from model import GPT, GPTConfig
@@ -133,19 +133,6 @@ def test_the_80_percent_interval_covers_70_to_90_of_100_measurements():
     assert 70 <= hits <= 90
 
 
-def test_coefficients_are_never_negative_and_nothing_non_negative_fits_better():
-    random = np.random.default_rng(0)
-    designs = random.normal(size=(50, 8, 3))
-    values = random.normal(size=(50, 8))
-    coefficients, misfit = non_negative(designs, values)
-    assert (coefficients >= 0).all() and (coefficients == 0).any() and (coefficients > 0).any()
-    errors = (designs @ coefficients[:, :, None])[:, :, 0] - values
-    assert misfit == pytest.approx((errors**2).sum(axis=1))
-    slopes = (designs * errors[:, :, None]).sum(axis=1)  # of the squared error, halved
-    assert (abs(slopes[coefficients > 0]) < 1e-9).all()
-    assert (slopes[coefficients == 0] > -1e-9).all()
-
-
 @pytest.mark.parametrize("q", scaling.LAWS)
 @pytest.mark.parametrize("i, name", list(enumerate("EABab")))
 def test_the_derivatives_of_the_law_are_right(i, name, q):
@@ -232,12 +219,6 @@ def test_a_changed_setting_or_dataset_is_never_mixed_with_old_runs(predicted, mi
     identify = scaling.identify
     monkeypatch.setattr(scaling, "identify", lambda settings: identify(settings) | {"val": "new"})
     assert "has changed since the plan was made" in mistake(predicted, "run")
-
-
-def test_a_damaged_plan_is_one_line(study, mistake):
-    study.out.mkdir()
-    (study.out / "plan.json").write_text('{"settings": {}}', encoding="utf-8")
-    assert "is damaged" in mistake(study, "fit")
 
 
 def test_no_prediction_if_the_ladder_allows_two_values_of_E_that_disagree(ladder, mistake):

@@ -456,7 +456,7 @@ def test_stdin_and_pipes_are_read_once(run, refused, tmp_path, monkeypatch):
     assert "pipe.txt is given twice, but a pipe can be" in refused(pipe, pipe)
 
 
-def test_a_preparation_that_fails_leaves_no_folder(mistake, tmp_path, monkeypatch):
+def test_a_preparation_that_fails_leaves_no_folder(mistake, tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"ab\xff")
     mistake(main, path, f"--data_dir={tmp_path / 'new' / 'data'}")

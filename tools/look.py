@@ -54,6 +54,7 @@ MAX_PARAMETERS = 12_000_000  # of a model that runs in the page
 LEVELS = 127  # weights are rounded to whole numbers from -LEVELS to LEVELS, times a scale per row
 SNAPSHOT_LEVELS = 31  # of the snapshots: ten of them are in the page of the quick start
 MAX_MOMENTS = 10  # steps of the training in a page
+MAX_RECORDED = 6  # of these, if the page has the weights of the main model only
 MAX_WEIGHTS = 15 * 10**6  # bytes of weights in the file, about
 MAX_ATTENTION = 64 * 2**20  # bytes of attention weights in the file
 TOP = 10  # most likely tokens per position
@@ -329,6 +330,11 @@ def short_count(count):
 # From tensors to the numbers in the file
 
 
+def numbers(tensor):
+    """A tensor as nested lists of numbers with six decimals, which makes the file smaller."""
+    return tensor.cpu().double().round(decimals=6).tolist()
+
+
 def packed(tensor, dtype):
     """The numbers of a tensor, compressed, in base64. dtype: of NumPy, such as "<f4"."""
     array = tensor.cpu().numpy()
@@ -355,27 +361,27 @@ def moment(model, idx, n_vocab):
     for x in seen.stream:
         best = head(model, x)[:, :n_vocab].softmax(dim=-1).max(dim=-1)
         lens_ids.append(best.indices.tolist())
-        lens_probs.append(best.values.tolist())
+        lens_probs.append(numbers(best.values))
     T = idx.shape[1]
     rows, columns = torch.tril_indices(T, T)
     attention = seen.attention[..., rows, columns]  # the lower triangle, row by row
     result = {
         "top_ids": top.indices.tolist(),
-        "top_probs": top.values.tolist(),
-        "entropy": entropy.tolist(),
+        "top_probs": numbers(top.values),
+        "entropy": numbers(entropy),
         "next_prob": next_probs(logits, idx),
         "next_rank": (higher.sum(dim=-1) + 1).tolist(),
         "next_ties": ties.sum(dim=-1).tolist(),
         "lens_ids": lens_ids,
         "lens_probs": lens_probs,
-        "votes": votes(model, seen, first, second).tolist(),
+        "votes": numbers(votes(model, seen, first, second)),
         "attention": packed((attention * 65535).round(), "<u2"),
         "loss": None,
         "ablated_loss": None,
     }
     if T > 1:
         result["loss"] = text_loss(logits, idx).item()
-        result["ablated_loss"] = ablation(model, idx, n_vocab).tolist()
+        result["ablated_loss"] = numbers(ablation(model, idx, n_vocab))
     return result, seen
 
 
@@ -456,14 +462,21 @@ def text_of(tokenizer, i):
     return tokenizer.decode_bytes([i]).decode("utf-8", "backslashreplace")
 
 
-def title(parameters, source):
-    """What the model is, in words: the heading of the page. source: of the training text."""
+def title(parameters, source, task):
+    """What the model is, in words: the heading of the page. source: of the training text. task: of
+    a stage (stages/), or None."""
     words = f"A GPT with {short_count(parameters)} parameters"
-    if not source:
-        return words
-    corpus = str(source).split(", from ")[0]
-    corpus = corpus.replace("\\", "/").split("/")[-1]  # no path: the page is sent to others
-    return f"{words}, trained on {corpus}"
+    if source:
+        words += f", trained on {without_path(source)}"
+    if task:
+        words += f", then on the task {without_path(task)}"
+    return words
+
+
+def without_path(source):
+    """The name of a file or corpus: a page that is sent to others contains no path."""
+    name = str(source).split(", from ")[0]
+    return name.replace("\\", "/").split("/")[-1]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -590,7 +603,7 @@ def levels_of(this, paths):
     count = sum(weight.numel() for weight in stored.values())
     n_fit = MAX_WEIGHTS // count  # a weight takes about a byte
     if n_fit < 3:
-        levels = dict.fromkeys(chosen_steps(paths, main, MAX_MOMENTS))
+        levels = dict.fromkeys(chosen_steps(paths, main, MAX_RECORDED))
     else:
         steps = chosen_steps(paths, main, min(n_fit, MAX_MOMENTS))
         levels = dict.fromkeys(steps, SNAPSHOT_LEVELS)
@@ -699,12 +712,13 @@ def look(start, tokenizer, prompt, cfg):
         unit = "character"
     vocab = list(tokenizer.chars) if not why else used_vocabulary(this, moments)
     parameters = sum(p.numel() for p in model.parameters())
+    task = (start.config or {}).get("task")
     val_loss = None
     if 0 < start.best_loss < math.inf:
         val_loss = start.best_loss
     return {
         "name": printable(Path(name).resolve().name),  # no path: the page is sent to others
-        "title": printable(title(parameters, start.meta.get("source"))),
+        "title": printable(title(parameters, start.meta.get("source"), task)),
         "unit": unit,
         "config": asdict(settings),
         "parameters": parameters,

@@ -123,6 +123,7 @@ function applyHash(hash) {
 }
 
 function setTheme(theme) {
+  colors.clear();
   document.documentElement.dataset.theme = theme;
   $("theme").textContent = theme === "dark" ? "Light theme" : "Dark theme";
   redraw();
@@ -137,6 +138,11 @@ function listenToSharing() {
   $("copy").addEventListener("click", async () => {
     say($("copied"), await copyPicture(filmPicture(ages, page.prompt, vocab, nVocab, data.title)));
   });
-  // the canvases are drawn again in the colors of the paper, which page.css sets
-  for (const event of ["beforeprint", "afterprint"]) addEventListener(event, drawBottom);
+  let onScreen;
+  addEventListener("beforeprint", () => {
+    onScreen = document.documentElement.dataset.theme;
+    setTheme("light"); // paper is light
+    drawBottom();
+  });
+  addEventListener("afterprint", () => setTheme(onScreen));
 }

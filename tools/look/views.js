@@ -111,13 +111,17 @@ function bar(share) {
   return element("span", {class: "bar"}, element("i", {style: width}));
 }
 
+const colors = new Map(); // what colorOf has read since the theme was set
+
 /** A color of page.css as [red, green, blue]. It can be one of the system's colors. */
 function colorOf(name) {
-  const probe = element("i", {style: `color: var(${name}); forced-color-adjust: none`});
-  document.body.append(probe);
-  const [red, green, blue] = getComputedStyle(probe).color.match(/[\d.]+/g).map(Number);
-  probe.remove();
-  return [red, green, blue];
+  if (!colors.has(name)) {
+    const probe = element("i", {style: `color: var(${name}); forced-color-adjust: none`});
+    document.body.append(probe);
+    colors.set(name, getComputedStyle(probe).color.match(/[\d.]+/g).map(Number));
+    probe.remove();
+  }
+  return colors.get(name);
 }
 
 function drawWeightLegends() {

@@ -92,7 +92,7 @@ function drawVotes(seen, at, vocab, config, pair, off) {
   }
   $("votes").replaceChildren(...rows);
   const factor = Math.exp(Math.abs(sum));
-  const times = factor < 1000 ? fixed(factor, factor < 10 ? 1 : 0) : factor.toExponential(1);
+  const times = factor < 10 ? fixed(factor, 1) : grouped(Number(factor.toPrecision(2)));
   const cap = config.softcap ? ", before soft-capping" : "";
   say($("votes-sum"), `The parts sum to ${signed(sum)}: logit(`, word(vocab[first]), ") − logit(",
     word(vocab[second]), `)${cap}. `, ...(config.softcap ? [] : [
