@@ -74,8 +74,10 @@ def scores(model, ids, is_answer, token, where):
     logits, _ = model(ids, ids)  # with targets, the model returns the logits of all positions
     by_token = logits[:, :, token]  # (B, T): the score of the text up to each token
     if where == "mean":
-        total = (by_token * is_answer).sum(dim=1)
-        return total / is_answer.sum(dim=1)
+        in_answer = by_token * is_answer
+        total = in_answer.sum(dim=1)
+        count = is_answer.sum(dim=1)
+        return total / count
     n_so_far = is_answer.cumsum(dim=1)
     last = n_so_far.argmax(dim=1, keepdim=True)  # (B, 1): the first position with the largest count
     return by_token.gather(1, last).squeeze(1)
@@ -83,7 +85,8 @@ def scores(model, ids, is_answer, token, where):
 
 def preference_loss(chosen, rejected):
     """Bradley-Terry: minus the log of the probability that the chosen answer is preferred."""
-    return -F.logsigmoid(chosen - rejected).mean()
+    log_p = F.logsigmoid(chosen - rejected)
+    return -log_p.mean()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -140,10 +143,11 @@ def evaluate(policy, tests, answers):
         marked = pairs_of.with_marks(tests, cfg.mark, "rejected")
         values["accuracy_worse_marked"] = accuracy(policy, marked)
     policy.model.train()
+    mean = own.mean().item()
     std = own.std().item()
     policy.encoding.meta["reward"] = {
         "score": cfg.score,
-        "mean": own.mean().item(),
+        "mean": mean,
         "std": max(std, 1e-3)}  # it is 0 if the model always answers the same
     return values, ""
 

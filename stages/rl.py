@@ -122,9 +122,11 @@ def policy_loss(log_p, log_q, ids, is_answer, advantage, cfg):
     log_p, log_q: of the policy and of the reference, (B, T - 1, V). advantage: (B,). Each token of
     an answer is credited with the advantage of the whole answer."""
     is_prompt = ~is_answer[:, 1:]  # and padding
-    log_chosen = of_ids(log_p, ids).masked_fill(is_prompt, 0.0)  # (B, T - 1)
+    log_chosen = of_ids(log_p, ids)  # (B, T - 1)
+    log_chosen = log_chosen.masked_fill(is_prompt, 0.0)
     gain = advantage[:, None] * log_chosen
-    kl = kl_divergence(log_p, log_q).masked_fill(is_prompt, 0.0)
+    kl = kl_divergence(log_p, log_q)
+    kl = kl.masked_fill(is_prompt, 0.0)
     total = (cfg.beta * kl - gain).sum()
     n = len(ids)
     loss = total / (n * cfg.max_new_tokens)
@@ -163,7 +165,8 @@ def evaluate(policy, frozen):
         "rule_margin": 1.96 * standard_error,  # of the 95% interval
         "test_kl": fmean(kl)}
     if policy.task.is_chat:
-        values["right"] = policy.greedy(tests).mean_rule()
+        greedy = policy.greedy(tests)
+        values["right"] = greedy.mean_rule()
     return values, found.shown()
 
 
@@ -175,6 +178,7 @@ def train(run, policy, frozen, log, signals):
     cfg = policy.cfg
     encoding = policy.encoding
     n_prompts = cfg.batch_size // cfg.group_size
+    has_end = encoding.end is not None
     evaluation = functools.partial(evaluate, policy, frozen)
     for step in common.steps(run, policy, log, signals, evaluation):
         # sample group_size answers to each prompt, and reward them
@@ -207,7 +211,6 @@ def train(run, policy, frozen, log, signals):
             "length": len(in_answers) / len(ids),
             "ended": found.ended(encoding.end),
             "no_variance": is_same.float().mean().item()})
-    has_end = encoding.end is not None
     problem = diagnosis(log.metrics, has_end)
     if problem:
         log.say(f"the last steps learned nothing: {problem}")
