@@ -27,7 +27,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 from internals import help
 from internals.errors import UserError, shown
 from internals.limits import OF_MODEL
-from internals.words import at_home
+from internals.words import expand_home
 
 # nanoGPT runs a config file inside train.py, so the file can use these modules without importing
 # them: {name in the file: module}
@@ -47,7 +47,8 @@ def configure(description, *schemas, argv=None, expand=None, positional=()):
     Returns (given, one instance per schema); given: see read_settings. Raises UserError.
     """
     given = read_settings(description, *schemas, argv=argv, expand=expand, positional=positional)
-    return given, *(build(schema, given) for schema in schemas)
+    instances = [build(schema, given) for schema in schemas]
+    return given, *instances
 
 
 def read_settings(description, *schemas, argv=None, expand=None, positional=()):
@@ -94,7 +95,7 @@ def split(argv, types):
             name, equals, value = word[2:].partition("=")
             refuse_unknown(name, types, "on the command line")
             if not equals:
-                # the word after a setting that is True or False can belong to something else
+                # --snapshots config/x.py: the next word need not be the value of a bool
                 has_value = bool(words) and not words[0].startswith("--")
                 if types[name] is bool and not (has_value and is_bool(words[0])):
                     value = "True"
@@ -133,16 +134,18 @@ def run_config(path, types, settings):
         if module in sys.modules:  # importing torch for a config file would take seconds
             readable[name] = sys.modules[module]
     try:
-        # the file finds these names as it finds print and len, so `names` has only what it assigns
+        # the settings are passed as built-in names, such as print, so that `names` has only what
+        # the file itself assigns
         names = runpy.run_path(path, {"__builtins__": vars(builtins) | readable})
     except (Exception, SystemExit) as error:
         raise UserError(help.config_error(error, path, readable)) from None
     values = {}
     for name, value in names.items():
         is_helper = name.startswith("_") or isinstance(value, ModuleType) or callable(value)
-        if name in types or not is_helper:
-            refuse_unknown(name, types, f"in {path}", " (a helper variable must begin with _)")
-            values[name] = value
+        if is_helper and name not in types:
+            continue
+        refuse_unknown(name, types, f"in {path}", " (a helper variable must begin with _)")
+        values[name] = value
     return values
 
 
@@ -156,7 +159,7 @@ def converted(values, types, source, expand):
     """The settings of one source: their values converted, and shorthands expanded."""
     result = {}
     for name, value in values.items():
-        result[name] = at_home(name, convert(name, value, types[name], source))
+        result[name] = expand_home(name, convert(name, value, types[name], source))
     return expand(result) if expand else result
 
 
@@ -166,7 +169,7 @@ def build(schema, values):
     __post_init__."""
     arguments = {}
     for field in fields(schema):
-        if field.name in values:
+        if field.name in values:  # they can come from a checkpoint, so they are converted again
             arguments[field.name] = convert(field.name, values[field.name], field.type)
         elif field.default is MISSING:
             raise UserError(f"{field.name} must be given (see --help)")
@@ -187,7 +190,7 @@ def check_limit(field, value):
 def limit_of(field):
     """The Limit in the type of a dataclass field, such as Count or Count | None; None if the type
     has no limit."""
-    kind = OF_MODEL.get(field.name, field.type)  # GPTConfig's types have no limits
+    kind = OF_MODEL.get(field.name, field.type)  # model.py imports no limits
     for part in (kind, *get_args(kind)):
         if get_origin(part) is Annotated:
             return part.__metadata__[0]
@@ -254,6 +257,10 @@ def type_name(kind):
     for option in alternatives(kind):
         if get_origin(option) is Literal:
             names += map(str, get_args(option))
+        elif option is bool:
+            names.append("True|False")
+        elif option is NoneType:
+            names.append("None")
         else:
-            names.append({bool: "True|False", NoneType: "None"}.get(option) or option.__name__)
+            names.append(option.__name__)
     return "|".join(names)

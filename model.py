@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 @dataclass
 class GPTConfig:
-    """The settings of a model. Raises ValueError if they do not fit together."""
+    """The settings of a model. Raises ValueError if they are wrong or do not fit together."""
 
     block_size: int = 1024  # context length in tokens
     vocab_size: int = 50304  # 50257 tokens of GPT-2, padded to a multiple of 64 for speed
@@ -54,7 +54,8 @@ class Attend(nn.Module):
     """softmax(scale q k^T) v: each token's output is a weighted mean of the values.
 
     q (B, nh, T, hs), k and v of n tokens (B, nh, n, hs) -> (B, nh, T, hs). mask (T, n): True if a
-    query may attend to a key; None: causal. A CPU uses CPUAttend (internals/cpu.py)."""
+    query may attend to a key; None: causal. On a CPU, train.py and sample.py replace this module by
+    CPUAttend (internals/cpu.py), which computes the same."""
 
     def __init__(self, dropout, scale):
         super().__init__()
@@ -62,7 +63,8 @@ class Attend(nn.Module):
         self.scale = scale
 
     def forward(self, q, k, v, mask=None):
-        # One fused kernel computes these four lines without storing scores and probs:
+        # One fused kernel computes these four lines without storing scores and probs. (k.mT is k
+        # with its last two dimensions swapped.)
         #   scores = self.scale * q @ k.mT               how well each key fits each query: (T, n)
         #   scores = scores.masked_fill(~mask, -inf)     a masked key gets no weight
         #   probs = dropout(scores.softmax(dim=-1))      the weights of a query sum to 1
@@ -70,8 +72,9 @@ class Attend(nn.Module):
         # Causality: without a mask, is_causal masks every key after the query's own position, so
         # that no token sees what it must predict. With a KV cache, KVCache.mask does it.
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None,
-                                              scale=self.scale)
+        is_causal = mask is None
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, dropout, is_causal=is_causal, scale=self.scale)
 
 
 class CausalSelfAttention(nn.Module):
@@ -93,9 +96,9 @@ class CausalSelfAttention(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.qk_norm = nn.Identity()
         if config.qk_norm:
-            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)  # whatever `norm` is
+            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)  # also if norm=rmsnorm
 
-    def forward(self, x, rope=None, cache=None):
+    def forward(self, x, rope=None, cache=None):  # from rope_angles; a KVCache
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
         q = q.view(B, T, self.n_head, -1)  # the head split: (B, T, nh, hs)
@@ -135,7 +138,7 @@ def rotate(x, cos, sin):
     """Rotate the pairs (a, b) of x (B, T, nh, hs) to (a cos - b sin, b cos + a sin). Positions then
     enter the product of a query and a key only by their distance: RoPE (Su et al. 2021)."""
     a, b = x.chunk(2, dim=-1)
-    cos = cos.to(x.dtype)  # under autocast, x is bfloat16
+    cos = cos.to(x.dtype)  # under autocast, x can have 16 bits
     sin = sin.to(x.dtype)
     first = a * cos - b * sin
     second = b * cos + a * sin
@@ -198,7 +201,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The complete model. Its weights are sampled with torch's global generator."""
+    """The complete model. Its weights are random: torch.manual_seed determines them."""
 
     def __init__(self, config):
         super().__init__()
@@ -221,7 +224,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self):
-        """GPT-2's initialization, except that OpenAI's code uses a std of 0.01 for wpe."""
+        """GPT-2's initialization as in Hugging Face's code (OpenAI's uses a std of 0.01 for wpe).
+        Norms keep PyTorch's weights of 1."""
         # 2 n_layer projections add to the residual stream. Their std is divided by sqrt(2 n_layer),
         # so that the sum does not grow with depth. With std 0, each block starts as the identity.
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
@@ -242,9 +246,10 @@ class GPT(nn.Module):
         """Next-token logits for idx (B, T) int64, 1 <= T <= block_size; else it raises ValueError.
 
         With targets (B, T): returns logits (B, T, V) and the mean cross-entropy in nats over the
-        targets that are not -1. Without: the logits of the last position (B, 1, V), and None.
-        cache: a KVCache (sample.py). It gives idx its positions and the ids before it, and stores
-        keys and values."""
+        targets that are not -1 (tokens that are not to be learned, such as prompts in stages/).
+        Without: the logits of the last position (B, 1, V), and None.
+        cache: a KVCache (sample.py). It knows the position of each token and the id before it, and
+        stores keys and values."""
         if idx.dtype != torch.int64 or idx.dim() != 2 or not 1 <= idx.shape[1] <= self.block_size:
             raise ValueError(f"idx must be int64 (B, T) with 1 <= T <= {self.block_size}, but is "
                              f"{idx.dtype} {tuple(idx.shape)}")
@@ -256,7 +261,8 @@ class GPT(nn.Module):
             positions = cache.positions
         x = self.transformer.wte(idx)  # (B, T, C)
         if self.smear is not None:  # modern recipe: even the first layer sees pairs of tokens
-            before = F.pad(idx, (1, -1))  # shifted right by one: the id before each token
+            # the id before each token: a 0 in front, which has_previous hides, and the last id cut
+            before = F.pad(idx, (1, -1))
             if cache is not None:
                 before = cache.before
             previous = self.transformer.wte(before)
@@ -288,10 +294,11 @@ class GPT(nn.Module):
     def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0,
                  top_k: int | None = None) -> Tensor:
         """idx (B, T) -> idx and its continuation (B, T + max_new_tokens). Call model.eval() first,
-        or dropout is on. Every token recomputes the window. sample.py has a KV cache instead, and
-        samples from the same probabilities. A cache would be useless if all tokens moved to new
-        positions for each new one, so sample.py drops the older half of a full window, and this
-        does the same."""
+        or dropout is on.
+
+        Every token recomputes the window: at most block_size tokens at the end of idx. When it is
+        full, its older half is dropped. sample.py does the same, because dropping one token at a
+        time would change all positions, and with them everything in its KV cache."""
         if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
             raise ValueError(f"temperature={temperature} must be 0 or more, and top_k={top_k} must "
                              "be 1 or more, or None")
@@ -317,7 +324,7 @@ class GPT(nn.Module):
     @classmethod
     def from_weights(cls, config, weights):
         """A model whose weights are the tensors of a state_dict: no copies, no random numbers."""
-        with torch.device("meta"):  # takes no memory
+        with torch.device("meta"):  # tensors that have a shape, but no memory
             model = cls(config)
         model.load_state_dict(weights, assign=True)
         if config.tied:
@@ -335,7 +342,7 @@ class GPT(nn.Module):
     def save_pretrained(self, folder, n_vocab=None, end_of_text=None):
         """Write the model into `folder` in Hugging Face's format. n_vocab: only the first n_vocab
         rows of the embedding; None: all. end_of_text: the id of <|endoftext|>. Raises ValueError
-        if GPT-2 does not have a setting."""
+        if the model has a setting that GPT-2 does not have."""
         from internals import huggingface
         huggingface.write(folder, asdict(self.config), self.state_dict(), n_vocab, end_of_text)
 
@@ -347,8 +354,11 @@ def check(config):
         choices = get_args(field.type)  # () if it is not a Literal
         if choices and value not in choices:
             raise ValueError(f"{field.name}={value} must be one of {', '.join(choices)}")
+        # not isinstance, because True is an int
         if field.type is int and (type(value) is not int or value < 1):
             raise ValueError(f"{field.name}={value!r} must be a whole number, 1 or more")
+        if field.type is float and not 0 <= value < math.inf:
+            raise ValueError(f"{field.name}={value!r} must be a number, 0 or more")
     if config.n_embd % config.n_head:
         raise ValueError(f"n_embd={config.n_embd} must be a multiple of n_head={config.n_head}")
     if config.pos == "rope" and config.n_embd // config.n_head % 2:

@@ -8,8 +8,8 @@
 A bin is a file of token ids: raw little-endian uint16, no header. meta.json says what the ids mean
 (tokenizer and vocabulary), and has the counts and a checksum of each bin, and the command that
 wrote them. The text can be larger than memory. An old dataset stays until the new one is complete.
-In internals/data, sources.py reads the text, units.py cuts it into units and encodes them in
-threads with a tokenizer of this file, and bins.py writes the ids.
+In internals/data, sources.py reads the text, units.py cuts it into units, pieces of bounded
+size, and encodes them in threads with a tokenizer of this file, and bins.py writes the ids.
 """
 
 import shlex
@@ -70,7 +70,8 @@ class PrepareConfig:
 #   n_vocab        the vocabulary size
 #   encode(text, special)   str -> int64 array (n,) of ids; special: <|endoftext|> is one token
 #   encode_documents(texts, ends)   list of str -> uint16 array (n,) of ids, for a bin. Each text is
-#                  a document; if not `ends`, the last one continues in the next call
+#                  a document; ends=False: the last one is not complete, and continues in the
+#                  next call
 #   decode(ids)    ids -> str; decode_bytes(ids) -> bytes
 #   end_of_text    the id of <|endoftext|>, or None
 #   default_start  the prompt of sample.py if --start is not given
@@ -176,7 +177,8 @@ class GPT2Tokenizer:
         joined = END_OF_TEXT.join(texts)
         if ends:
             joined += END_OF_TEXT
-        # unlike encode_ordinary, encode_to_numpy makes no Python object for each id
+        # unlike encode_ordinary, encode_to_numpy makes no Python object for each id.
+        # disallowed_special=(): the names of other special tokens are ordinary text
         ids = self.bpe.encode_to_numpy(
             joined, allowed_special={END_OF_TEXT}, disallowed_special=())
         return ids.astype(np.uint16)
@@ -232,6 +234,7 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
     tokenizer = tokenizer_named(kind, folder.parent)
     excerpt = reader.excerpt()
     trial = tokenizer  # for the estimate of time and size that is printed first
+    # a vocabulary of characters may lack some of the excerpt, which is reported later
     if not isinstance(tokenizer, GPT2Tokenizer):
         _, chars = units.survey(excerpt.blocks)
         trial = CharTokenizer(chars)
@@ -263,7 +266,7 @@ def write_bins(reader, folder, tokenizer, kind, source, command, cfg):
 
     val_fraction = cfg.val_fraction
     if not reader.one_text:
-        # with few documents: the nearest fraction that leaves one in each split
+        # with few documents: the closest fraction that leaves a document in each split
         val_fraction = units.usable_fraction(reader, val_fraction)
     counts = units.Counts()
     workers = cfg.workers or available_cores()
@@ -286,8 +289,8 @@ def write_bins(reader, folder, tokenizer, kind, source, command, cfg):
 def prepare_corpus(folder, command=None, cfg=None, **options):
     """prepare_sources for the built-in dataset that has the name of `folder`. options: digits and
     reverse, for addition."""
-    command = command or dataset.prepare_command(DATA / folder.name)
-    cfg = cfg or PrepareConfig(())
+    command = command or dataset.prepare_command(DATA / folder.name)  # without --data_dir
+    cfg = cfg or PrepareConfig(sources=(folder.name,))
     if folder.name in HUB_DATASETS:
         hub = corpora.HubDocuments(folder.name, folder)
         cfg = replace(cfg, val_fraction=corpora.HUB_VAL_FRACTION)
@@ -308,7 +311,7 @@ def open_dataset(name, data_dir=None, vocab_size=None):
         with locked(folder):
             if not (folder / "train.bin").exists():  # otherwise another process prepared it
                 say(f"{relative(folder)} is missing: preparing it")
-                prepare_corpus(folder)
+                prepare_corpus(folder)  # it locks the folder again, as a process may do
     return dataset.load(folder, vocab_size)
 
 

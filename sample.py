@@ -7,7 +7,8 @@
 
 A checkpoint includes the tokenizer. best.pt is read if it exists, else ckpt.pt. All samples are one
 batch; the first is printed while it is sampled. stdout gets the text alone, stderr everything else.
-GPT.generate in model.py defines sampling; this file adds a KV cache, more filters, and streaming.
+GPT.generate in model.py defines sampling; this file adds a KV cache, top-p and other filters, and
+streaming.
 """
 
 if __name__ == "__main__":  # before torch is imported
@@ -77,8 +78,8 @@ class SampleConfig:
     def __post_init__(self):
         if self.stop == "":
             raise ValueError("stop must have a character, or be None")
-        excluded = self.start is not None or self.out or not self.cache
-        if self.interactive and excluded:
+        has_prompt_or_file = self.start is not None or self.out
+        if self.interactive and (has_prompt_or_file or not self.cache):
             raise ValueError("interactive=True needs cache=True, and excludes start and out")
         if self.out and Path(self.out).is_dir():
             raise ValueError(f"out={self.out} is a folder: give the name of a file")
@@ -134,7 +135,7 @@ class KVCache:
         n_keys = self.block_size if self.static else n
         key_positions = torch.arange(n_keys, device=device)
         self.mask = self.positions[:, None] >= key_positions  # causal: no key after the query
-        before = torch.nn.functional.pad(self.ids, (1, -1))
+        before = torch.nn.functional.pad(self.ids, (1, -1))  # a 0 in front, the last id cut
         # contiguous: torch.compile would compile again for the stride of a slice
         self.before = before[:, self.length:].clone(memory_format=torch.contiguous_format)
         return self.ids[:, self.length:].clone(memory_format=torch.contiguous_format)
@@ -178,9 +179,9 @@ def make_cache(model, batch_size, **options):
 class Sampler:
     """Chooses the next tokens of a batch: called with logits (B, V) and the ids (B, n) so far, it
     returns ids (B, 1). Sample i has its own random numbers, from seeds[i]; see `draw` and
-    `penalize`. `stream` passes only the first n_vocab logits: later ids pad the vocabulary.
-    compile: whether to use torch.compile. Raises ValueError for a value outside the limits in
-    SampleConfig."""
+    `penalize`. n_vocab is for `stream`, which cuts the logits off after so many: later ids pad the
+    vocabulary. compile: whether to use torch.compile. Raises ValueError for a value outside the
+    limits in SampleConfig."""
 
     def __init__(self, seeds, n_vocab=None, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0,
                  repetition_penalty=1.0, compile=False):
@@ -192,7 +193,7 @@ class Sampler:
         self.top_p = top_p
         self.min_p = min_p
         self.repetition_penalty = repetition_penalty
-        for field in fields(SampleConfig):
+        for field in fields(SampleConfig):  # it has the limits of these settings
             if field.name in SAMPLER_SETTINGS:
                 check_limit(field, getattr(self, field.name))
         self.compile = compile
@@ -241,7 +242,7 @@ def draw(logits, uniform, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
     logits = logits.float() / temperature
     logits, ids = logits.topk(k)  # the most likely first
     probs = logits.softmax(dim=-1)
-    kept = probs >= min_p * probs[:, :1]  # a ratio, so it is the same before and after top_p
+    kept = probs >= min_p * probs[:, :1]  # top_p does not change ratios: the order does not matter
     if top_p < 1:
         sum_before = probs.cumsum(dim=-1) - probs  # of the more likely ones
         kept &= sum_before < top_p
@@ -272,8 +273,9 @@ def stream(model, idx, sampler, cache):
 def next_logits(model, cache):
     """The logits (B, 1, V) of the token that follows those in the cache."""
     with attention_without_plans():  # not cuDNN's, which takes 45 ms to prepare a new length
+        # model(...) is compiled if compile=True, and model.forward(...) never is
         if not cache.keep:
-            logits, _ = model.forward(cache.ids)  # bypasses torch.compile: each length differs
+            logits, _ = model.forward(cache.ids)
             return logits
         new = cache.begin()
         if cache.length and new.shape[1] == 1:
@@ -352,13 +354,16 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
         separator = "\n"
     else:
         separator = f"\n{SEPARATOR}\n"
+    # each collects the tokens of one text and finds its end (internals/streaming.py)
     samples = [Sample(prompt, tokenizer, cfg.stop) for _ in seeds]
     waiting = show(samples, separator)  # prints; returns the samples that are not done
     sampler = Sampler(seeds, tokenizer.n_vocab, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p,
                       cfg.repetition_penalty, cfg.compile)
     tokens = stream(model, idx, sampler, cache)
     tokens = with_logprobs(itertools.islice(tokens, cfg.max_new_tokens))
-    if cfg.compile and not cfg.interactive:  # a conversation must not contain a token too many
+    # read_late samples the next token while this one is printed. After a stop string, that is one
+    # too many, which must not stay in the cache of a conversation
+    if cfg.compile and not cfg.interactive:
         tokens = read_late(tokens)
     try:
         for ids, logprobs in tokens:
@@ -397,8 +402,9 @@ def interact(model, tokenizer, cfg, loaded):
             print()
             return
         prompt = line
-        if turn > 0 or not line:  # ends the answer before; a prompt must not be empty
-            prompt = tokenizer.default_start + line  # usually a newline
+        # a newline, usually: it ends the answer before, or is the prompt if the line is empty
+        if turn > 0 or not line:
+            prompt = tokenizer.default_start + line
         try:
             if chat:
                 prompt = chat.prompt(line)

@@ -41,7 +41,7 @@ from model import GPT, GPTConfig
 from prepare import open_dataset, tokenizer_from_meta
 from sample import complete
 
-MAX_SKIPPED = 10  # the run ends if at least so many updates in a row were not finite
+MAX_SKIPPED = 10  # skipped updates in a row that end a run, when the next line is logged
 
 
 @dataclass
@@ -69,8 +69,8 @@ class TrainConfig:
     data_dir: str | None = None  # folder of the datasets; None: data/ next to train.py
     gradient_accumulation_steps: Count = 40  # micro-batches per step, over all processes
     batch_size: Count = 12  # sequences per micro-batch
-    # sequences start at multiples of it. If all lines of a text are equally long, give their
-    # length: then every sequence starts with a line
+    # sequences start at multiples of it, and block_size must be one. If all lines of a text are
+    # equally long, give their length: then every sequence starts with a line
     align: Count = 1
     # -- model
     init_from: str = "scratch"  # or resume, auto (resume if possible), a folder, gpt2
@@ -89,7 +89,7 @@ class TrainConfig:
     # -- schedule
     max_iters: Natural = 600000  # steps
     decay_lr: bool = True  # False: constant learning rates without warmup
-    cooldown: Fraction = 0.0  # linear decay over this last share of decay_steps; 0: cosine
+    cooldown: Fraction = 0.0  # linear decay over this last share of the steps; 0: cosine
     # steps of linear warmup; None: 10% of lr_decay_iters, at most 2000
     warmup_iters: Natural | None = None
     lr_decay_iters: Count | None = None  # the step at which the decay ends; None: max_iters
@@ -99,7 +99,8 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     # dtype of matrix products
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    # torch.compile; auto: on CUDA, if the run is long enough; graphs: as CUDA graphs, untested
+    # torch.compile; auto: on CUDA, if the run is long enough; graphs: with CUDA graphs, an option
+    # that has never been run on a GPU
     compile: bool | Literal["auto", "graphs"] = "auto"
     deterministic: bool = False  # the same bits every time on a GPU too, but slower
     seed: Seed = 1337  # determines everything that is random
@@ -114,8 +115,8 @@ class TrainConfig:
 
     @property
     def warmup_steps(self):
-        """Steps of warmup. If it would be as long as the run or the decay, it becomes a tenth of
-        the shorter one."""
+        """Steps of warmup. If it would be as long as the run or the decay, nothing would be left to
+        decay, so it becomes a tenth of the shorter one."""
         steps = self.warmup_iters
         if steps is None:
             steps = min(2000, self.decay_steps // 10)
@@ -131,8 +132,9 @@ class TrainConfig:
 
 def learning_rate(step, cfg):
     """The learning rate of step 0, 1, ...: linear warmup, then cosine decay from learning_rate to
-    min_lr (Loshchilov & Hutter 2017). With a cooldown it stays at learning_rate instead, and decays
-    linearly in the last part of the steps (Hägele et al. 2024). After the decay it is min_lr."""
+    min_lr, or a tenth of learning_rate (Loshchilov & Hutter 2017). With a cooldown it stays at
+    learning_rate instead, and decays linearly in the last part of the steps (Hägele et al. 2024).
+    After the decay, it stays at its lowest value."""
     if not cfg.decay_lr:
         return cfg.learning_rate
     if step < cfg.warmup_steps:  # AdamW has averaged few gradients so far
@@ -160,9 +162,9 @@ def sequences_per_epoch(n_tokens, block_size):
 @functools.lru_cache(maxsize=2)  # a batch can contain the end of an epoch and the next one
 def epoch_starts(epoch, n_tokens, block_size, seed, align=1):
     """Where the sequences of one epoch start, in the order of training: from a random offset on,
-    the text is cut into sequences of block_size tokens, and they are shuffled. What is left over at
-    the two ends, less than two sequences, differs from epoch to epoch. The offset is a multiple of
-    align."""
+    the text is cut into sequences of block_size tokens, and they are shuffled. The tokens that are
+    left over at the two ends, fewer than two sequences, differ from epoch to epoch. The offset is a
+    multiple of align."""
     n = sequences_per_epoch(n_tokens, block_size)
     random = np.random.default_rng((seed, epoch))
     left_over = n_tokens - n * block_size
@@ -176,8 +178,8 @@ def training_starts(first, count, n_tokens, block_size, seed, align=1):
     n = sequences_per_epoch(n_tokens, block_size)
     starts = []
     for i in range(first, first + count):
-        epoch = epoch_starts(i // n, n_tokens, block_size, seed, align)
-        starts.append(epoch[i % n])
+        starts_of_epoch = epoch_starts(i // n, n_tokens, block_size, seed, align)
+        starts.append(starts_of_epoch[i % n])
     return starts
 
 
@@ -202,8 +204,8 @@ def batch(ids, starts, block_size, device):
 
 def training_batches(ids, cfg, block_size, consumed, world):
     """Yields the micro-batches of this process, without end. `consumed`: the number of sequences
-    that the run has used so far. The processes take the micro-batches in turn, so that a step sees
-    the same sequences however many processes there are."""
+    that the run has used so far. world: the processes of the run (internals/parallel.py). They take
+    the micro-batches in turn, so that a step sees the same sequences however many there are."""
     for number in itertools.count(world.rank, world.size):
         first = consumed + number * cfg.batch_size
         starts = training_starts(
@@ -213,6 +215,7 @@ def training_batches(ids, cfg, block_size, consumed, world):
 
 def seed_step(seed, step, rank):
     """Seed torch, so that the dropout of this step is a function of (seed, step, rank)."""
+    # mixed, so that neighboring steps and ranks get unrelated numbers
     sequence = np.random.SeedSequence((seed, step, rank))
     mixed = sequence.generate_state(1, np.uint64)
     torch.manual_seed(int(mixed[0]))
@@ -254,8 +257,9 @@ def evaluate(model, data, cfg, autocast, world, signals):
 def begin(cfg, model_cfg, start, world):
     """Build the Run from a new model, from given weights, or from a checkpoint.
 
-    start: the Checkpoint; its model is None for a new model. Its tensors are removed from it, to
-    free memory. world: its device becomes the CPU if Apple's GPU computes another loss.
+    start: the Checkpoint; start.model is None for a new model. To free memory, start.model and
+    start.optimizer become None. world: world.device becomes the CPU if the device is an Apple GPU
+    that does not compute the loss that the CPU computes.
     """
     torch.manual_seed(cfg.seed)
     if start.model is None:
@@ -280,7 +284,7 @@ def begin(cfg, model_cfg, start, world):
     run = Run.starting_at(
         start, model=model, compiled=compiled, optimizer=optimizer, scaler=scaler, dtype=dtype,
         how=how)
-    start.model = None  # only now: Run.was_trained is whether there was a model
+    start.model = None  # not earlier: starting_at sets was_trained, whether there was a model
     start.optimizer = None
     return run
 
@@ -307,6 +311,7 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
     """Evaluate the model, log the losses, save what should be saved, and show a sample. If a signal
     interrupts the evaluation, nothing is logged or saved."""
     autocast = devices.autocast_to(run.dtype, world.device)
+    # run.model, because the compiled one is compiled for the shape of training batches
     losses = evaluate(run.model, data, cfg, autocast, world, signals)
     if losses is None:
         return
@@ -322,7 +327,7 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
     if run.step > 0 and (is_better or saves_worse):
         save(run, cfg, data, log, "ckpt.pt")
         run.saved_step = run.step
-    if tokenizer and math.isfinite(losses["val"]):
+    if tokenizer and math.isfinite(losses["val"]):  # a model with NaN cannot be sampled
         # sampling uses cumsum, which has no deterministic algorithm on CUDA
         with autocast, devices.allow_nondeterministic():
             text = complete(run.model, tokenizer, tokenizer.default_start, cfg.sample_tokens,
@@ -340,7 +345,7 @@ def train(run, cfg, data, world, log, signals):
     data: a Dataset. world, log, signals: the processes, the RunLog and the StopSignals.
     """
     device = world.device
-    # computes the same as run.model, with torch.compile and DDP around it. It is a local variable,
+    # computes the loss of run.model, with torch.compile and DDP around it. It is a local variable,
     # because DDP must be gone before the processes disconnect
     model = world.wrap(run.compiled)
     micro_batches = cfg.gradient_accumulation_steps
@@ -353,7 +358,7 @@ def train(run, cfg, data, world, log, signals):
     batches = training_batches(data.train, cfg, run.model.block_size, run.sequences, world)
     x, y = next(batches)
     n_skipped = torch.zeros((), device=device)  # updates skipped in a row
-    signals.catch()
+    signals.catch()  # from here on, a signal such as Ctrl-C only sets signals.arrived
     while True:
         is_last = run.step == cfg.max_iters or cfg.eval_only
         is_due = run.step % cfg.eval_interval == 0 or is_last
@@ -361,7 +366,7 @@ def train(run, cfg, data, world, log, signals):
             evaluate_and_save(run, cfg, data, tokenizer, world, log, signals)
         stopping = world.any(signals.arrived)  # a signal to one process stops all, at one step
         out_of_patience = is_due and 0 < patience <= run.step - run.best_step
-        is_past = run.step > cfg.max_iters  # a resumed run that was longer before
+        is_past = run.step > cfg.max_iters  # resumed with a smaller max_iters
         ends = stopping or out_of_patience or is_last or is_past
         is_snapshot = checkpoint.is_snapshot_step(run.step) or (ends and not stopping)
         if is_snapshot and cfg.snapshots and log.writes:
@@ -386,16 +391,17 @@ def train(run, cfg, data, world, log, signals):
             x, y = next(batches)  # the CPU prepares it while the GPU computes
             run.scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
-        loss = world.mean(loss)  # over the processes: all of them see a NaN in any of them
+        loss = world.mean(loss)  # of the processes: if one has a NaN, all see it
         run.scaler.unscale_(run.optimizer)
         # one step along a huge gradient could undo all learning, so its norm is limited
         largest = cfg.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), largest)
         finite = torch.isfinite(loss + norm)
         # if skip is true, no weight changes; it stays on the device, so the CPU does not wait.
-        # The scaler is updated in any case
+        # The scaler is updated in any case: after an overflow, it multiplies by less
         run.optimizer.step(skip=~finite, scaler=run.scaler)
-        run.model.zero_grad(set_to_none=cfg.compile != "graphs")
+        keeps_gradients = cfg.compile == "graphs"  # a CUDA graph adds to them at fixed addresses
+        run.model.zero_grad(set_to_none=not keeps_gradients)
         run.step += 1  # even if the update was skipped
         run.sequences += step_sequences
         # end of the core. Below: logging, and ending a run that skips every update
@@ -404,16 +410,17 @@ def train(run, cfg, data, world, log, signals):
         n_skipped = torch.where(finite, 0.0, n_skipped + 1)
         is_logged = run.step % cfg.log_interval == 0
         if is_logged or run.step == cfg.max_iters:
-            numbers = torch.stack((loss, norm, n_skipped)).tolist()  # waits for the GPU
+            # one copy to the CPU, which waits for the GPU
+            loss, norm, skipped = torch.stack((loss, norm, n_skipped)).tolist()
             if is_logged:
-                log.step(run.step, lr, *numbers)
-            if numbers[2] >= MAX_SKIPPED:
+                log.step(run.step, lr, loss, norm, skipped)
+            if skipped >= MAX_SKIPPED:
                 raise UserError(
-                    f"loss or gradients were not finite in the last {numbers[2]:.0f} steps, before "
+                    f"loss or gradients were not finite in the last {skipped:.0f} steps, before "
                     f"step {run.step}: try a learning_rate below {cfg.learning_rate}, or "
                     "dtype=float32")
 
-    # saved_step is 0 in a new run; with max_iters=0 the new model is saved nevertheless
+    # saved_step is 0 in a new run, so it equals step if max_iters=0; that model is saved, too
     is_new = run.step == 0 and not stopping
     if run.saved_step != run.step or is_new:
         save(run, cfg, data, log, "ckpt.pt")
@@ -426,7 +433,7 @@ def train(run, cfg, data, world, log, signals):
 def main(argv=None):
     """Train with the settings of a command line. Returns the metrics: a list of dicts."""
     given = read_settings(__doc__, TrainConfig, GPTConfig, argv=argv, expand=expand_names)
-    # what init_from names, and the settings that result
+    # start: the checkpoint or weights that init_from names. cfg, model_cfg: the settings with it
     cfg, model_cfg, start = starting_point(given, TrainConfig)
     # needed only for bins without a meta.json (see dataset.load)
     vocab_size = given.get("vocab_size", start.model_args.get("vocab_size"))

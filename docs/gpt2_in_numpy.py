@@ -4,7 +4,7 @@
 
 It builds a small GPT with random weights from model.py, computes its logits with NumPy and with
 PyTorch, prints the largest difference, and generates tokens. Left out: training, batches, dropout,
-the KV cache, and the modern options of model.py.
+the KV cache, which speeds up generation, and the modern options of model.py.
 
 weights: a dict from GPT-2's parameter names to arrays, as in model.state_dict(). Shapes: T tokens,
 C channels, n_head heads of hs = C / n_head channels (the head size), V tokens in the vocabulary.
@@ -45,7 +45,7 @@ def attention(x, weights, name, n_head):  # (T, C) -> (T, C)
     hs = x.shape[1] // n_head
     # Each token gets three vectors: its query says what it looks for, its key says what it offers,
     # and its value is what it passes on to the tokens that attend to it.
-    qkv = linear(x, weights, f"{name}.c_attn")  # (T, 3 C); "c": a linear layer
+    qkv = linear(x, weights, f"{name}.c_attn")  # (T, 3 C); c_...: linear layers of GPT-2
     q, k, v = np.split(qkv, 3, axis=-1)  # (T, C) each
     # Causality: a token must not see later tokens, because it is trained to predict the next one.
     future = np.triu(np.ones((len(x), len(x)), dtype=bool), k=1)  # True above the diagonal
@@ -77,7 +77,7 @@ def gpt2(ids, weights, n_layer, n_head):
         # output to the stream, so gradients flow unchanged through the sum to the first layer.
         x = x + attention(layer_norm(x, weights, f"{block}.ln_1"), weights, f"{block}.attn", n_head)
         x = x + mlp(layer_norm(x, weights, f"{block}.ln_2"), weights, f"{block}.mlp")
-    # Weight tying: the last linear layer (the LM head), which gives logits, is the token embedding.
+    # Weight tying: the last matrix (the LM head), which gives the logits, is the token embedding's.
     return layer_norm(x, weights, "transformer.ln_f") @ wte.T
 
 

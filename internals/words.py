@@ -6,7 +6,7 @@ from os.path import expanduser
 TEXTS = ("start", "stop", "separator")
 
 
-def at_home(name, value):
+def expand_home(name, value):
     """The value of a setting, with the home folder in place of a ~ at the beginning of a path.
     Shells leave the ~ of `--name=~/folder`."""
     if isinstance(value, tuple):
