@@ -127,6 +127,7 @@ def test_generate_refuses_what_sample_refuses(name, value):
     ({"n_layer": True}, "n_layer=True must be a whole number, 1 or more"),
     ({"n_layer": 0}, "n_layer=0 must be a whole number, 1 or more"),
     ({"n_embd": 100}, "n_embd=100 must be a multiple of n_head=12"),
+    ({"softcap": -1.0}, "softcap=-1.0 must be a number, 0 or more"),
     ({"act": "swish"}, "act=swish must be one of gelu_tanh, gelu, relu2"),
     ({"pos": "rope", "n_embd": 15, "n_head": 5}, "n_embd / n_head must be even"),
 ])
