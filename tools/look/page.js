@@ -125,7 +125,7 @@ function drawFilters() {
   say($("top-p-value"), fixed(topP));
   const isPlain = temperature === 1 && topK >= nVocab && topP === 1;
   const own = page.off.size ? "those without the parts that are off" : "the model's own";
-  say($("filter-note"), isPlain ? `The probabilities are ${own}.`
+  say($("filter-note"), isPlain ? `The sliders change nothing: the probabilities are ${own}.`
     : "The bars are what is sampled from; the marks are the model's own probabilities.");
 }
 

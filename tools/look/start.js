@@ -13,7 +13,7 @@ function invitation() {
     return `Type a line, and see which ${unit}s it expected. Press Play to see how well it `
       + "predicted the recorded text at each step of its training.";
   }
-  return "Type a line and press Play: see how well it predicts your line at each step of its "
+  return "Type a line and press Play training: see how well it predicts your line at each step of its "
     + "training.";
 }
 
