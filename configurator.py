@@ -134,7 +134,7 @@ def run_config(path, types, settings):
         if module in sys.modules:  # importing torch for a config file would take seconds
             readable[name] = sys.modules[module]
     try:
-        # the settings are passed as built-in names, such as print, so that `names` has only what
+        # the settings are passed as built-in names (print is one), so that `names` has only what
         # the file itself assigns
         names = runpy.run_path(path, {"__builtins__": vars(builtins) | readable})
     except (Exception, SystemExit) as error:
@@ -190,7 +190,7 @@ def check_limit(field, value):
 def limit_of(field):
     """The Limit in the type of a dataclass field, such as Count or Count | None; None if the type
     has no limit."""
-    kind = OF_MODEL.get(field.name, field.type)  # model.py imports no limits
+    kind = OF_MODEL.get(field.name, field.type)  # GPTConfig's types have no limits
     for part in (kind, *get_args(kind)):
         if get_origin(part) is Annotated:
             return part.__metadata__[0]

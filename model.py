@@ -98,7 +98,7 @@ class CausalSelfAttention(nn.Module):
         if config.qk_norm:
             self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)  # also if norm=rmsnorm
 
-    def forward(self, x, rope=None, cache=None):  # from rope_angles; a KVCache
+    def forward(self, x, rope=None, cache=None):  # rope_angles; a KVCache
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
         q = q.view(B, T, self.n_head, -1)  # the head split: (B, T, nh, hs)
@@ -138,7 +138,7 @@ def rotate(x, cos, sin):
     """Rotate the pairs (a, b) of x (B, T, nh, hs) to (a cos - b sin, b cos + a sin). Positions then
     enter the product of a query and a key only by their distance: RoPE (Su et al. 2021)."""
     a, b = x.chunk(2, dim=-1)
-    cos = cos.to(x.dtype)  # under autocast, x can have 16 bits
+    cos = cos.to(x.dtype)  # x has 16 bits if autocast computes products so
     sin = sin.to(x.dtype)
     first = a * cos - b * sin
     second = b * cos + a * sin
@@ -297,8 +297,8 @@ class GPT(nn.Module):
         or dropout is on.
 
         Every token recomputes the window: at most block_size tokens at the end of idx. When it is
-        full, its older half is dropped. sample.py does the same, because dropping one token at a
-        time would change all positions, and with them everything in its KV cache."""
+        full, its older half is dropped, as sample.py must do: if it dropped one token at a time,
+        all positions would change each time, and with them everything in its KV cache."""
         if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
             raise ValueError(f"temperature={temperature} must be 0 or more, and top_k={top_k} must "
                              "be 1 or more, or None")

@@ -234,7 +234,7 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
     tokenizer = tokenizer_named(kind, folder.parent)
     excerpt = reader.excerpt()
     trial = tokenizer  # for the estimate of time and size that is printed first
-    # a vocabulary of characters may lack some of the excerpt, which is reported later
+    # the characters of another dataset may lack some of the excerpt: write_bins reports them
     if not isinstance(tokenizer, GPT2Tokenizer):
         _, chars = units.survey(excerpt.blocks)
         trial = CharTokenizer(chars)
@@ -289,7 +289,7 @@ def write_bins(reader, folder, tokenizer, kind, source, command, cfg):
 def prepare_corpus(folder, command=None, cfg=None, **options):
     """prepare_sources for the built-in dataset that has the name of `folder`. options: digits and
     reverse, for addition."""
-    command = command or dataset.prepare_command(DATA / folder.name)  # without --data_dir
+    command = command or dataset.prepare_command(DATA / folder.name)  # for meta.json
     cfg = cfg or PrepareConfig(sources=(folder.name,))
     if folder.name in HUB_DATASETS:
         hub = corpora.HubDocuments(folder.name, folder)

@@ -56,7 +56,8 @@ class SampleConfig:
     init_from: str = "resume"  # resume: the checkpoint in out_dir; gpt2, ...; a folder or .pt file
     out_dir: str = "out"  # folder of a run, or a checkpoint in it
     # -- text
-    start: str | None = None  # the prompt, FILE:prompt.txt, or - for stdin; None: a newline
+    # the prompt, FILE:prompt.txt, or - for stdin; None: a newline, if the tokenizer has it
+    start: str | None = None
     num_samples: Count = 10  # number of samples
     max_new_tokens: Count = 500  # tokens per sample, unless the text ends earlier
     stop: str | None = None  # end a sample before this string
@@ -179,9 +180,9 @@ def make_cache(model, batch_size, **options):
 class Sampler:
     """Chooses the next tokens of a batch: called with logits (B, V) and the ids (B, n) so far, it
     returns ids (B, 1). Sample i has its own random numbers, from seeds[i]; see `draw` and
-    `penalize`. n_vocab is for `stream`, which cuts the logits off after so many: later ids pad the
-    vocabulary. compile: whether to use torch.compile. Raises ValueError for a value outside the
-    limits in SampleConfig."""
+    `penalize`. n_vocab: `stream` keeps only so many logits, because later ids pad the vocabulary.
+    compile: whether to use torch.compile. Raises ValueError for a value outside the limits in
+    SampleConfig."""
 
     def __init__(self, seeds, n_vocab=None, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0,
                  repetition_penalty=1.0, compile=False):
@@ -242,7 +243,7 @@ def draw(logits, uniform, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
     logits = logits.float() / temperature
     logits, ids = logits.topk(k)  # the most likely first
     probs = logits.softmax(dim=-1)
-    kept = probs >= min_p * probs[:, :1]  # top_p does not change ratios: the order does not matter
+    kept = probs >= min_p * probs[:, :1]  # the most likely one is always kept
     if top_p < 1:
         sum_before = probs.cumsum(dim=-1) - probs  # of the more likely ones
         kept &= sum_before < top_p
@@ -272,7 +273,7 @@ def stream(model, idx, sampler, cache):
 
 def next_logits(model, cache):
     """The logits (B, 1, V) of the token that follows those in the cache."""
-    with attention_without_plans():  # not cuDNN's, which takes 45 ms to prepare a new length
+    with attention_without_plans():  # cuDNN's attention takes 45 ms to plan for a new length
         # model(...) is compiled if compile=True, and model.forward(...) never is
         if not cache.keep:
             logits, _ = model.forward(cache.ids)
@@ -304,7 +305,7 @@ def complete(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int 
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be 0 or more")
     sampler = Sampler([seed], tokenizer.n_vocab, temperature, top_k, **filters)
-    sample = Sample(prompt, tokenizer, stop)
+    sample = Sample(prompt, tokenizer, stop)  # collects the tokens of a text and finds its end
     was_training = model.training
     model.eval()
     try:
@@ -361,8 +362,9 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
                       cfg.repetition_penalty, cfg.compile)
     tokens = stream(model, idx, sampler, cache)
     tokens = with_logprobs(itertools.islice(tokens, cfg.max_new_tokens))
-    # read_late samples the next token while this one is printed. After a stop string, that is one
-    # too many, which must not stay in the cache of a conversation
+    # a compiled GPU model is so fast that it would wait for the CPU: read_late lets it compute the
+    # next token while this one is printed. At a stop string, that is one too many, which must not
+    # stay in the cache of a conversation
     if cfg.compile and not cfg.interactive:
         tokens = read_late(tokens)
     try:
@@ -402,7 +404,8 @@ def interact(model, tokenizer, cfg, loaded):
             print()
             return
         prompt = line
-        # a newline, usually: it ends the answer before, or is the prompt if the line is empty
+        # default_start, usually a newline, ends the previous answer, or is the prompt if the line
+        # is empty
         if turn > 0 or not line:
             prompt = tokenizer.default_start + line
         try:

@@ -41,7 +41,7 @@ from model import GPT, GPTConfig
 from prepare import open_dataset, tokenizer_from_meta
 from sample import complete
 
-MAX_SKIPPED = 10  # skipped updates in a row that end a run, when the next line is logged
+MAX_SKIPPED = 10  # a run ends after so many skipped updates in a row (checked at log lines)
 
 
 @dataclass
@@ -69,12 +69,12 @@ class TrainConfig:
     data_dir: str | None = None  # folder of the datasets; None: data/ next to train.py
     gradient_accumulation_steps: Count = 40  # micro-batches per step, over all processes
     batch_size: Count = 12  # sequences per micro-batch
-    # sequences start at multiples of it, and block_size must be one. If all lines of a text are
-    # equally long, give their length: then every sequence starts with a line
+    # sequences start at multiples of it, and block_size must be such a multiple. If all lines of a
+    # text are equally long, give their length: then every sequence starts with a line
     align: Count = 1
     # -- model
     init_from: str = "scratch"  # or resume, auto (resume if possible), a folder, gpt2
-    recipe: Literal[*RECIPES] | None = None  # a preset; its settings can be set separately
+    recipe: Literal[*RECIPES] | None = None  # gpt2 or modern: presets of other settings
     size: Literal[*SIZES] | None = None  # n_layer, n_head and n_embd by a name
     # -- optimizer
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices in the blocks
@@ -99,8 +99,8 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     # dtype of matrix products
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    # torch.compile; auto: on CUDA, if the run is long enough; graphs: with CUDA graphs, an option
-    # that has never been run on a GPU
+    # torch.compile; auto: on CUDA, if the run is long enough; graphs: also with CUDA graphs, which
+    # has been tested only on a CPU so far
     compile: bool | Literal["auto", "graphs"] = "auto"
     deterministic: bool = False  # the same bits every time on a GPU too, but slower
     seed: Seed = 1337  # determines everything that is random
@@ -115,8 +115,8 @@ class TrainConfig:
 
     @property
     def warmup_steps(self):
-        """Steps of warmup. If it would be as long as the run or the decay, nothing would be left to
-        decay, so it becomes a tenth of the shorter one."""
+        """Steps of warmup, fewer than the run and the decay have, so that something is left to
+        decay: a longer warmup becomes a tenth of the run or of the decay, whichever is shorter."""
         steps = self.warmup_iters
         if steps is None:
             steps = min(2000, self.decay_steps // 10)
@@ -284,7 +284,7 @@ def begin(cfg, model_cfg, start, world):
     run = Run.starting_at(
         start, model=model, compiled=compiled, optimizer=optimizer, scaler=scaler, dtype=dtype,
         how=how)
-    start.model = None  # not earlier: starting_at sets was_trained, whether there was a model
+    start.model = None  # not earlier: starting_at reads it, to set run.was_trained
     start.optimizer = None
     return run
 
@@ -322,9 +322,9 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
         run.best_step = run.step
     if is_better and (run.step > 0 or run.was_trained):  # a new model need not be saved
         save(run, cfg, data, log, "best.pt")
-    # not the first evaluation of a resumed run: that checkpoint exists already
-    saves_worse = cfg.always_save_checkpoint and run.step > run.first_step
-    if run.step > 0 and (is_better or saves_worse):
+    # a model that is no better is saved, too, but not where a resumed run began: it exists already
+    saves_anyway = cfg.always_save_checkpoint and run.step > run.first_step
+    if run.step > 0 and (is_better or saves_anyway):
         save(run, cfg, data, log, "ckpt.pt")
         run.saved_step = run.step
     if tokenizer and math.isfinite(losses["val"]):  # a model with NaN cannot be sampled
@@ -340,7 +340,7 @@ def train(run, cfg, data, world, log, signals):
     """Train until the run is done. Returns the metrics: a dict for each logged step and each
     evaluation. Raises Stopped, a KeyboardInterrupt, if a signal stops the run.
 
-    run: the Run (internals/run.py), which is advanced: model, optimizer, scaler, step, sequences
+    run: the Run (internals/run.py), which this changes: model, optimizer, scaler, step, sequences
     (used so far), best_step (of the lowest validation loss), saved_step (of the newest ckpt.pt).
     data: a Dataset. world, log, signals: the processes, the RunLog and the StopSignals.
     """
@@ -352,7 +352,7 @@ def train(run, cfg, data, world, log, signals):
     # the name of the setting is for the error message, if the division has a remainder
     accumulation = world.per_process(micro_batches, "gradient_accumulation_steps")
     step_sequences = micro_batches * cfg.batch_size
-    autocast = devices.autocast_to(run.dtype, device)
+    autocast = devices.autocast_to(run.dtype, device)  # in it, matrix products have this dtype
     tokenizer = sample_tokenizer(cfg, data, world)
     patience = cfg.patience * cfg.eval_interval  # in steps
     batches = training_batches(data.train, cfg, run.model.block_size, run.sequences, world)
@@ -397,8 +397,8 @@ def train(run, cfg, data, world, log, signals):
         largest = cfg.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), largest)
         finite = torch.isfinite(loss + norm)
-        # if skip is true, no weight changes; it stays on the device, so the CPU does not wait.
-        # The scaler is updated in any case: after an overflow, it multiplies by less
+        # (internals/optimizers.py) skip is a tensor on the device, so the CPU does not wait. If it is
+        # true, no weight changes. The scaler is updated: after an overflow, it multiplies by less
         run.optimizer.step(skip=~finite, scaler=run.scaler)
         keeps_gradients = cfg.compile == "graphs"  # a CUDA graph adds to them at fixed addresses
         run.model.zero_grad(set_to_none=not keeps_gradients)
@@ -420,9 +420,9 @@ def train(run, cfg, data, world, log, signals):
                     f"step {run.step}: try a learning_rate below {cfg.learning_rate}, or "
                     "dtype=float32")
 
-    # saved_step is 0 in a new run, so it equals step if max_iters=0; that model is saved, too
-    is_new = run.step == 0 and not stopping
-    if run.saved_step != run.step or is_new:
+    # unless the newest ckpt.pt has this step; with max_iters=0, saved_step is 0 without a file
+    nothing_saved = run.step == 0 and not stopping
+    if run.saved_step != run.step or nothing_saved:
         save(run, cfg, data, log, "ckpt.pt")
     log.end(stopping, out_of_patience)
     if stopping or signals.arrived:  # a signal may have come while the end was saved
@@ -433,7 +433,8 @@ def train(run, cfg, data, world, log, signals):
 def main(argv=None):
     """Train with the settings of a command line. Returns the metrics: a list of dicts."""
     given = read_settings(__doc__, TrainConfig, GPTConfig, argv=argv, expand=expand_names)
-    # start: the checkpoint or weights that init_from names. cfg, model_cfg: the settings with it
+    # start: the checkpoint or weights that init_from names. cfg, model_cfg: the settings given and,
+    # in a resumed run, those of the checkpoint
     cfg, model_cfg, start = starting_point(given, TrainConfig)
     # needed only for bins without a meta.json (see dataset.load)
     vocab_size = given.get("vocab_size", start.model_args.get("vocab_size"))
@@ -442,6 +443,7 @@ def main(argv=None):
                          "on a disk that all of them see")
         with world.master_first():  # one process prepares a corpus that is missing
             data = open_dataset(cfg.dataset, cfg.data_dir, vocab_size)
+        # a new model gets the vocabulary size of the dataset; another one is compared with it
         model_cfg = fit_to_data(model_cfg, data, cfg, start, given)
         devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
         with devices.out_of_memory_hint(cfg), StopSignals() as signals:
