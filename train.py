@@ -397,7 +397,7 @@ def train(run, cfg, data, world, log, signals):
         largest = cfg.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), largest)
         finite = torch.isfinite(loss + norm)
-        # (internals/optimizers.py) skip is a tensor on the device, so the CPU does not wait. If it is
+        # (internals/optimizers.py) skip is on the device, so that the CPU does not wait. If it is
         # true, no weight changes. The scaler is updated: after an overflow, it multiplies by less
         run.optimizer.step(skip=~finite, scaler=run.scaler)
         keeps_gradients = cfg.compile == "graphs"  # a CUDA graph adds to them at fixed addresses
