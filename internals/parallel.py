@@ -8,6 +8,7 @@ Without torchrun there is one process, and the methods do not communicate.
 """
 
 import os
+import traceback
 from contextlib import contextmanager
 
 import torch
@@ -57,8 +58,11 @@ class World:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, error, trace):
         if dist.is_initialized():
+            # DDP must be gone before the processes disconnect, or a process can hang at its end.
+            # After an exception, such as Stopped, the frames of its traceback still have it
+            traceback.clear_frames(trace)
             dist.destroy_process_group()
 
     def per_process(self, total, name):

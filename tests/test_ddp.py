@@ -28,9 +28,11 @@ from helpers import (
     wait_for,
 )
 
+import train
 from internals import parallel
 from internals.errors import UserError
 from internals.parallel import World
+from internals.signals import Stopped
 from train import main
 
 
@@ -300,8 +302,10 @@ def test_two_machines_are_one_run_and_one_can_be_killed_and_started_again(
     assert same_run(whole, restarted)
 
 
-def test_no_ddp_model_is_left_when_the_processes_disconnect(tiny, monkeypatch):
-    """Destroyed later, it could wait for a process that has ended."""
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_no_ddp_model_is_left_when_the_processes_disconnect(tiny, monkeypatch, is_stopped):
+    """Destroyed later, it could wait for a process that has ended. The traceback of a run that a
+    signal stops must not keep it either."""
     def disconnect():
         left.extend(each for each in gc.get_objects()
                     if type(each) is torch.nn.parallel.DistributedDataParallel)
@@ -315,5 +319,16 @@ def test_no_ddp_model_is_left_when_the_processes_disconnect(tiny, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0",
                         "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}.items():
         monkeypatch.setenv(name, value)
-    main(tiny(max_iters=2))
+    if is_stopped:
+        evaluate = train.evaluate_and_save
+
+        def evaluate_and_stop(run, cfg, data, tokenizer, world, log, signals):
+            signals.received = signal.SIGTERM
+            evaluate(run, cfg, data, tokenizer, world, log, signals)
+
+        monkeypatch.setattr(train, "evaluate_and_save", evaluate_and_stop)
+        with pytest.raises(Stopped):
+            main(tiny(max_iters=2))
+    else:
+        main(tiny(max_iters=2))
     assert called and not left
