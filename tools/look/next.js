@@ -39,7 +39,7 @@ function candidate(id, p, share, isLive, isCame, vocab, plain) {
     element("span", {class: "token"}, visible(vocab[id])),
     meter,
     element("span", {class: "value"}, value),
-    element("span", {class: "came"}, isCame ? "came next" : ""),
+    element("span", {class: "came"}, isCame ? "is next" : ""),
   ];
   const classes = `${isCame ? "is-came" : ""} ${isCut ? "is-cut" : ""}`.trim();
   if (!isLive) return element("li", {class: classes}, element("div", {class: "plain"}, ...parts));
