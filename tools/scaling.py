@@ -168,7 +168,7 @@ def fit_law(N, D, losses, fixed_E=None, q=1.0):
     if fixed_E is not None:
         low[0] = high[0] = min(fixed_E, lowest)
     limits = low, np.array([lowest, 9.0, 9.0])
-    for _ in range(40):
+    for _ in range(28):
         axes = np.linspace(low, high, 9).T
         if fixed_E is not None:
             axes = [low[:1], axes[1], axes[2]]
@@ -180,7 +180,7 @@ def fit_law(N, D, losses, fixed_E=None, q=1.0):
         coefficients, misfit = non_negative(np.stack(terms, axis=2), rest**q * weight)
         best = misfit.argmin()
         center = np.array([E[best, 0], a[best, 0], b[best, 0]])
-        width = (high - low) * 0.35  # not less: the best point lies in a narrow, slanted valley
+        width = (high - low) * 0.3  # not less: the best point lies in a narrow, slanted valley
         low = np.maximum(limits[0], center - width)
         high = np.minimum(limits[1], center + width)
     A, B = coefficients[best] ** (1 / q)
