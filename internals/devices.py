@@ -120,6 +120,8 @@ PAYS = 2e15
 
 def wants_compile(model, device, cfg, steps):
     """Whether a run of so many steps should use torch.compile."""
+    if cfg.eval_only:  # evaluation does not use the compiled model
+        return False
     if cfg.compile != "auto":
         return bool(cfg.compile)
     if device.type != "cuda":

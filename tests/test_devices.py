@@ -79,6 +79,8 @@ def test_a_short_run_on_a_gpu_is_not_compiled(size, steps, expected):
     cfg = TrainConfig(batch_size=64, gradient_accumulation_steps=1)
     assert devices.wants_compile(model, CUDA, cfg, steps) == expected
     assert not devices.wants_compile(model, torch.device("cpu"), cfg, steps)
+    evaluation = TrainConfig(compile=True, eval_only=True)
+    assert not devices.wants_compile(model, CUDA, evaluation, steps)
 
 
 def test_a_dry_run_on_a_gpu_names_a_larger_micro_batch():
