@@ -204,6 +204,11 @@ def with_run(checkpoint, content, from_nanogpt):
         per_step = config["batch_size"] * config.get("gradient_accumulation_steps", 1)
         sequences = count(step * per_step)
     left_out = NOT_INHERITED
+    scaler = dict(content.get("scaler", {}))
+    expected = torch.amp.GradScaler("cpu").state_dict()
+    has_numbers = all(type(value) in (int, float) for value in scaler.values())
+    if scaler and (scaler.keys() != expected.keys() or not has_numbers):
+        raise ValueError("its scaler is not the state of a gradient scaler")
     best_loss = float(content["best_val_loss"])
     if from_nanogpt:
         left_out += OF_ONE_MACHINE
@@ -211,8 +216,7 @@ def with_run(checkpoint, content, from_nanogpt):
     if from_nanogpt or math.isnan(best_loss):
         best_loss = math.inf
     return replace(
-        checkpoint, optimizer=states, scaler=content.get("scaler", {}), step=step,
-        sequences=sequences,
+        checkpoint, optimizer=states, scaler=scaler, step=step, sequences=sequences,
         config={name: value for name, value in config.items() if name not in left_out},
         best_loss=best_loss, best_step=count(content.get("best_step", step)))
 

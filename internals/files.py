@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from internals.errors import UserError, reason, warn
+from internals.errors import UserError, reason, shown, warn
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 # errors of disks that cannot lock files, as some network disks; 524 is Linux's internal ENOTSUPP
@@ -92,8 +92,8 @@ def check_sha(path, expected, what):
     with open(path, "rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != expected:
-        raise UserError(f"{what} has sha256 {actual}, but {expected:.64} was expected: the file "
-                        "is damaged, or is a different file")
+        raise UserError(f"{what} has sha256 {actual}, but {shown(expected)} was expected: the "
+                        "file is damaged, or is a different file")
 
 
 def printable(text):

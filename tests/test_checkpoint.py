@@ -161,6 +161,8 @@ def test_a_damaged_field_is_one_line(mistake, lone, damage, message):
     (change("config"), "it has no optimizer state"),
     (change("iter_num", to=-1), "it has -1 steps or sequences, which must be a whole number"),
     (change("optimizer", to=[{"state": {}}]), "it has no optimizer state"),
+    (change("scaler", to={"scale": 1.0}), "its scaler is not the state of a gradient scaler"),
+    (change("scaler", to=torch.ones(2)), "TypeError"),
     (change("config", "optimizer", to="muon"), "its optimizer is not AdamW and Muon as this"),
     (change(*MOMENT), OTHER), (change(*MOMENT, "exp_avg"), OTHER),
     (change(*MOMENT, "exp_avg", to=torch.zeros(2)), OTHER),
