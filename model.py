@@ -220,6 +220,13 @@ class GPT(nn.Module):
         if config.tied:
             # one vector per token both embeds and predicts it (Press & Wolf 2017)
             self.lm_head.weight = self.transformer.wte.weight
+        if config.pos == "rope":
+            # The angles never change, so they are computed once. Buffers move to a GPU with the
+            # model; these are not saved. device: from_weights would make them without numbers
+            positions = torch.arange(config.block_size, device="cpu")
+            cos, sin = rope_angles(positions, config.n_embd // config.n_head)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -272,8 +279,7 @@ class GPT(nn.Module):
         if self.config.pos == "learned":
             x = x + self.transformer.wpe(positions)  # without it, a layer could not tell the order
         elif self.config.pos == "rope":  # modern recipe: attention rotates queries and keys instead
-            hs = self.config.n_embd // self.config.n_head
-            rope = rope_angles(positions, hs)
+            rope = self.cos[positions], self.sin[positions]
         x = self.transformer.drop(x)
         for block in self.transformer.h:
             x = block(x, rope, cache)

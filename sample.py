@@ -15,10 +15,11 @@ if __name__ == "__main__":  # before torch is imported
     from internals.cores import share_cores
     share_cores()
 
+import functools
 import itertools
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from os.path import expanduser
 from pathlib import Path
@@ -27,11 +28,11 @@ from typing import Literal
 import torch
 
 from configurator import build, check_limit, configure
-from internals import cpu, starting
+from internals import cpu, graphs, starting
 from internals.chat import chat_format
 from internals.devices import (
+    attention_over_static_cache,
     attention_without_plans,
-    compiled_once,
     find_device,
     for_sampling,
     num_params,
@@ -74,7 +75,7 @@ class SampleConfig:
     cache: bool = True  # keep keys and values of past tokens; False: the same text, slower
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the weights
-    compile: bool = False  # torch.compile: takes a minute, so it pays off only for many tokens
+    compile: bool = False  # torch.compile: takes half a minute, so it pays only for many tokens
 
     def __post_init__(self):
         if self.stop == "":
@@ -100,7 +101,7 @@ class KVCache:
     mask: (T, n), True where a token attends to a key.
 
     static: whether attention is always over block_size positions, of which the mask hides the
-        future ones. Then no shape changes from token to token, as torch.compile and CUDA graphs
+        future ones. Then no shape changes from token to token, as CUDA graphs and torch.compile
         need.
     """
 
@@ -161,9 +162,6 @@ class KVCache:
         size = (self.batch_size, v.shape[1], self.block_size, v.shape[3])
         keys = v.new_zeros(size, dtype=self.dtype or v.dtype)
         values = torch.zeros_like(keys)
-        if self.static:  # a CUDA graph writes to fixed addresses
-            torch._dynamo.mark_static_address(keys, guard=False)
-            torch._dynamo.mark_static_address(values, guard=False)
         return [keys, values]
 
     def end(self):
@@ -172,22 +170,23 @@ class KVCache:
         self.length = self.ids.shape[1]
 
 
-def make_cache(model, batch_size, **options):
-    """A KVCache for `batch_size` samples of a model; on a CPU, of float32."""
-    return KVCache(batch_size, model.block_size, cpu.cache_dtype(model), **options)
+def make_cache(model, batch_size, static=False, keep=True):
+    """A KVCache for `batch_size` samples of a model: on a CPU of float32, on a CUDA GPU static."""
+    static = static or graphs.can_record(model.transformer.wte.weight.device)
+    return KVCache(batch_size, model.block_size, cpu.cache_dtype(model), static, keep)
 
 
 class Sampler:
     """Chooses the next tokens of a batch: called with logits (B, V) and the ids (B, n) so far, it
     returns ids (B, 1). Sample i has its own random numbers, from seeds[i]; see `draw` and
     `penalize`. n_vocab: `stream` keeps only so many logits, because later ids pad the vocabulary.
-    compile: whether to use torch.compile. Raises ValueError for a value outside the limits in
-    SampleConfig."""
+    Raises ValueError for a value outside the limits in SampleConfig."""
 
     def __init__(self, seeds, n_vocab=None, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0,
-                 repetition_penalty=1.0, compile=False):
+                 repetition_penalty=1.0):
         self.seeds = seeds
         self.numbers = None  # made at the first call, on the device of the logits
+        self.draw = None  # `draw` with these settings
         self.n_vocab = n_vocab
         self.temperature = temperature
         self.top_k = top_k
@@ -197,15 +196,17 @@ class Sampler:
         for field in fields(SampleConfig):  # it has the limits of these settings
             if field.name in SAMPLER_SETTINGS:
                 check_limit(field, getattr(self, field.name))
-        self.compile = compile
 
     def __call__(self, logits, ids):
         if self.numbers is None:
             self.numbers = uniform_numbers(self.seeds, logits.device)
+            self.draw = functools.partial(
+                draw, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
+                min_p=self.min_p)
+            self.draw = graphs.recorded(self.draw, logits.device)
         uniform = next(self.numbers)  # (B, 1)
         logits = penalize(logits, ids, self.repetition_penalty)
-        choose = compiled_once(draw, logits.device.type) if self.compile else draw
-        return choose(logits, uniform, self.temperature, self.top_k, self.top_p, self.min_p)
+        return self.draw(logits, uniform)
 
 
 def uniform_numbers(seeds, device):
@@ -262,8 +263,11 @@ def stream(model, idx, sampler, cache):
     One row of idx may serve a larger batch: it is computed once. Call model.eval() first.
     Yields ids (B, 1) and the logits (B, n_vocab) from which they were chosen."""
     cache.append(idx, n_kept=model.block_size)
+    one_token = functools.partial(after_one_token, model, cache)
+    if cache.static:
+        one_token = graphs.recorded(one_token, idx.device)
     while True:
-        logits = next_logits(model, cache)
+        logits = next_logits(model, cache, one_token)
         logits = logits[:, -1, :sampler.n_vocab]  # later ids pad the vocabulary
         logits = logits.expand(cache.batch_size, -1)
         ids = sampler(logits, cache.ids.expand(cache.batch_size, -1))
@@ -271,8 +275,11 @@ def stream(model, idx, sampler, cache):
         yield ids, logits
 
 
-def next_logits(model, cache):
-    """The logits (B, 1, V) of the token that follows those in the cache."""
+def next_logits(model, cache, one_token=None):
+    """The logits (B, 1, V) of the token that follows those in the cache. one_token: after_one_token
+    for this model and this cache, which may be recorded as a CUDA graph."""
+    if one_token is None:
+        one_token = functools.partial(after_one_token, model, cache)
     with attention_without_plans():  # cuDNN's attention takes 45 ms to plan for a new length
         # model(...) is compiled if compile=True, and model.forward(...) never is
         if not cache.keep:
@@ -280,10 +287,22 @@ def next_logits(model, cache):
             return logits
         new = cache.begin()
         if cache.length and new.shape[1] == 1:
-            logits, _ = model(new, cache=cache)
+            logits = one_token(new, cache.before, cache.positions, cache.mask)
         else:  # a prompt, or a halved window: each length differs, so compiling would not pay
             logits, _ = model.forward(new, cache=cache)
         cache.end()
+    return logits
+
+
+def after_one_token(model, cache, new, before, positions, mask):
+    """The logits (B, 1, V) after one more token, new (B, 1). before, positions and mask: see
+    KVCache. They are arguments, because a CUDA graph reads its inputs from its own memory."""
+    cache.before = before
+    cache.positions = positions
+    cache.mask = mask
+    attention = attention_over_static_cache() if cache.static else nullcontext()
+    with attention:
+        logits, _ = model(new, cache=cache)
     return logits
 
 
@@ -359,13 +378,13 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
     samples = [Sample(prompt, tokenizer, cfg.stop) for _ in seeds]
     waiting = show(samples, separator)  # prints; returns the samples that are not done
     sampler = Sampler(seeds, tokenizer.n_vocab, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p,
-                      cfg.repetition_penalty, cfg.compile)
+                      cfg.repetition_penalty)
     tokens = stream(model, idx, sampler, cache)
     tokens = with_logprobs(itertools.islice(tokens, cfg.max_new_tokens))
-    # a compiled GPU model is so fast that it would wait for the CPU: read_late lets it compute the
-    # next token while this one is printed. At a stop string, that is one too many, which must not
-    # stay in the cache of a conversation
-    if cfg.compile and not cfg.interactive:
+    # a GPU is so fast that it would wait for the CPU: read_late lets it compute the next token
+    # while this one is printed. At a stop string, that is one too many, which must not stay in the
+    # cache of a conversation
+    if not cfg.interactive:
         tokens = read_late(tokens)
     try:
         for ids, logprobs in tokens:

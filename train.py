@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from configurator import read_settings
-from internals import checkpoint, cpu, devices, outdir
+from internals import checkpoint, cpu, devices, graphs, outdir
 from internals.errors import UserError, one_line_errors, warn
 from internals.limits import Count, Fraction, Natural, NonNegative, Positive, Probability, Seed
 from internals.optimizers import make_optimizer
@@ -55,7 +55,7 @@ class TrainConfig:
     log_interval: Count = 1  # steps between log lines
     eval_iters: Count = 200  # batches per evaluation and split: always the same sequences
     eval_only: bool = False  # evaluate once and write nothing
-    dry_run: bool = False  # measure three steps, print what a run takes, save nothing
+    dry_run: bool = False  # measure a few steps, print what a run takes, save nothing
     always_save_checkpoint: bool = True  # False: save an evaluation only if it is best
     snapshots: bool = False  # save the weights at steps 0, 5, 10, 20, 40, ..., for look.py
     patience: Natural = 0  # stop after so many evaluations without improvement; 0: never
@@ -99,9 +99,8 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     # dtype of matrix products
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    # torch.compile; auto: on CUDA, if the run is long enough; graphs: also with CUDA graphs, which
-    # has been tested only on a CPU so far
-    compile: bool | Literal["auto", "graphs"] = "auto"
+    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA, for long runs
+    cuda_graphs: bool = True  # on one GPU: record the work of a step once, and replay it
     deterministic: bool = False  # the same bits every time on a GPU too, but slower
     seed: Seed = 1337  # determines everything that is random
 
@@ -281,9 +280,14 @@ def begin(cfg, model_cfg, start, world):
         scaler.load_state_dict(start.scaler)
     compiled = devices.compiled(model, cfg, dtype, steps=cfg.max_iters - start.step)
     how = "eager" if compiled is model else "compiled"  # for the log
+    # float16's scaler, and processes that wait for each other, do not fit into a CUDA graph
+    records = cfg.cuda_graphs and not world.is_distributed and dtype != "float16"
+    recorded = records and graphs.can_record(device)
+    if recorded:
+        how += ", CUDA graphs"
     run = Run.starting_at(
         start, model=model, compiled=compiled, optimizer=optimizer, scaler=scaler, dtype=dtype,
-        how=how)
+        how=how, recorded=recorded)
     start.model = None  # not earlier: starting_at reads it, to set run.was_trained
     start.optimizer = None
     return run
@@ -336,6 +340,47 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
     log.after_evaluation(run.step)  # plots; the evaluation does not count as training time
 
 
+def forward_backward(x, y, model, scaler, autocast, accumulation):
+    """Forward and backward pass of a micro-batch: adds the gradients of loss / accumulation to
+    those of the model. Returns loss / accumulation, a tensor ()."""
+    with autocast:
+        _, loss = model(x, y)
+    # backward adds up gradients; dividing each loss makes the sum their mean
+    loss = loss / accumulation
+    scaler.scale(loss).backward()
+    return loss.detach()
+
+
+def update(loss, run, cfg):
+    """Clip the gradients, update the weights, and reset the gradients. Returns the norm of the
+    gradients before they were clipped, and whether loss and norm are finite: tensors ()."""
+    run.scaler.unscale_(run.optimizer)
+    # one step along a huge gradient could undo all learning, so its norm is limited
+    largest = cfg.grad_clip or math.inf
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), largest)
+    finite = torch.isfinite(loss + norm)
+    # (internals/optimizers.py) skip is on the device, so that the CPU does not wait. If it is
+    # true, no weight changes. The scaler is updated: after an overflow, it multiplies by less
+    run.optimizer.step(skip=~finite, scaler=run.scaler)
+    run.model.zero_grad(set_to_none=not run.recorded)  # a recorded step adds to the same memory
+    return norm, finite
+
+
+def halves_of_a_step(run, cfg, model, accumulation, device):
+    """(add_gradients, update_weights): forward_backward and update for this run. One GPU records
+    them as CUDA graphs and replays them, because Python is too slow to start the kernels of a small
+    model one by one (internals/graphs.py)."""
+    autocast = devices.autocast_to(run.dtype, device)  # in it, matrix products have this dtype
+    add_gradients = functools.partial(
+        forward_backward, model=model, scaler=run.scaler, autocast=autocast,
+        accumulation=accumulation)
+    update_weights = functools.partial(update, run=run, cfg=cfg)
+    if run.recorded:
+        add_gradients = graphs.recorded(add_gradients, device)
+        update_weights = graphs.recorded(update_weights, device)
+    return add_gradients, update_weights
+
+
 def train(run, cfg, data, world, log, signals):
     """Train until the run is done. Returns the metrics: a dict for each logged step and each
     evaluation. Raises Stopped, a KeyboardInterrupt, if a signal stops the run.
@@ -352,7 +397,7 @@ def train(run, cfg, data, world, log, signals):
     # the name of the setting is for the error message, if the division has a remainder
     accumulation = world.per_process(micro_batches, "gradient_accumulation_steps")
     step_sequences = micro_batches * cfg.batch_size
-    autocast = devices.autocast_to(run.dtype, device)  # in it, matrix products have this dtype
+    add_gradients, update_weights = halves_of_a_step(run, cfg, model, accumulation, device)
     tokenizer = sample_tokenizer(cfg, data, world)
     patience = cfg.patience * cfg.eval_interval  # in steps
     batches = training_batches(data.train, cfg, run.model.block_size, run.sequences, world)
@@ -378,30 +423,15 @@ def train(run, cfg, data, world, log, signals):
         # the core: forward, backward, clip, step
         seed_step(cfg.seed, run.step, world.rank)
         lr = learning_rate(run.step, cfg)
-        for group in run.optimizer.param_groups:
-            group["lr"] = lr * group["scale"]  # such as muon_lr / learning_rate
+        run.optimizer.set_learning_rate(lr)
         loss = torch.zeros((), device=device)
         for micro in range(accumulation):
             if world.size > 1:  # DDP averages gradients over processes in the last backward only
                 model.require_backward_grad_sync = micro == accumulation - 1
-            with autocast:
-                _, micro_loss = model(x, y)
-            # backward adds up gradients; dividing each loss makes the sum their mean
-            micro_loss = micro_loss / accumulation
+            loss += add_gradients(x, y)
             x, y = next(batches)  # the CPU prepares it while the GPU computes
-            run.scaler.scale(micro_loss).backward()
-            loss += micro_loss.detach()
         loss = world.mean(loss)  # of the processes: if one has a NaN, all see it
-        run.scaler.unscale_(run.optimizer)
-        # one step along a huge gradient could undo all learning, so its norm is limited
-        largest = cfg.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), largest)
-        finite = torch.isfinite(loss + norm)
-        # (internals/optimizers.py) skip is on the device, so that the CPU does not wait. If it is
-        # true, no weight changes. The scaler is updated: after an overflow, it multiplies by less
-        run.optimizer.step(skip=~finite, scaler=run.scaler)
-        keeps_gradients = cfg.compile == "graphs"  # a CUDA graph adds to them at fixed addresses
-        run.model.zero_grad(set_to_none=not keeps_gradients)
+        norm, finite = update_weights(loss)
         run.step += 1  # even if the update was skipped
         run.sequences += step_sequences
         # end of the core. Below: logging, and ending a run that skips every update
@@ -451,7 +481,7 @@ def main(argv=None):
             with (outdir.locked(cfg, world, start.written_at),
                   open_log(run, cfg, data, world) as log):
                 if cfg.dry_run:
-                    cfg = dry_run_settings(cfg, run.step)
+                    cfg = dry_run_settings(cfg, run)
                 return train(run, cfg, data, world, log, signals)
 
 

@@ -1,7 +1,6 @@
 """The capabilities of this machine: device, dtype, torch.compile, memory, peak FLOP/s."""
 
 import copy
-import functools
 import os
 import re
 import sys
@@ -10,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map_only
 
 from internals import cpu
 from internals.errors import UserError, reason, warn
@@ -113,8 +111,8 @@ class WithoutLogits(nn.Module):
         return None, self.model(idx, targets)[1]
 
 
-# FLOPs of a run for which torch.compile pays on a GPU: it takes about 20 s, and made a step of
-# config/quickstart.py (1e12 FLOPs) 10 ms faster on an H200
+# FLOPs of a run for which torch.compile pays on a GPU: on an H200, it takes about 20 s and makes a
+# step of config/quickstart.py (1.2e12 FLOPs) 9 ms faster
 PAYS = 2e15
 
 
@@ -132,7 +130,7 @@ def wants_compile(model, device, cfg, steps):
 
 def compiled(model, cfg, dtype, steps):
     """The model, compiled for training: it returns (None, loss). To find out whether compilation
-    works, a few forward and backward passes are run. If they fail, for example because there is no
+    works, a forward and a backward pass are run. If they fail, for example because there is no
     compiler or the GPU is too old, prints a warning and returns `model` itself.
 
     cfg: a TrainConfig. dtype: of matrix products. steps: of this run, for compile="auto".
@@ -140,19 +138,13 @@ def compiled(model, cfg, dtype, steps):
     device = model.transformer.wte.weight.device
     if not wants_compile(model, device, cfg, steps):
         return model
-    graphs = cfg.compile == "graphs"
     # with the shape and the strides of the batches in train.py, or it would be compiled again
     ids = torch.zeros(cfg.batch_size, model.block_size + 1, dtype=torch.int64, device=device)
-    if graphs:  # a graph must add to gradients that exist, or they would be in the graph's memory
-        for p in model.parameters():
-            p.grad = torch.zeros_like(p)
     try:
-        faster = torch.compile(
-            WithoutLogits(model), mode="reduce-overhead" if graphs else "default")
-        for _ in range(3 if graphs else 1):  # a graph is recorded in the second pass
-            with autocast_to(dtype, device):
-                loss = faster(ids[:, :-1], ids[:, 1:])[1]
-            loss.backward()
+        faster = torch.compile(WithoutLogits(model))
+        with autocast_to(dtype, device):
+            loss = faster(ids[:, :-1], ids[:, 1:])[1]
+        loss.backward()
         return faster
     except torch.OutOfMemoryError:
         raise
@@ -161,7 +153,7 @@ def compiled(model, cfg, dtype, steps):
              f"({type(error).__name__}: {reason(error):.100})")
         return model
     finally:
-        model.zero_grad(set_to_none=not graphs)
+        model.zero_grad()
 
 
 def for_sampling(model, dtype, compile):
@@ -182,30 +174,22 @@ def for_sampling(model, dtype, compile):
     cpu.speed_up(model, inference=not compile)  # torch.compile cannot handle packed layers
     if compile:
         # what Module.compile sets: calls of the model are compiled, model.forward stays as it is
-        model._compiled_call_impl = CompiledOrPlain(model.forward, device.type)
+        model._compiled_call_impl = CompiledOrPlain(model.forward)
     return model
 
 
-@functools.cache
-def compiled_once(function, device_type):
-    """The CompiledOrPlain of a function: always the same, so that it is compiled only once."""
-    return CompiledOrPlain(function, device_type)
-
-
 class CompiledOrPlain:
-    """A function that is compiled at its first call; on a GPU, as a CUDA graph. If that fails,
-    prints a warning, and calls the plain function from then on."""
+    """A function that is compiled at its first call. If that fails, prints a warning, and calls the
+    plain function from then on."""
 
-    def __init__(self, function, device_type):
-        mode = "reduce-overhead" if device_type == "cuda" else "default"
+    def __init__(self, function):
         self.function = function
-        self.compiled = torch.compile(function, mode=mode)
+        self.compiled = torch.compile(function)
 
     def __call__(self, *args, **kwargs):
         if self.compiled is not None:
             try:
-                # a CUDA graph writes its results into the same memory each time
-                return tree_map_only(torch.Tensor, torch.clone, self.compiled(*args, **kwargs))
+                return self.compiled(*args, **kwargs)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # torch.compile raises many kinds
@@ -316,11 +300,17 @@ def check_model_fits(c, device, training=True):
 
 
 def attention_without_plans():
-    """A context manager for attention over sequences of many different lengths. On Hopper GPUs,
-    torch prefers cuDNN's attention, which builds a plan for each new length. That takes 45 ms, and
-    in sampling each token is a new length (docs/benchmarks.md)."""
+    """A context manager for attention over sequences of many different lengths: without cuDNN's
+    attention, which needs 45 ms to plan for each new length. torch prefers it on Hopper GPUs."""
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
                         SDPBackend.MATH])
+
+
+def attention_over_static_cache():
+    """A context manager for attention of one token over a cache of fixed size. cuDNN's attention
+    takes a fifth of the time of the others (docs/benchmarks.md), and plans only once."""
+    return sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
+                        SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import torch
 
-from internals.devices import compiled_once
+from internals import graphs
 from internals.errors import UserError
 
 
@@ -16,6 +16,18 @@ class Optimizers:
     def __init__(self, optimizers):
         self.optimizers = optimizers
         self.param_groups = [group for each in optimizers for group in each.param_groups]
+        for group in self.param_groups:
+            device = group["params"][0].device
+            if graphs.can_record(device):  # in a graph, a number would never change
+                group["lr"] = torch.zeros((), device=device)
+
+    def set_learning_rate(self, lr):
+        """Set the learning rate of each group to `lr` times its scale."""
+        for group in self.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(lr * group["scale"])
+            else:
+                group["lr"] = lr * group["scale"]
 
     def step(self, skip, scaler=None):
         """One update. skip: a bool tensor () on the device of the parameters; if it is true, the
@@ -33,7 +45,11 @@ class Optimizers:
             scaler.update()  # it knows of overflows from scaler.unscale_
 
     def state_dict(self):
-        return [optimizer.state_dict() for optimizer in self.optimizers]
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        for state in states:
+            for group in state["param_groups"]:
+                group["lr"] = float(group["lr"])
+        return states
 
     def load_state_dict(self, states):
         """Load the moments. Learning rates and weight decay are not loaded: the current settings
@@ -93,12 +109,12 @@ def make_optimizer(model, cfg, dtype):
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "scale": 1.0},
     ]
     betas = (cfg.beta1, cfg.beta2)
-    # fused: one kernel updates all parameters of a group
-    optimizers = [torch.optim.AdamW(groups, cfg.learning_rate, betas, fused=True)]
+    # fused: one kernel updates all parameters of a group. capturable: allows CUDA graphs
+    optimizers = [torch.optim.AdamW(groups, cfg.learning_rate, betas, fused=True,
+                                    capturable=embedding.is_cuda)]
     if muon:
         products = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        optimizers.append(Muon(muon, cfg.muon_lr, cfg.momentum, cfg.weight_decay, products,
-                               compile=cfg.compile == "graphs"))
+        optimizers.append(Muon(muon, cfg.muon_lr, cfg.momentum, cfg.weight_decay, products))
         for group in optimizers[1].param_groups:
             group["scale"] = cfg.muon_lr / cfg.learning_rate
     return Optimizers(optimizers)
@@ -114,9 +130,8 @@ class Muon(torch.optim.Optimizer):
     faster (docs/benchmarks.md).
     """
 
-    def __init__(self, named, lr, momentum, weight_decay, dtype, compile=False):
-        """named: {name: (out, in) matrix}. dtype: of the matrix products in `orthogonal`.
-        compile: whether to compile `orthogonal`."""
+    def __init__(self, named, lr, momentum, weight_decay, dtype):
+        """named: {name: (out, in) matrix}. dtype: of the matrix products in `orthogonal`."""
         groups = {}
         for name, p in named.items():
             rows, columns = p.shape
@@ -128,11 +143,7 @@ class Muon(torch.optim.Optimizer):
                           for (_, parts), params in groups.items()],
                          {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
-        device = self.param_groups[0]["params"][0].device
-        self.found_inf = torch.zeros((), device=device)
-        self.orthogonal = orthogonal
-        if compile:
-            self.orthogonal = compiled_once(orthogonal, device.type)
+        self.found_inf = torch.zeros((), device=self.param_groups[0]["params"][0].device)
 
     @torch.no_grad()
     def step(self):
@@ -151,7 +162,7 @@ class Muon(torch.optim.Optimizer):
             update = grads.lerp(momentum, mu)  # Nesterov momentum
             rows, cols = params[0].shape
             rows //= group["parts"]
-            update = self.orthogonal(update.view(-1, rows, cols), self.dtype)
+            update = orthogonal(update.view(-1, rows, cols), self.dtype)
             # without this factor, the entries of tall matrices would change more slowly
             update *= max(1, rows / cols) ** 0.5
             for p, change in zip(params, update.view_as(grads), strict=True):

@@ -24,7 +24,8 @@ class Run:
     best_step: int
     # what belongs to this process only
     compiled: torch.nn.Module  # the model with torch.compile around it, if that works; is trained
-    how: str  # "compiled" or "eager"
+    how: str  # "compiled" or "eager", and "CUDA graphs" if the steps are recorded
+    recorded: bool  # whether a GPU records the work of a step, and replays it
     dtype: str  # of matrix products
     first_step: int  # the step at which this process began
     was_trained: bool  # whether the model was trained before this process began
@@ -33,8 +34,8 @@ class Run:
 
     @classmethod
     def starting_at(cls, start, **parts):
-        """A Run at the step of a Checkpoint. parts: model, compiled, optimizer, scaler, dtype, how.
-        """
+        """A Run at the step of a Checkpoint. parts: model, compiled, optimizer, scaler, how,
+        recorded, dtype."""
         return cls(
             **parts, step=start.step, sequences=start.sequences, best_loss=start.best_loss,
             best_step=start.best_step, first_step=start.step, was_trained=start.model is not None,

@@ -256,6 +256,7 @@ class DryRunLog(RunLog):
     def end(self, stopped, out_of_patience):
         cfg, device = self.cfg, self.world.device
         times = [entry["ms"] / 1e3 for entry in self.metrics[1:]]  # the first step is slower
+        times = times[-2:]
         if not times:
             return self.say("dry run: fewer than two steps were trained, so there is no estimate")
         seconds = sum(times) / len(times)

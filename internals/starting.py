@@ -22,6 +22,7 @@ from model import GPTConfig
 
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # no OWNER/ before them
 DRY_STEPS = 3  # of a dry run
+RECORDED_DRY_STEPS = 6  # a GPU records in the fourth one (internals/graphs.py)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -184,9 +185,10 @@ def compare_evaluations(start, data, cfg, block_size):
     start.best_step = start.step
 
 
-def dry_run_settings(cfg, first_step):
-    """The settings of a dry run: three steps, and evaluations of one batch without samples."""
-    last_step = min(first_step + DRY_STEPS, cfg.max_iters)
+def dry_run_settings(cfg, run):
+    """The settings of a dry run: a few steps, and evaluations of one batch without samples."""
+    steps = RECORDED_DRY_STEPS if run.recorded else DRY_STEPS
+    last_step = min(run.step + steps, cfg.max_iters)
     return replace(cfg, max_iters=last_step, eval_interval=10**9, eval_iters=1, log_interval=1,
                    sample_tokens=0)
 

@@ -49,6 +49,7 @@ class StageConfig:
     # settings of train.py that are constants here, because its functions read them
     dtype = "float32"  # log-probabilities at sampling and in the update are then the same
     compile = False
+    cuda_graphs = False  # the length of a batch varies
     cooldown = 1.0  # linear decay from the first step on
     min_lr = 0.0
     decay_lr = True
@@ -161,8 +162,7 @@ def update(run, loss, cfg):
     """One step of AdamW, as in train.py. Returns the norm of the gradient before clipping. Raises
     UserError if the loss or the gradient is not finite."""
     lr = learning_rate(run.step, cfg)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr * group["scale"]
+    run.optimizer.set_learning_rate(lr)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), cfg.grad_clip)
     if not torch.isfinite(loss + norm):

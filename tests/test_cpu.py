@@ -228,7 +228,7 @@ def test_sampling_continues_if_torch_compile_fails(monkeypatch, capsys):
     def no_compiler(*_, **__):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(torch, "compile", lambda function, mode: no_compiler)
+    monkeypatch.setattr(torch, "compile", lambda function: no_compiler)
     model = for_sampling(model_of(GPT2_TINY), "float32", compile=True)
     idx = tokens(GPT2_TINY, 1, 5)
     for _ in range(2):

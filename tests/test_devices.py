@@ -3,14 +3,16 @@
 import copy
 import json
 
+import played_graphs
 import pytest
 import torch
-from helpers import GPT2_TINY, MODELS, losses
+from helpers import GPT2_TINY, MODELS, losses, same_run
 
 import sample
 from internals import devices
+from internals.optimizers import Optimizers
 from internals.runlog import larger_batch
-from model import GPT, GPTConfig
+from model import GPT, Attend, GPTConfig
 from train import TrainConfig, main
 
 CUDA = torch.device("cuda", 0)
@@ -95,47 +97,82 @@ def test_a_dry_run_on_a_gpu_names_a_larger_micro_batch():
     assert larger_batch(cfg, 1, fixed, 8.9e9, 12e9) is None
 
 
-@pytest.fixture
-def compilations(monkeypatch):
-    """torch.compile, played by the function itself; a list of (name, mode)."""
-    found = []
+def damage_a_weight(monkeypatch, steps):
+    """A weight is NaN during these steps."""
+    set_learning_rate = Optimizers.set_learning_rate
+    value = []
 
-    def compile(function, mode="default"):
-        found.append((getattr(function, "__name__", type(function).__name__), mode))
-        return function
+    def watched(self, lr):
+        set_learning_rate(self, lr)
+        weight = self.param_groups[0]["params"][0].data
+        if value:
+            weight[0] = value.pop()
+        now.append(len(now))
+        if now[-1] in steps:
+            value.append(weight[0].clone())
+            weight[0] = torch.nan
 
-    monkeypatch.setattr(torch, "compile", compile)
-    devices.compiled_once.cache_clear()
-    yield found
-    devices.compiled_once.cache_clear()
-
-
-@pytest.mark.parametrize("recipe", ["gpt2", "modern"])
-def test_graphs_compute_the_losses_of_an_ordinary_run(tiny, tmp_path, compilations, recipe):
-    """A CUDA graph adds to gradients that exist, so they are set to zero instead of None."""
-    settings = {"recipe": recipe, "gradient_accumulation_steps": 2, "eval_interval": 3,
-                "max_iters": 6}
-    plain = losses(main(tiny(out_dir=tmp_path / "plain", **settings)))
-    assert not compilations
-    assert losses(main(tiny(out_dir=tmp_path / "graphs", compile="graphs", **settings))) == plain
-    assert compilations[-1] == ("WithoutLogits", "reduce-overhead")
-    assert (compilations[0][0] == "orthogonal") == (recipe == "modern")
+    now = []
+    monkeypatch.setattr(Optimizers, "set_learning_rate", watched)
 
 
-def test_reading_a_token_late_changes_no_text(tiny, tmp_path, compilations, capsys):
-    """The stop string ends a sample; the token that was computed after it is dropped."""
+@pytest.mark.parametrize("settings", [
+    {}, {"recipe": "modern"}, {"gradient_accumulation_steps": 1, "recipe": "modern"},
+    {"grad_clip": 0.0, "decay_lr": False}],
+    ids=["gpt2", "modern", "one micro-batch", "no clipping"])
+def test_a_recorded_run_is_the_ordinary_run(tiny, tmp_path, monkeypatch, settings):
+    """Bit by bit, with dropout, and with an update that is skipped; also if it is resumed."""
+    found = played_graphs.play(monkeypatch)
+    with monkeypatch.context() as patch:
+        damage_a_weight(patch, [5])
+        main(tiny(out_dir=tmp_path / "plain", cuda_graphs=False, **settings))
+    assert not found
+    damage_a_weight(monkeypatch, [5])
+    out = tmp_path / "recorded"
+    main(tiny(out_dir=out, max_iters=8, lr_decay_iters=12, **settings))
+    assert [each.graph.replays > 0 for each in found] == [True, True]
+    main(tiny(out_dir=out, init_from="resume", **settings))
+    assert len(found) == 4
+    assert same_run(tmp_path / "plain", out)
+
+
+def test_what_cannot_be_recorded_runs_as_usual(tiny, tmp_path, monkeypatch, capsys):
+    found = played_graphs.play(monkeypatch)
+    plain = losses(main(tiny(out_dir=tmp_path / "plain", cuda_graphs=False, dropout=0)))
+    forward = Attend.forward
+
+    def curious(self, q, k, v, mask=None):
+        q.sum().item()
+        return forward(self, q, k, v, mask)
+
+    monkeypatch.setattr(Attend, "forward", curious)
+    assert losses(main(tiny(out_dir=tmp_path / "curious", dropout=0))) == plain
+    assert [each.graph is None for each in found] == [True, False]
+    warnings = capsys.readouterr().err
+    assert warnings.count("cannot be recorded as a CUDA graph; it continues") == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--temperature=0"], ["--num_samples=1", "--stop=None"],
+                                     ["--top_p=0.9", "--repetition_penalty=1.2"]],
+                         ids=["20", "greedy", "1", "penalty"])
+def test_recorded_sampling_writes_the_same_text(tiny, tmp_path, monkeypatch, capsys, options):
+    """Longer than the context, whose older half is dropped again and again. Tokens are read one
+    step late: those that were computed after a stop string are dropped."""
     main(tiny(max_iters=3))
     capsys.readouterr()
+    settings = [f"--out_dir={tmp_path / 'out'}", f"--out={tmp_path / 'x.jsonl'}", "--stop=e",
+                "--num_samples=20", "--max_new_tokens=100", "--device=cpu", *options]
+    recorded = []
     found = []
-    for compile in (False, True):
-        options = [f"--out_dir={tmp_path / 'out'}", f"--out={tmp_path / 'x.jsonl'}", "--stop=e",
-                   f"--compile={compile}", "--num_samples=20", "--max_new_tokens=300"]
-        sample.main(options)
+    for plays in (False, True):
+        if plays:
+            recorded = played_graphs.play(monkeypatch)
+        sample.main(settings)
         lines = (tmp_path / "x.jsonl").read_text().splitlines()
         tokens = [json.loads(line)["tokens"] for line in lines]
         found.append((capsys.readouterr().out, tokens))
     assert found[0] == found[1]
-    assert [name for name, _ in compilations] == ["forward", "draw"]
+    assert [each.graph.replays > 10 for each in recorded] == [True, True]
 
 
 def test_results_are_read_one_late_and_all_of_them():

@@ -346,7 +346,7 @@ def test_ten_bad_steps_in_a_row_end_the_run_when_it_logs_and_at_its_end(
 def test_a_compiler_that_fails_gives_one_warning_and_training_continues(tiny, monkeypatch, capsys):
     plain = losses(main(tiny(compile=False)))
 
-    def broken(model, mode):
+    def broken(model):
         raise RuntimeError("no C++ compiler\nin many words")
 
     monkeypatch.setattr(torch, "compile", broken)

@@ -25,6 +25,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import torch
@@ -35,8 +36,15 @@ from bench_prepare import bench_prepare
 
 import train
 from configurator import build, configure
-from internals import cpu, dataset, devices, files
-from internals.devices import autocast_to, find_device, find_dtype, for_sampling, num_params
+from internals import cpu, dataset, devices, files, graphs
+from internals.devices import (
+    WithoutLogits,
+    autocast_to,
+    find_device,
+    find_dtype,
+    for_sampling,
+    num_params,
+)
 from internals.errors import UserError, one_line_errors
 from internals.limits import Count
 from internals.optimizers import make_optimizer
@@ -166,14 +174,15 @@ def transformers_gpt2(c, vocab_size, dtype=torch.float32):
 # Training
 
 
-def stepper(raw_model, loss_of, cfg, device, dtype, optimizer, vocab_size, **step_options):
-    """A function that runs one bare training step (forward, backward, clipping, update). All steps
-    use the same batch."""
+def compiles(cfg, device):
+    return cfg.compile is True or (cfg.compile == "auto" and device.type == "cuda")
+
+
+def stepper(raw_model, loss_of, cfg, device, dtype, optimizer, vocab_size, block_size):
+    """A function that runs one bare training step (forward, backward, clipping, update) of another
+    program's model. All steps use the same batch."""
     autocast = autocast_to(dtype, device)
-    compiles = cfg.compile is True or (cfg.compile == "auto" and device.type == "cuda")
-    model = torch.compile(raw_model) if compiles else raw_model
-    config = raw_model.config
-    block_size = config.block_size if hasattr(config, "block_size") else config.n_positions
+    model = torch.compile(raw_model) if compiles(cfg, device) else raw_model
     x, y = torch.randint(vocab_size, (2, cfg.batch_size, block_size), device=device)
 
     def step():
@@ -182,18 +191,35 @@ def stepper(raw_model, loss_of, cfg, device, dtype, optimizer, vocab_size, **ste
                 loss = loss_of(model, x, y) / cfg.gradient_accumulation_steps
             loss.backward()
         torch.nn.utils.clip_grad_norm_(raw_model.parameters(), cfg.grad_clip)
-        optimizer.step(**step_options)
+        optimizer.step()
         raw_model.zero_grad(set_to_none=True)
 
     return step
 
 
 def our_step(cfg, model_cfg, device, dtype):
+    """A GPT, and a function that runs one step of train.py, always with the same batch."""
     torch.manual_seed(cfg.seed)
     model = cpu.speed_up(GPT(model_cfg).to(device))
-    optimizer = make_optimizer(model, cfg, dtype)
-    return model, stepper(model, lambda m, x, y: m(x, y)[1], cfg, device, dtype, optimizer,
-                          model_cfg.vocab_size, skip=torch.zeros((), device=device).bool())
+    run = SimpleNamespace(
+        model=model, optimizer=make_optimizer(model, cfg, dtype), dtype=dtype,
+        scaler=torch.amp.GradScaler(device.type, enabled=False),
+        recorded=cfg.cuda_graphs and graphs.can_record(device))
+    run.optimizer.set_learning_rate(cfg.learning_rate)
+    compiled = torch.compile(WithoutLogits(model)) if compiles(cfg, device) else model
+    micro_batches = cfg.gradient_accumulation_steps
+    add_gradients, update_weights = train.halves_of_a_step(
+        run, cfg, compiled, micro_batches, device)
+    shape = (2, cfg.batch_size, model_cfg.block_size)
+    x, y = torch.randint(model_cfg.vocab_size, shape, device=device)
+
+    def step():
+        loss = torch.zeros((), device=device)
+        for _ in range(micro_batches):
+            loss += add_gradients(x, y)
+        update_weights(loss)
+
+    return model, step
 
 
 def settings_of(argv, *schemas):
@@ -224,13 +250,13 @@ def bench_train(argv):
         adamw = torch.optim.AdamW(theirs.parameters(), lr=1e-3, fused=True)
         candidates["transformers' GPT-2"] = stepper(
             theirs, lambda m, x, y: m(x, labels=x).loss, cfg, device, dtype, adamw,
-            model_cfg.vocab_size)
+            model_cfg.vocab_size, model_cfg.block_size)
     if bench_cfg.nanogpt:
         nano = nanogpt_model(bench_cfg.nanogpt, model_cfg, device)
         adamw = nano.configure_optimizers(cfg.weight_decay, cfg.learning_rate,
                                           (cfg.beta1, cfg.beta2), device.type)
         candidates["nanoGPT"] = stepper(nano, lambda m, x, y: m(x, y)[1], cfg, device, dtype, adamw,
-                                        model_cfg.vocab_size)
+                                        model_cfg.vocab_size, model_cfg.block_size)
     for name, one_step in candidates.items():
         candidates[name] = timed(one_step, device, times=many)
     throughput = in_alternation(candidates, ROUNDS, "tok/s", many * tokens)["glassGPT"]
