@@ -77,9 +77,7 @@ class World:
         """Wrap the model in DDP, which averages gradients over all processes during backward."""
         if not self.is_distributed:
             return model
-        device_ids = [self.device] if self.device.type == "cuda" else None
-        # the buffers of a GPT never change, so they need not be sent
-        return DistributedDataParallel(model, device_ids, broadcast_buffers=False)
+        return DistributedDataParallel(model, [self.device] if self.device.type == "cuda" else None)
 
     def sum(self, tensor):
         """The sum of `tensor` over all processes, in place."""

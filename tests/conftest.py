@@ -33,6 +33,18 @@ def no_pictures():
         yield draw_losses
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(request, monkeypatch):
+    """device=auto is the CPU, also on a machine with a GPU; test_gpu.py tests that one."""
+    if request.module.__name__ == "test_gpu":
+        return
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for scripts in other processes
+
+
 @pytest.fixture
 def pictures(no_pictures, monkeypatch):
     monkeypatch.setattr("internals.runlog.draw_losses", no_pictures)
