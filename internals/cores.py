@@ -1,10 +1,14 @@
-"""The CPU cores that this process may use, and how the threads of PyTorch wait for each other."""
+"""The CPU cores that this process may use, how the threads of PyTorch wait for each other, and what
+becomes of memory that is freed."""
 
+import contextlib
+import ctypes
 import math
 import os
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")  # Linux: the limits of containers
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # M_... in glibc's malloc.h
 
 
 def available_cores():
@@ -46,3 +50,14 @@ def share_cores():
     cores = available_cores()
     if cores < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    keep_freed_memory()
+
+
+def keep_freed_memory():
+    """Let this process keep the memory that it frees, unless it is a block of 32 MB or more. glibc
+    returns it to the system, which fills it with zeros, page by page, when the next training step
+    gets it again: 3 to 9% of a step on a CPU (docs/benchmarks.md)."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(MMAP_THRESHOLD, 32 * 2**20)  # the largest value that glibc accepts
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)

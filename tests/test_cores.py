@@ -47,3 +47,8 @@ def test_threads_share_the_cores_unless_the_user_has_decided(
     monkeypatch.setattr(os, "environ", dict(before))
     cores.share_cores()
     assert os.environ == after
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(cores.ctypes, "CDLL", lambda name: object())  # without mallopt
+    cores.keep_freed_memory()
