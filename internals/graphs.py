@@ -27,22 +27,28 @@ class Recorded:
     """A function whose fourth call is recorded as a CUDA graph, and replayed from then on. Its
     results are the same.
 
-    function: takes tensors whose shapes never change. What it changes, such as gradients, must stay
-    in the same memory. What it does on the CPU happens only in the first four calls. If it cannot
-    be recorded, for example because it reads a number on the CPU, prints a warning, and calls the
-    function from then on.
+    function: takes tensors; if their shapes change, it is recorded again. What it changes, such as
+    gradients, must stay in the same memory. What it does on the CPU happens only in the first four
+    calls. If it cannot be recorded, for example because it reads a number on the CPU, prints a
+    warning, and calls the function from then on.
     """
 
     def __init__(self, function):
         self.function = function
-        self.ordinary_calls = ORDINARY_CALLS  # so many are left
+        self.shapes = None
         self.graph = None
+        self.can_record = True
         # a graph cannot be recorded on the default stream, and what autograd has begun on one
         # stream, it continues there
         self.stream = torch.cuda.Stream()
 
     def __call__(self, *inputs):
-        if self.ordinary_calls > 0:
+        shapes = [x.shape for x in inputs]
+        if shapes != self.shapes:
+            self.shapes = shapes
+            self.graph = None
+            self.ordinary_calls = ORDINARY_CALLS  # so many are left
+        if self.ordinary_calls > 0 or not self.can_record:
             self.ordinary_calls -= 1
             return self.call(inputs)
         if self.graph is None:
@@ -54,7 +60,7 @@ class Recorded:
                 generator.graphsafe_set_state(random_state)  # else it waits for the graph's end
                 warn("the work of the GPU cannot be recorded as a CUDA graph; it continues, slower "
                      f"({type(error).__name__}: {reason(error):.100})")
-                self.ordinary_calls = float("inf")
+                self.can_record = False
                 return self.call(inputs)
         for kept, given in zip(self.inputs, inputs, strict=True):
             kept.copy_(given)

@@ -9,7 +9,7 @@ import torch
 from helpers import GPT2_TINY, MODELS, losses, same_run
 
 import sample
-from internals import devices
+from internals import devices, graphs
 from internals.optimizers import Optimizers
 from internals.runlog import larger_batch
 from model import GPT, Attend, GPTConfig
@@ -150,6 +150,16 @@ def test_what_cannot_be_recorded_runs_as_usual(tiny, tmp_path, monkeypatch, caps
     assert [each.graph is None for each in found] == [True, False]
     warnings = capsys.readouterr().err
     assert warnings.count("cannot be recorded as a CUDA graph; it continues") == 1
+
+
+def test_a_function_is_recorded_again_for_other_shapes(monkeypatch):
+    played_graphs.play(monkeypatch)
+    function = graphs.recorded(lambda x: x * 2, torch.device("cpu"))
+    for length in (3, 1, 3):
+        for _ in range(6):
+            x = torch.randn(length)
+            assert torch.equal(function(x), x * 2)
+        assert function.graph.replays == 3
 
 
 @pytest.mark.parametrize("options", [[], ["--temperature=0"], ["--num_samples=1", "--stop=None"],
