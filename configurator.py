@@ -4,8 +4,8 @@
     python train.py --help
 
 The settings of a script are the fields of its dataclasses (TrainConfig, GPTConfig, ...). Each field
-has a type, a default, and possibly a limit. Its help text is the comment in the lines above it or
-at the end of its line.
+has a type, usually a default, and possibly a limit. Its help text is the comment in the lines above
+it or at the end of its line.
 
 A config file is a Python file of assignments. Modules, functions, classes and names that begin with
 _ are private; every other name must be a setting. It can read the settings so far, as in
@@ -81,7 +81,7 @@ def read_settings(description, *schemas, argv=None, expand=None, positional=()):
 
 def split(argv, types):
     """Split a command line into ({name: value} of --name=value and --name value, other words). A
-    setting that is True or False can be given without a value: --name is --name=True."""
+    setting of type bool can be given without a value: --name is --name=True."""
     options = {}
     others = []
     words = list(argv)
@@ -134,8 +134,8 @@ def run_config(path, types, settings):
         if module in sys.modules:  # importing torch for a config file would take seconds
             readable[name] = sys.modules[module]
     try:
-        # the settings are passed as built-in names (print is one), so that `names` has only what
-        # the file itself assigns
+        # So that `names` has only what the file itself assigns, the settings that it can read are
+        # passed as built-in names, of which print is one
         names = runpy.run_path(path, {"__builtins__": vars(builtins) | readable})
     except (Exception, SystemExit) as error:
         raise UserError(help.config_error(error, path, readable)) from None
@@ -239,7 +239,7 @@ def parse(value, kind):
         number = float(value)
         if kind is float:
             return number
-        is_whole = abs(number) <= 2**63 and number.is_integer()
+        is_whole = abs(number) <= 2**63 and number.is_integer()  # no setting needs larger ones
         if is_whole and ("." in text or "e" in text.lower()):  # 1e3
             return int(number)
         if is_whole:

@@ -1,4 +1,4 @@
-"""The GPT: a decoder-only transformer (Vaswani et al. 2017), all of it in this file.
+"""The GPT: the decoder of the transformer (Vaswani et al. 2017), all of it in this file.
 
     model = GPT(GPTConfig(n_layer=6, n_head=6, n_embd=384))
     model = GPT.from_pretrained("gpt2")
@@ -26,7 +26,8 @@ from torch.nn import functional as F
 
 @dataclass
 class GPTConfig:
-    """The settings of a model. Raises ValueError if they are wrong or do not fit together."""
+    """The settings of a model. Raises ValueError if sizes or names are wrong, or if two settings do
+    not fit together."""
 
     block_size: int = 1024  # context length in tokens
     vocab_size: int = 50304  # 50257 tokens of GPT-2, padded to a multiple of 64 for speed
@@ -96,9 +97,10 @@ class CausalSelfAttention(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.qk_norm = nn.Identity()
         if config.qk_norm:
-            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)  # also if norm=rmsnorm
+            self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)
 
-    def forward(self, x, rope=None, cache=None):  # rope_angles; a KVCache
+    def forward(self, x, rope=None, cache=None):
+        """rope: cos and sin as in `rope_angles`. cache: a KVCache (sample.py)."""
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
         q = q.view(B, T, self.n_head, -1)  # the head split: (B, T, nh, hs)
@@ -138,7 +140,7 @@ def rotate(x, cos, sin):
     """Rotate the pairs (a, b) of x (B, T, nh, hs) to (a cos - b sin, b cos + a sin). Positions then
     enter the product of a query and a key only by their distance: RoPE (Su et al. 2021)."""
     a, b = x.chunk(2, dim=-1)
-    cos = cos.to(x.dtype)  # x has 16 bits if autocast computes products so
+    cos = cos.to(x.dtype)  # with autocast, x may have 16 bits
     sin = sin.to(x.dtype)
     first = a * cos - b * sin
     second = b * cos + a * sin
@@ -222,7 +224,7 @@ class GPT(nn.Module):
             self.lm_head.weight = self.transformer.wte.weight
         if config.pos == "rope":
             # The angles never change, so they are computed once. Buffers move to a GPU with the
-            # model; these are not saved. device: from_weights would make them without numbers
+            # model; these are not saved. device: from_weights makes tensors without values
             positions = torch.arange(config.block_size, device="cpu")
             cos, sin = rope_angles(positions, config.n_embd // config.n_head)
             self.register_buffer("cos", cos, persistent=False)
@@ -303,8 +305,8 @@ class GPT(nn.Module):
         or dropout is on.
 
         Every token recomputes the window: at most block_size tokens at the end of idx. When it is
-        full, its older half is dropped, as sample.py must do: if it dropped one token at a time,
-        all positions would change each time, and with them everything in its KV cache."""
+        full, its older half is dropped, so that sample.py writes the same text. There, dropping one
+        token at a time would change all positions, and with them everything in the KV cache."""
         if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
             raise ValueError(f"temperature={temperature} must be 0 or more, and top_k={top_k} must "
                              "be 1 or more, or None")
@@ -324,7 +326,7 @@ class GPT(nn.Module):
                 next_ids = torch.multinomial(probs, num_samples=1)
             idx = torch.cat((idx, next_ids), dim=1)
             if idx.shape[1] - start > self.block_size:
-                start = idx.shape[1] - max(1, self.block_size // 2)
+                start = idx.shape[1] - max(1, self.block_size // 2)  # block_size may be 1
         return idx
 
     @classmethod

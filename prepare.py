@@ -8,8 +8,8 @@
 A bin is a file of token ids: raw little-endian uint16, no header. meta.json says what the ids mean
 (tokenizer and vocabulary), and has the counts and a checksum of each bin, and the command that
 wrote them. The text can be larger than memory. An old dataset stays until the new one is complete.
-In internals/data, sources.py reads the text, units.py cuts it into units, pieces of bounded
-size, and encodes them in threads with a tokenizer of this file, and bins.py writes the ids.
+In internals/data, sources.py reads the text, units.py cuts it into units (pieces of bounded
+size) and encodes them in threads with a tokenizer of this file, and bins.py writes the ids.
 """
 
 import shlex
@@ -160,7 +160,8 @@ class GPT2Tokenizer:
             ids = self.bpe.encode(text, allowed_special=self.special)
         else:
             ids = []
-            for piece in units.pieces([text]):  # tiktoken is slow with very long texts
+            # tiktoken is slow with very long texts. Pieces end where no token can go on
+            for piece in units.pieces([text]):
                 ids += self.bpe.encode_ordinary(piece)
         return np.array(ids, dtype=np.int64)
 
@@ -234,7 +235,8 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
     tokenizer = tokenizer_named(kind, folder.parent)
     excerpt = reader.excerpt()
     trial = tokenizer  # for the estimate of time and size that is printed first
-    # the characters of another dataset may lack some of the excerpt: write_bins reports them
+    # The vocabulary of another dataset may not cover the excerpt, which write_bins would report. So
+    # the estimate uses the characters of the excerpt
     if not isinstance(tokenizer, GPT2Tokenizer):
         _, chars = units.survey(excerpt.blocks)
         trial = CharTokenizer(chars)
@@ -252,7 +254,7 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
 def write_bins(reader, folder, tokenizer, kind, source, command, cfg):
     """Write train.bin, val.bin and meta.json of prepare_sources. tokenizer: None if its vocabulary
     is that of the text. Returns units.Counts."""
-    is_char = not isinstance(tokenizer, GPT2Tokenizer)
+    is_char = not isinstance(tokenizer, GPT2Tokenizer)  # None becomes a CharTokenizer
     n_characters = None  # used only for one text: where its last part, for validation, begins
     if reader.one_text or is_char:
         with estimate.progress(reader.size, "reading") as advance:
@@ -270,6 +272,7 @@ def write_bins(reader, folder, tokenizer, kind, source, command, cfg):
         val_fraction = units.usable_fraction(reader, val_fraction)
     counts = units.Counts()
     workers = cfg.workers or available_cores()
+    # the old files stay until `publish`
     with bins.Partial(folder) as partial, estimate.progress(reader.size, "encoding") as advance:
         if reader.one_text:
             blocks = reader.blocks(advance)

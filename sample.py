@@ -166,12 +166,13 @@ class KVCache:
 
     def end(self):
         """The forward pass is done: the new tokens are stored. (After a Ctrl-C during the pass, the
-        cache is as it was before.)"""
+        cache is as it was before, because only `length` says what is stored.)"""
         self.length = self.ids.shape[1]
 
 
 def make_cache(model, batch_size, static=False, keep=True):
-    """A KVCache for `batch_size` samples of a model: on a CPU of float32, on a CUDA GPU static."""
+    """A KVCache for `batch_size` samples of a model. On a CPU it stores float32, because attention
+    is faster so; on a CUDA GPU it is static."""
     static = static or graphs.can_record(model.transformer.wte.weight.device)
     return KVCache(batch_size, model.block_size, cpu.cache_dtype(model), static, keep)
 
@@ -186,7 +187,7 @@ class Sampler:
                  repetition_penalty=1.0):
         self.seeds = seeds
         self.numbers = None  # made at the first call, on the device of the logits
-        self.draw = None  # `draw` with these settings
+        self.choose = None  # `draw` with these settings
         self.n_vocab = n_vocab
         self.temperature = temperature
         self.top_k = top_k
@@ -200,13 +201,13 @@ class Sampler:
     def __call__(self, logits, ids):
         if self.numbers is None:
             self.numbers = uniform_numbers(self.seeds, logits.device)
-            self.draw = functools.partial(
+            choose = functools.partial(
                 draw, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
                 min_p=self.min_p)
-            self.draw = graphs.recorded(self.draw, logits.device)
+            self.choose = graphs.recorded(choose, logits.device)  # a CUDA graph on a GPU
         uniform = next(self.numbers)  # (B, 1)
         logits = penalize(logits, ids, self.repetition_penalty)
-        return self.draw(logits, uniform)
+        return self.choose(logits, uniform)
 
 
 def uniform_numbers(seeds, device):
@@ -244,6 +245,7 @@ def draw(logits, uniform, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
     logits = logits.float() / temperature
     logits, ids = logits.topk(k)  # the most likely first
     probs = logits.softmax(dim=-1)
+    # min_p compares ratios, which top_p would not change, so it can come first
     kept = probs >= min_p * probs[:, :1]  # the most likely one is always kept
     if top_p < 1:
         sum_before = probs.cumsum(dim=-1) - probs  # of the more likely ones
@@ -264,7 +266,7 @@ def stream(model, idx, sampler, cache):
     Yields ids (B, 1) and the logits (B, n_vocab) from which they were chosen."""
     cache.append(idx, n_kept=model.block_size)
     one_token = functools.partial(after_one_token, model, cache)
-    if cache.static:
+    if cache.static:  # on a GPU, a CUDA graph: recorded once, and replayed for each token
         one_token = graphs.recorded(one_token, idx.device)
     while True:
         logits = next_logits(model, cache, one_token)
@@ -277,18 +279,17 @@ def stream(model, idx, sampler, cache):
 
 def next_logits(model, cache, one_token=None):
     """The logits (B, 1, V) of the token that follows those in the cache. one_token: after_one_token
-    for this model and this cache, which may be recorded as a CUDA graph."""
+    for this model and this cache, perhaps recorded as a CUDA graph."""
     if one_token is None:
         one_token = functools.partial(after_one_token, model, cache)
     with attention_without_plans():  # cuDNN's attention takes 45 ms to plan for a new length
-        # model(...) is compiled if compile=True, and model.forward(...) never is
         if not cache.keep:
             logits, _ = model.forward(cache.ids)
             return logits
         new = cache.begin()
         if cache.length and new.shape[1] == 1:
             logits = one_token(new, cache.before, cache.positions, cache.mask)
-        else:  # a prompt, or a halved window: each length differs, so compiling would not pay
+        else:  # a prompt or a halved window: too rare to compile model.forward for its length
             logits, _ = model.forward(new, cache=cache)
         cache.end()
     return logits
@@ -300,9 +301,11 @@ def after_one_token(model, cache, new, before, positions, mask):
     cache.before = before
     cache.positions = positions
     cache.mask = mask
-    attention = attention_over_static_cache() if cache.static else nullcontext()
+    attention = nullcontext()
+    if cache.static:
+        attention = attention_over_static_cache()  # one plan of cuDNN's serves all tokens
     with attention:
-        logits, _ = model(new, cache=cache)
+        logits, _ = model(new, cache=cache)  # compiled, if compile=True
     return logits
 
 

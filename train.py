@@ -7,8 +7,8 @@
 
 One rule makes a run reproducible: all randomness in step t of process r (its rank) is a function of
 (seed, t, r), and the i-th training sequence is a function of (seed, i). So there is no generator
-state to save, a resumed run ends exactly like an uninterrupted one, and evaluation does not affect
-training.
+state to save, evaluation does not affect training, and a resumed run ends exactly like an
+uninterrupted one (on a GPU with deterministic=True).
 
 Left out: models that do not fit on one device, and hyperparameter search.
 """
@@ -69,8 +69,8 @@ class TrainConfig:
     data_dir: str | None = None  # folder of the datasets; None: data/ next to train.py
     gradient_accumulation_steps: Count = 40  # micro-batches per step, over all processes
     batch_size: Count = 12  # sequences per micro-batch
-    # sequences start at multiples of it, and block_size must be such a multiple. If all lines of a
-    # text are equally long, give their length: then every sequence starts with a line
+    # sequences start at multiples of align, and it must divide block_size. If all lines of a text
+    # are equally long, give their length: then every sequence starts with a line
     align: Count = 1
     # -- model
     init_from: str = "scratch"  # or resume, auto (resume if possible), a folder, gpt2
@@ -114,8 +114,8 @@ class TrainConfig:
 
     @property
     def warmup_steps(self):
-        """Steps of warmup, fewer than the run and the decay have, so that something is left to
-        decay: a longer warmup becomes a tenth of the run or of the decay, whichever is shorter."""
+        """Steps of warmup. They must be fewer than the steps of the run and those of the decay. If
+        they are not, they become a tenth of the shorter of both."""
         steps = self.warmup_iters
         if steps is None:
             steps = min(2000, self.decay_steps // 10)
@@ -167,7 +167,7 @@ def epoch_starts(epoch, n_tokens, block_size, seed, align=1):
     n = sequences_per_epoch(n_tokens, block_size)
     random = np.random.default_rng((seed, epoch))
     left_over = n_tokens - n * block_size
-    offset = random.integers(min(block_size, left_over))
+    offset = random.integers(min(block_size, left_over))  # leaves a token: the last target
     offset = offset // align * align
     return offset + block_size * random.permutation(n)
 
@@ -204,7 +204,8 @@ def batch(ids, starts, block_size, device):
 def training_batches(ids, cfg, block_size, consumed, world):
     """Yields the micro-batches of this process, without end. `consumed`: the number of sequences
     that the run has used so far. world: the processes of the run (internals/parallel.py). They take
-    the micro-batches in turn, so that a step sees the same sequences however many there are."""
+    the micro-batches in turn, so that a step sees the same sequences however many processes there
+    are."""
     for number in itertools.count(world.rank, world.size):
         first = consumed + number * cfg.batch_size
         starts = training_starts(
@@ -231,7 +232,7 @@ def evaluate(model, data, cfg, autocast, world, signals):
         starts = evaluation_starts(len(ids), model.block_size, count)
         mine = starts[world.rank::world.size]
         total = torch.zeros((), device=world.device)
-        # every process makes the same number of rounds, so that all check for signals together
+        # every process makes the same number of rounds, because world.any waits for all of them
         rounds = math.ceil(len(starts) / (cfg.batch_size * world.size))
         for i in world.progress(rounds, f"evaluating {split}"):
             if world.any(signals.arrived):
@@ -280,9 +281,11 @@ def begin(cfg, model_cfg, start, world):
         scaler.load_state_dict(start.scaler)
     compiled = devices.compiled(model, cfg, dtype, steps=cfg.max_iters - start.step)
     how = "eager" if compiled is model else "compiled"  # for the log
-    # float16's scaler, and processes that wait for each other, do not fit into a CUDA graph
-    records = cfg.cuda_graphs and not world.is_distributed and dtype != "float16"
-    recorded = records and graphs.can_record(device)
+    # whether the steps become CUDA graphs (halves_of_a_step). The CPU takes part in a step of
+    # several processes, and in one with a scaler, so these cannot be recorded
+    recorded = cfg.cuda_graphs and graphs.can_record(device)
+    if world.is_distributed or dtype == "float16":
+        recorded = False
     if recorded:
         how += ", CUDA graphs"
     run = Run.starting_at(
@@ -359,10 +362,11 @@ def update(loss, run, cfg):
     largest = cfg.grad_clip or math.inf
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), largest)
     finite = torch.isfinite(loss + norm)
-    # (internals/optimizers.py) skip is on the device, so that the CPU does not wait. If it is
-    # true, no weight changes. The scaler is updated: after an overflow, it multiplies by less
+    # If skip is true, no weight changes. It is on the device, so that the CPU does not wait. step
+    # also updates the scaler, which multiplies by less after an overflow (internals/optimizers.py)
     run.optimizer.step(skip=~finite, scaler=run.scaler)
-    run.model.zero_grad(set_to_none=not run.recorded)  # a recorded step adds to the same memory
+    # a CUDA graph adds to the gradients in the memory that it was recorded with: set them to zero
+    run.model.zero_grad(set_to_none=not run.recorded)
     return norm, finite
 
 
@@ -386,7 +390,8 @@ def train(run, cfg, data, world, log, signals):
     evaluation. Raises Stopped, a KeyboardInterrupt, if a signal stops the run.
 
     run: the Run (internals/run.py), which this changes: model, optimizer, scaler, step, sequences
-    (used so far), best_step (of the lowest validation loss), saved_step (of the newest ckpt.pt).
+    (used so far), best_loss (the lowest validation loss) and best_step (its step), saved_step (of
+    the newest ckpt.pt).
     data: a Dataset. world, log, signals: the processes, the RunLog and the StopSignals.
     """
     device = world.device
@@ -413,6 +418,7 @@ def train(run, cfg, data, world, log, signals):
         out_of_patience = is_due and 0 < patience <= run.step - run.best_step
         is_past = run.step > cfg.max_iters  # resumed with a smaller max_iters
         ends = stopping or out_of_patience or is_last or is_past
+        # the end is not saved if a signal stops the run, which may go on later
         is_snapshot = checkpoint.is_snapshot_step(run.step) or (ends and not stopping)
         if is_snapshot and cfg.snapshots and log.writes:
             checkpoint.write_snapshot(log.out_dir, run.step, run.model)
@@ -423,7 +429,7 @@ def train(run, cfg, data, world, log, signals):
         # the core: forward, backward, clip, step
         seed_step(cfg.seed, run.step, world.rank)
         lr = learning_rate(run.step, cfg)
-        run.optimizer.set_learning_rate(lr)
+        run.optimizer.set_learning_rate(lr)  # scales it for Muon and the token embedding
         loss = torch.zeros((), device=device)
         for micro in range(accumulation):
             if world.size > 1:  # DDP averages gradients over processes in the last backward only
@@ -450,7 +456,8 @@ def train(run, cfg, data, world, log, signals):
                     f"step {run.step}: try a learning_rate below {cfg.learning_rate}, or "
                     "dtype=float32")
 
-    # unless the newest ckpt.pt has this step; with max_iters=0, saved_step is 0 without a file
+    # Save the end, unless the newest ckpt.pt has it already. In a run of 0 steps, saved_step is 0,
+    # but there is no file
     nothing_saved = run.step == 0 and not stopping
     if run.saved_step != run.step or nothing_saved:
         save(run, cfg, data, log, "ckpt.pt")

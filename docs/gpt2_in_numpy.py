@@ -4,10 +4,11 @@
 
 It builds a small GPT with random weights from model.py, computes its logits with NumPy and with
 PyTorch, prints the largest difference, and generates tokens. Left out: training, batches, dropout,
-the KV cache, which speeds up generation, and the modern options of model.py.
+the KV cache (faster generation), and the modern options of model.py.
 
-weights: a dict from GPT-2's parameter names to arrays, as in model.state_dict(). Shapes: T tokens,
-C channels, n_head heads of hs = C / n_head channels (the head size), V tokens in the vocabulary.
+weights, an argument of most functions: a dict from GPT-2's parameter names to arrays, as in
+model.state_dict(). Shapes: T tokens, C channels, n_head heads of hs = C / n_head channels (the head
+size), V tokens in the vocabulary.
 """
 
 import sys
@@ -45,15 +46,15 @@ def attention(x, weights, name, n_head):  # (T, C) -> (T, C)
     hs = x.shape[1] // n_head
     # Each token gets three vectors: its query says what it looks for, its key says what it offers,
     # and its value is what it passes on to the tokens that attend to it.
-    qkv = linear(x, weights, f"{name}.c_attn")  # (T, 3 C); c_...: linear layers of GPT-2
+    qkv = linear(x, weights, f"{name}.c_attn")  # (T, 3 C); c_ is GPT-2's prefix
     q, k, v = np.split(qkv, 3, axis=-1)  # (T, C) each
     # Causality: a token must not see later tokens, because it is trained to predict the next one.
     future = np.triu(np.ones((len(x), len(x)), dtype=bool), k=1)  # True above the diagonal
     heads = []
     for i in range(n_head):  # every head works on its own hs channels
         part = slice(i * hs, (i + 1) * hs)
-        # A dot product of hs terms grows like sqrt(hs), hence the division. Large scores would make
-        # the softmax one-hot, and its gradient would vanish.
+        # A sum of hs random terms of mean 0 grows like sqrt(hs), hence the division. Large scores
+        # would make the softmax one-hot, and its gradient would vanish.
         scores = q[:, part] @ k[:, part].T / np.sqrt(hs)  # (T, T)
         scores[future] = -np.inf  # exp(-inf) = 0: no attention to later tokens
         probabilities = softmax(scores)  # row t: how much token t takes from each
@@ -68,7 +69,8 @@ def mlp(x, weights, name):  # (T, C) -> (T, C), for each token independently
 def gpt2(ids, weights, n_layer, n_head):
     """Token ids (T,) -> logits (T, V). Row i scores every token of the vocabulary as the successor
     of ids[i]; the softmax of the row is the predicted distribution."""
-    # Token and position embedding. Without wpe, a layer could not tell the order of the tokens.
+    # Token and position embedding. Attention is a weighted mean, which has no order: without wpe, a
+    # layer would see a set of tokens.
     wte, wpe = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
     x = wte[ids] + wpe[:len(ids)]  # (T, C): the residual stream
     for i in range(n_layer):
@@ -77,7 +79,7 @@ def gpt2(ids, weights, n_layer, n_head):
         # output to the stream, so gradients flow unchanged through the sum to the first layer.
         x = x + attention(layer_norm(x, weights, f"{block}.ln_1"), weights, f"{block}.attn", n_head)
         x = x + mlp(layer_norm(x, weights, f"{block}.ln_2"), weights, f"{block}.mlp")
-    # Weight tying: the last matrix (the LM head), which gives the logits, is the token embedding's.
+    # Weight tying: the last matrix (the language-model head) is the matrix of the token embedding.
     return layer_norm(x, weights, "transformer.ln_f") @ wte.T
 
 
@@ -94,7 +96,9 @@ def main():
 
     ids = np.array([3, 14, 15, 9, 26, 5, 35, 8])
     logits = gpt2(ids, weights, config.n_layer, config.n_head)
-    with torch.no_grad():  # the target of each token is the next one; the last token has none
+    # With targets, the model returns the logits of all positions. The target of each token is the
+    # next one, and the last token has none. By causality, it does not affect the logits before it
+    with torch.no_grad():
         expected, loss = model(torch.tensor(ids[None, :-1]), torch.tensor(ids[None, 1:]))
     difference = np.abs(logits[:-1] - expected[0].numpy()).max()
     print(f"logits {logits.shape}, largest difference from model.py: {difference:.1e}")
