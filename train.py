@@ -281,8 +281,8 @@ def begin(cfg, model_cfg, start, world):
         scaler.load_state_dict(start.scaler)
     compiled = devices.compiled(model, cfg, dtype, steps=cfg.max_iters - start.step)
     how = "eager" if compiled is model else "compiled"  # for the log
-    # whether the steps become CUDA graphs (halves_of_a_step). The CPU takes part in a step of
-    # several processes, and in one with a scaler, so these cannot be recorded
+    # whether steps become CUDA graphs (halves_of_a_step), in which the CPU has no part. It has one
+    # in the steps of several processes, and in the scaler's
     recorded = cfg.cuda_graphs and graphs.can_record(device)
     if world.is_distributed or dtype == "float16":
         recorded = False
@@ -373,7 +373,8 @@ def update(loss, run, cfg):
 def halves_of_a_step(run, cfg, model, accumulation, device):
     """(add_gradients, update_weights): forward_backward and update for this run. One GPU records
     them as CUDA graphs and replays them, because Python is too slow to start the kernels of a small
-    model one by one (internals/graphs.py)."""
+    model one by one (internals/graphs.py). A replay runs no Python: if you let them depend on
+    something like run.step, or print, set --cuda_graphs=False."""
     autocast = devices.autocast_to(run.dtype, device)  # in it, matrix products have this dtype
     add_gradients = functools.partial(
         forward_backward, model=model, scaler=run.scaler, autocast=autocast,
