@@ -4,15 +4,13 @@
     python tools/look.py --out_dir=out-novel --start=FILE:prompt.txt --max_new_tokens=0
     python tools/look.py --init_from=gpt2 --start="The capital of France is"
 
-The page needs no network and no server. It shows surprise, next-token probabilities, attention, the
-logit lens, ablations, and which parts of the model voted for a token. If the run had
-snapshots=True, it also shows how all of this developed during training.
+The page needs no network and no server. docs/look.md explains each view. If the run had
+snapshots=True, the page also shows how all of this developed during training.
 
 If the tokens are characters and the model has at most 12 million parameters, the page contains the
 weights and runs the model itself (tools/look/model.js), so that you can edit the text. The weights
 are rounded to 8 bits, those of earlier snapshots to 6 bits. All other values in the page are then
 computed by model.py with the rounded weights. Otherwise the page shows recorded values.
-docs/look.md explains each view.
 
 Left out: running larger models, or models with BPE, in the page: the file would be large.
 """
@@ -42,10 +40,9 @@ from internals.errors import UserError, one_line_errors
 from internals.files import printable, replacing
 from internals.limits import Count, Natural, NonNegative, Seed
 from internals.streaming import read_prompt
-from internals.words import counted
 from model import GPT, Attend, GPTConfig
 from prepare import CharTokenizer, tokenizer_from_meta
-from sample import Sampler, make_cache, stream
+from sample import Sampler, encode_prompt, make_cache, stream, uniform_numbers
 
 TEMPLATES = Path(__file__).resolve().parent / "look"
 TEXT_TOKENS = 64  # length of the text, if max_new_tokens is not given
@@ -100,12 +97,10 @@ class RecordingAttend(Attend):
         future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
         scores = scores.masked_fill(future, -math.inf)
         self.weights = scores.softmax(dim=-1)
-        y = super().forward(q, k, v, mask)
+        self.y = super().forward(q, k, v, mask)
         if self.off is not None:
-            y = y.clone()
-            y[:, self.off] = 0
-        self.y = y
-        return y
+            self.y[:, self.off] = 0
+        return self.y
 
 
 @dataclass
@@ -119,10 +114,8 @@ class Recording:
     heads: torch.Tensor  # (L, nh, T, hs): the output of each head, before c_proj
 
 
-@torch.no_grad()
 def record(model, idx):
-    """A Recording of the model's forward pass on idx (1, T). The model must be in eval mode, with
-    RecordingAttend modules."""
+    """A Recording of the forward pass on idx (1, T) of a model from build_model."""
     outputs = {}
 
     def keep(module, _, output):
@@ -134,13 +127,9 @@ def record(model, idx):
     for block in blocks:
         for part in (block, block.attn, block.mlp):
             hooks.append(part.register_forward_hook(keep))
-    try:
-        logits, _ = model(idx, idx)  # with targets, it returns the logits of all positions
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not logits.isfinite().all():
-        raise UserError("the model's logits are not numbers (NaN): its weights are damaged")
+    logits, _ = model(idx, idx)  # with targets, it returns the logits of all positions
+    for hook in hooks:
+        hook.remove()
     stream = [outputs[embedding]]
     added = []
     for block in blocks:
@@ -156,15 +145,15 @@ def record(model, idx):
     )
 
 
-@torch.no_grad()
 def logits_of(model, idx, n_vocab):
     """The logits (T, n_vocab) of a text (1, T), in float64. The ids from n_vocab on, which only pad
-    the vocabulary, are left out, as in sampling."""
+    the vocabulary, are left out, as in sampling. Raises UserError if a logit is NaN or infinite."""
     logits, _ = model(idx, idx)
+    if not logits.isfinite().all():
+        raise UserError("the model's logits are not numbers (NaN): its weights are damaged")
     return logits[0, :, :n_vocab].cpu().double()  # Apple's GPUs have no float64
 
 
-@torch.no_grad()
 def head(model, x):
     """The logits (..., V) that a residual stream x (..., C) gives if it is the last one."""
     logits = model.lm_head(model.transformer.ln_f(x))
@@ -173,15 +162,14 @@ def head(model, x):
     return logits
 
 
-@torch.no_grad()
 def ablation(model, idx, n_vocab):
     """The loss of the text (1, T) without each part, (L, nh + 1) in nats per token: without each
     head of a layer, and in the last column without its MLP."""
-    config = model.config
-    losses = torch.zeros(config.n_layer, config.n_head + 1)
+    n_head = model.config.n_head
+    losses = torch.zeros(model.config.n_layer, n_head + 1)
     for layer, block in enumerate(model.transformer.h):
         attend = block.attn.attend
-        for number in range(config.n_head):
+        for number in range(n_head):
             attend.off = number
             losses[layer, number] = text_loss(logits_of(model, idx, n_vocab), idx)
         attend.off = None
@@ -197,11 +185,15 @@ def zeros_instead(module, inputs, output):
 
 
 def text_loss(logits, idx):
-    """The mean cross-entropy of a text, in nats per token, from logits (T, V) and idx (1, T)."""
-    return F.cross_entropy(logits[:-1], idx[0, 1:].cpu())
+    """The mean cross-entropy of a text, in nats per token, from logits (T, V) and idx (1, T); None
+    if it has only one token."""
+    if len(logits) == 1:
+        return None
+    came = idx[0, 1:].cpu()
+    loss = F.cross_entropy(logits[:-1], came)
+    return loss.item()
 
 
-@torch.no_grad()
 def votes(model, seen, first, second):
     """How much each part of the model adds to logit(first) - logit(second), before soft-capping.
 
@@ -215,7 +207,8 @@ def votes(model, seen, first, second):
     for layer, block in enumerate(model.transformer.h):
         c_proj = block.attn.c_proj
         wanted = u @ c_proj.weight  # (T, C): what the heads should output
-        wanted = wanted.unflatten(-1, (-1, hs)).transpose(0, 1)  # (nh, T, hs)
+        wanted = wanted.unflatten(-1, (-1, hs))
+        wanted = wanted.transpose(0, 1)  # (nh, T, hs)
         parts += dot(wanted, seen.heads[layer])  # one per head
         parts.append(dot(u, seen.added[layer, 1]))
         if c_proj.bias is not None:
@@ -233,15 +226,11 @@ def gap_direction(model, x, first, second):
     if isinstance(ln_f, nn.LayerNorm):
         if ln_f.bias is not None:
             constant = u @ ln_f.bias
-        u = centered(u * ln_f.weight)  # the norm subtracts the mean of x
-        x = centered(x)
+        u = u * ln_f.weight
+        u = u - u.mean(dim=-1, keepdim=True)  # because the norm subtracts the mean of x
+        x = x - x.mean(dim=-1, keepdim=True)
     scale = (dot(x, x) / x.shape[-1] + ln_f.eps).sqrt()
     return u / scale[:, None], constant
-
-
-def centered(x):
-    """x without its mean."""
-    return x - x.mean(dim=-1, keepdim=True)
 
 
 def dot(x, y):
@@ -252,12 +241,26 @@ def dot(x, y):
 # Weights in the page
 
 
-def stored_weights(weights, settings):
-    """The weights without a tied LM head, which is the token embedding."""
-    stored = dict(weights)
-    if settings.tied:
-        stored.pop("lm_head.weight", None)
-    return stored
+def round_weights(model, levels):
+    """Round the matrices of a model. Returns its weights for the page: shapes, whole numbers, and
+    scales and vectors. A tied LM head is left out, because it is the token embedding."""
+    shapes = []
+    integers = []
+    floats = []
+    for name, p in model.named_parameters():
+        weight = p.cpu()
+        shapes.append([name, *weight.shape])
+        if weight.dim() == 2:
+            numbers, scales = rounded_rows(weight, levels)
+            p.data = (numbers * scales).to(p.device)
+            integers.append(numbers.flatten())
+            weight = scales
+        floats.append(weight.flatten())
+    return {
+        "shapes": shapes,
+        "integers": packed(torch.cat(integers), "<i1"),
+        "floats": packed(torch.cat(floats), "<f4"),
+    }
 
 
 def rounded_rows(weight, levels):
@@ -269,50 +272,13 @@ def rounded_rows(weight, levels):
     return numbers.clamp(-levels, levels).to(torch.int8), scales
 
 
-def rounded(weights, levels):
-    """The weights as the page has them: matrices are rounded, vectors are not."""
-    result = {}
-    for name, weight in weights.items():
-        weight = weight.float().cpu()
-        if weight.dim() == 2:
-            numbers, scales = rounded_rows(weight, levels)
-            weight = numbers * scales
-        result[name] = weight
-    return result
-
-
-def packed_weights(weights, settings, levels):
-    """The rounded weights for the page: shapes, the rounded numbers, and scales and vectors."""
-    shapes = []
-    integers = []
-    floats = []
-    for name, weight in stored_weights(weights, settings).items():
-        weight = weight.float().cpu()
-        shapes.append([name, *weight.shape])
-        if weight.dim() == 2:
-            numbers, scales = rounded_rows(weight, levels)
-            integers.append(numbers.flatten())
-            floats.append(scales.flatten())
-        else:
-            floats.append(weight)
-    return {
-        "shapes": shapes,
-        "integers": packed(torch.cat(integers), "<i1"),
-        "floats": packed(torch.cat(floats), "<f4"),
-    }
-
-
-def why_not_live(tokenizer, weights, settings):
+def why_not_live(tokenizer, n_parameters):
     """Why the page cannot contain the model, as the end of a sentence; or None if it can."""
-    stored = stored_weights(weights, settings)
-    count = sum(weight.numel() for weight in stored.values())
     if not isinstance(tokenizer, CharTokenizer):
         return "its tokens are not single characters"
-    if count > MAX_PARAMETERS:
-        return (f"it has {short_count(count)} parameters, and at most "
+    if n_parameters > MAX_PARAMETERS:
+        return (f"it has {short_count(n_parameters)} parameters, and at most "
                 f"{short_count(MAX_PARAMETERS)} run in a page")
-    if not all(weight.isfinite().all() for weight in stored.values()):
-        return "some of its weights are not finite"
     return None
 
 
@@ -343,11 +309,11 @@ def packed(tensor, dtype):
     return base64.b64encode(data).decode()
 
 
-def moment(model, idx, n_vocab):
+def moment(model, idx, logits):
     """(what the page shows of a model, as plain values; the Recording). The lists are indexed by
-    layer, if they depend on it, and then by position."""
+    layer, if they depend on it, and then by position. logits: of logits_of."""
     seen = record(model, idx)
-    logits = logits_of(model, idx, n_vocab)
+    T, n_vocab = logits.shape
     top = logits.softmax(dim=-1).topk(min(TOP, n_vocab))
     first = top.indices[:, 0].to(idx.device)
     second = top.indices[:, min(1, n_vocab - 1)].to(idx.device)
@@ -359,10 +325,10 @@ def moment(model, idx, n_vocab):
     lens_ids = []
     lens_probs = []
     for x in seen.stream:
-        best = head(model, x)[:, :n_vocab].softmax(dim=-1).max(dim=-1)
+        guess = head(model, x)[:, :n_vocab]
+        best = guess.softmax(dim=-1).max(dim=-1)
         lens_ids.append(best.indices.tolist())
         lens_probs.append(numbers(best.values))
-    T = idx.shape[1]
     rows, columns = torch.tril_indices(T, T)
     attention = seen.attention[..., rows, columns]  # the lower triangle, row by row
     result = {
@@ -376,11 +342,9 @@ def moment(model, idx, n_vocab):
         "lens_probs": lens_probs,
         "votes": numbers(votes(model, seen, first, second)),
         "attention": packed((attention * 65535).round(), "<u2"),
-        "loss": None,
         "ablated_loss": None,
     }
     if T > 1:
-        result["loss"] = text_loss(logits, idx).item()
         result["ablated_loss"] = numbers(ablation(model, idx, n_vocab))
     return result, seen
 
@@ -393,21 +357,18 @@ def next_probs(logits, idx):
     return probs.flatten().tolist()
 
 
-def build_model(weights, settings, device, levels=None):
-    """A GPT that can be recorded. levels: its weights are rounded as those in the page; None: they
-    are not."""
-    if levels is not None:
-        weights = rounded(weights, levels)
-    model = GPT.from_weights(settings, weights).to(device).eval()
+def build_model(weights, settings, device):
+    """A GPT that can be recorded."""
+    model = GPT.from_weights(settings, weights)
+    model.requires_grad_(False)
     replace(model, Attend, RecordingAttend)
-    return model
+    return model.to(device).eval()
 
 
 def continuation(model, tokenizer, idx, n_new, cfg):
     """(ids, probabilities) of at most n_new tokens that the model samples after idx (1, T). The
     probabilities are those before temperature and top-k."""
     sampler = Sampler([cfg.seed], tokenizer.n_vocab, cfg.temperature, cfg.top_k)
-    idx = idx.to(model.transformer.wte.weight.device)
     sampled = stream(model, idx, sampler, make_cache(model, 1))
     new = []
     probs = []
@@ -416,29 +377,20 @@ def continuation(model, tokenizer, idx, n_new, cfg):
         if i == tokenizer.end_of_text:
             break
         new.append(i)
-        probs.append(logits[0].softmax(dim=-1)[i].item())
+        p = logits[0].softmax(dim=-1)[i]
+        probs.append(p.item())
     return new, probs
 
 
-def dice(seed, n):
-    """The n random numbers in [0, 1) that sampling with this seed uses."""
-    generator = torch.Generator()
-    generator.manual_seed(seed)
-    return [torch.rand(1, generator=generator).item() for _ in range(n)]
-
-
-def new_tokens(T, block_size, cfg):
+def new_tokens(T, block_size, max_new_tokens):
     """The number of tokens that are sampled after a prompt of T tokens."""
-    if T > block_size:
-        raise UserError(f"the prompt has {T:,} tokens, but the model sees at most {block_size:,}: "
-                        "use a shorter one")
-    n_new = cfg.max_new_tokens
+    n_new = max_new_tokens
     if n_new is None:
         n_new = max(0, min(TEXT_TOKENS, block_size) - T)
     if T + n_new > block_size:
-        raise UserError(f"max_new_tokens={n_new} after a prompt of {counted(T, 'token')} is longer "
-                        f"than the context of the model, {counted(block_size, 'token')}: use at "
-                        f"most {block_size - T:,}")
+        raise UserError(f"the prompt has {T:,} tokens and max_new_tokens={n_new}, but the model "
+                        f"sees at most {block_size:,} tokens: use a shorter prompt or a smaller "
+                        "max_new_tokens")
     return n_new
 
 
@@ -448,9 +400,10 @@ def chosen_steps(steps, main, limit):
     steps = sorted({*steps, main})
     while len(steps) > limit:
         gaps = {}
-        for i in range(1, len(steps) - 1):
-            if steps[i] != main:
-                gaps[steps[i]] = math.log((steps[i + 1] + 1) / (steps[i - 1] + 1))
+        triples = zip(steps, steps[1:], steps[2:], strict=False)
+        for before, step, after in triples:
+            if step != main:
+                gaps[step] = (after + 1) / (before + 1)
         steps.remove(min(gaps, key=gaps.get))
     return steps
 
@@ -495,7 +448,7 @@ def turning_point(shown, ids, first, spaces):
     last = len(lens_ids) - 1
     positions = range(min(first, len(ids) - 2), len(ids) - 1)
     best_score = 0
-    best = None
+    best = (max(positions, key=shown["next_prob"].__getitem__), None)
     for t in positions:
         guesses = lens_ids[:, t].tolist()
         row = last
@@ -511,21 +464,12 @@ def turning_point(shown, ids, first, spaces):
         if score > best_score:
             best_score = score
             best = (t, row)
-    if best is None:
-        return max(positions, key=shown["next_prob"].__getitem__), None
     return best
 
 
 def place_of_largest(values):
     """(row, column) of the largest number of a matrix."""
     return divmod(values.argmax().item(), values.shape[1])
-
-
-def previous_token_shares(attention):
-    """(L, nh): the share of its weight that each head gives to the previous token. The first token
-    has none before it, and the second has few others. attention: (L, nh, T, T)."""
-    weights = attention.diagonal(offset=-1, dim1=-2, dim2=-1)  # (L, nh, T - 1)
-    return weights[..., 1:].mean(dim=-1)
 
 
 def most_learned(probs, ids, spaces):
@@ -543,8 +487,8 @@ def most_learned(probs, ids, spaces):
 def discoveries(shown, ids, attention, n_prompt, probs, spaces):
     """(where the page opens, up to three things to find in it), as settings of the page.
 
-    spaces: the ids of white space. probs: at each moment, the probabilities of the tokens that
-    came."""
+    shown: the moment of the main model. attention: (L, nh, T, T). probs, spaces: see most_learned.
+    """
     if len(ids) < 3:
         return {"token": 0, "layer": 0, "head": 0}, []
     token, row = turning_point(shown, ids, n_prompt - 1, spaces)
@@ -554,7 +498,8 @@ def discoveries(shown, ids, attention, n_prompt, probs, spaces):
     found = []
     if row is not None:
         found.append(opening | {"kind": "lens", "row": row})
-    shares = previous_token_shares(attention)
+    to_previous = attention.diagonal(offset=-1, dim1=-2, dim2=-1)  # (L, nh, T - 1)
+    shares = to_previous[..., 1:].mean(dim=-1)  # the second token has few others to look at
     layer, number = place_of_largest(shares)
     share = shares[layer, number].item()
     previous = {"kind": "previous", "layer": layer, "head": number, "share": share}
@@ -580,32 +525,29 @@ class Page:
     tokenizer: object
     idx: torch.Tensor  # (1, T): the prompt, and what the model has sampled after it
     n_prompt: int  # tokens of the prompt
-    why_not_live: str | None  # None: the model runs in the page
+    n_parameters: int
+    is_live: bool  # whether the model runs in the page
 
 
-def snapshots_of(cfg):
-    """{step: path} of the snapshots of a run; {} if the model is not one of a run."""
-    if cfg.init_from != "resume":
-        return {}
-    run = Path(cfg.out_dir)
-    if run.is_file():
-        run = run.parent
-    return checkpoint.snapshot_paths(run)
+def run_folder(cfg):
+    """The folder of the run, of which out_dir can also be a checkpoint."""
+    folder = Path(cfg.out_dir)
+    if folder.is_file():
+        folder = folder.parent
+    return folder
 
 
-def levels_of(this, paths):
+def levels_of(this, steps):
     """{step: levels} of the steps of the training that the page shows: how the weights are rounded,
     or None if they are not in the page. Snapshots are in it if at least three models fit."""
     main = this.start.step
-    if this.why_not_live:
-        return dict.fromkeys(chosen_steps(paths, main, MAX_MOMENTS))
-    stored = stored_weights(this.start.model, this.settings)
-    count = sum(weight.numel() for weight in stored.values())
-    n_fit = MAX_WEIGHTS // count  # a weight takes about a byte
+    if not this.is_live:
+        return dict.fromkeys(chosen_steps(steps, main, MAX_MOMENTS))
+    n_fit = MAX_WEIGHTS // this.n_parameters  # a weight takes about a byte
     if n_fit < 3:
-        levels = dict.fromkeys(chosen_steps(paths, main, MAX_RECORDED))
+        levels = dict.fromkeys(chosen_steps(steps, main, MAX_RECORDED))
     else:
-        steps = chosen_steps(paths, main, min(n_fit, MAX_MOMENTS))
+        steps = chosen_steps(steps, main, min(n_fit, MAX_MOMENTS))
         levels = dict.fromkeys(steps, SNAPSHOT_LEVELS)
     levels[main] = LEVELS
     return levels
@@ -614,37 +556,20 @@ def levels_of(this, paths):
 def check_attention(this, n_moments):
     """Raises UserError if the attention weights would make the file too large."""
     T = this.idx.shape[1]
-    size = n_moments * this.settings.n_layer * this.settings.n_head * T * (T + 1)
+    n_maps = n_moments * this.settings.n_layer * this.settings.n_head
+    size = n_maps * T * (T + 1)  # two bytes for each weight of a triangle
     if size > MAX_ATTENTION:
         raise UserError(f"the attention weights of {T:,} tokens would take {size / 2**20:,.0f} MB "
                         f"in the file, and at most {MAX_ATTENTION / 2**20:.0f} MB are allowed: use "
                         "a shorter prompt, or a smaller max_new_tokens")
 
 
-def live_part(this, weights, levels, logits):
-    """What the page needs to run a model: its weights, logits to compare its own with, and the loss
-    with and without rounding."""
-    compared = logits
-    if levels == SNAPSHOT_LEVELS:
-        compared = logits[-1:]  # of the last token
-    part = {
-        "weights": packed_weights(weights, this.settings, levels),
-        "logits": packed(compared, "<f4"),
-        "loss": None,
-        "exact_loss": None,
-    }
-    if this.idx.shape[1] > 1:
-        exact = build_model(weights, this.settings, this.idx.device)
-        exact_logits = logits_of(exact, this.idx, this.tokenizer.n_vocab)
-        part["loss"] = text_loss(logits, this.idx).item()
-        part["exact_loss"] = text_loss(exact_logits, this.idx).item()
-    return part
-
-
 def moments_of(this):
     """(what the page has of each step of the training, the number of the main model's, where it
     opens, what there is to find)."""
-    paths = snapshots_of(this.cfg)
+    paths = {}
+    if this.cfg.init_from == "resume":
+        paths = checkpoint.snapshot_paths(run_folder(this.cfg))
     levels = levels_of(this, paths)
     check_attention(this, len(levels))
     n_vocab = this.tokenizer.n_vocab
@@ -655,21 +580,30 @@ def moments_of(this):
         weights = this.start.model
         if not is_main:  # the checkpoint has the same weights as the snapshot of its step
             weights = checkpoint.read_snapshot(paths[step], this.start.model_args)
-        model = build_model(weights, this.settings, this.idx.device, levels[step])
-        logits = logits_of(model, this.idx, n_vocab)
-        probs.append(next_probs(logits, this.idx))
+        model = build_model(weights, this.settings, this.idx.device)
         shown = {"step": step}
+        logits = logits_of(model, this.idx, n_vocab)
+        if levels[step] is not None:
+            shown["exact_loss"] = text_loss(logits, this.idx)
+            shown["weights"] = round_weights(model, levels[step])
+            logits = logits_of(model, this.idx, n_vocab)
+            compared = logits  # with those that the page computes
+            if not is_main:
+                compared = logits[-1:]  # of the last token
+            shown["logits"] = packed(compared, "<f4")
+        shown["loss"] = text_loss(logits, this.idx)
+        probs.append(next_probs(logits, this.idx))
         if is_main or levels[step] is None:  # else the page computes the rest itself
-            recorded, seen = moment(model, this.idx, n_vocab)
+            recorded, seen = moment(model, this.idx, logits)
             shown |= recorded
         if is_main:
             main = shown
             attention = seen.attention
-        if levels[step] is not None:
-            shown |= live_part(this, weights, levels[step], logits)
         prompt = this.idx[:, :this.n_prompt]
-        shown["film_ids"], shown["film_probs"] = continuation(
+        film_ids, film_probs = continuation(
             model, this.tokenizer, prompt, FILM_TOKENS, this.cfg)
+        shown["film_ids"] = film_ids
+        shown["film_probs"] = film_probs
         moments.append(shown)
     ids = this.idx[0].tolist()
     spaces = {i for i in ids if not text_of(this.tokenizer, i).strip()}
@@ -678,7 +612,7 @@ def moments_of(this):
 
 
 def used_vocabulary(this, moments):
-    """{id: text} of all tokens that a page without the model shows."""
+    """{id: text} of all tokens that a page without its model shows."""
     used = set(this.idx[0].tolist())
     for shown in moments:
         used.update(shown["film_ids"])
@@ -690,38 +624,40 @@ def used_vocabulary(this, moments):
 def look(start, tokenizer, prompt, cfg):
     """Everything that the page shows, as plain values. start: a Checkpoint. prompt: text."""
     settings = build(GPTConfig, start.model_args)
-    device = find_device(cfg.device)
-    why = why_not_live(tokenizer, start.model, settings)
-    levels = LEVELS
-    if why:
-        levels = None
-    model = build_model(start.model, settings, device, levels)
-    ids = torch.from_numpy(tokenizer.encode(prompt, special=True))[None]
-    n_prompt = ids.shape[1]
-    n_new = new_tokens(n_prompt, settings.block_size, cfg)
-    new, _ = continuation(model, tokenizer, ids, n_new, cfg)
-    idx = torch.cat((ids, torch.tensor([new], dtype=torch.int64)), dim=1).to(device)
-    this = Page(cfg, start, settings, tokenizer, idx, n_prompt, why)
+    model = build_model(start.model, settings, find_device(cfg.device))
+    n_parameters = sum(p.numel() for p in model.parameters())
+    why = why_not_live(tokenizer, n_parameters)
+    if not why:
+        round_weights(model, LEVELS)
+    prompt_ids = encode_prompt(model, tokenizer, prompt)
+    n_prompt = prompt_ids.shape[1]
+    n_new = new_tokens(n_prompt, settings.block_size, cfg.max_new_tokens)
+    new, _ = continuation(model, tokenizer, prompt_ids, n_new, cfg)
+    new = prompt_ids.new_tensor([new])
+    idx = torch.cat((prompt_ids, new), dim=1)
+    this = Page(cfg, start, settings, tokenizer, idx, n_prompt, n_parameters, not why)
     moments, main, opening, found = moments_of(this)
 
     name = cfg.init_from
     if cfg.init_from == "resume":
         name = cfg.out_dir
-    unit = "token"
     if isinstance(tokenizer, CharTokenizer):
         unit = "character"
-    vocab = list(tokenizer.chars) if not why else used_vocabulary(this, moments)
-    parameters = sum(p.numel() for p in model.parameters())
+        vocab = list(tokenizer.chars)
+    else:
+        unit = "token"
+        vocab = used_vocabulary(this, moments)
     task = (start.config or {}).get("task")
     val_loss = None
     if 0 < start.best_loss < math.inf:
         val_loss = start.best_loss
+    dice = itertools.islice(uniform_numbers([cfg.seed], "cpu"), FILM_TOKENS)
     return {
         "name": printable(Path(name).resolve().name),  # no path: the page is sent to others
-        "title": printable(title(parameters, start.meta.get("source"), task)),
+        "title": printable(title(n_parameters, start.meta.get("source"), task)),
         "unit": unit,
         "config": asdict(settings),
-        "parameters": parameters,
+        "parameters": n_parameters,
         "val_loss": val_loss,
         "n_vocab": tokenizer.n_vocab,
         "vocab": vocab,
@@ -731,7 +667,7 @@ def look(start, tokenizer, prompt, cfg):
         "main": main,
         "why_not_live": why,
         "sampled": {"temperature": cfg.temperature, "top_k": cfg.top_k},
-        "dice": dice(cfg.seed, FILM_TOKENS),
+        "dice": [number.item() for number in dice],
         "open": opening,
         "discoveries": found,
     }
@@ -740,23 +676,17 @@ def look(start, tokenizer, prompt, cfg):
 def page(data):
     """The HTML file. The data becomes JSON in ASCII, without "<", so that no text in it can end the
     script element that contains it."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    html = template("page.html")
+    html = (TEMPLATES / "page.html").read_text(encoding="utf-8")
     for name in re.findall(r"{{(\w+\.\w+)}}", html):
-        html = html.replace("{{" + name + "}}", template(name))
+        part = (TEMPLATES / name).read_text(encoding="utf-8")
+        html = html.replace("{{" + name + "}}", part)
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return html.replace("{{data}}", text.replace("<", "\\u003c"))
-
-
-def template(name):
-    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def main(argv=None):
     _, cfg = configure(__doc__, LookConfig, argv=argv)
-    folder = Path(cfg.out_dir)
-    if folder.is_file():
-        folder = folder.parent
-    out = Path(cfg.out or folder / "look.html")
+    out = Path(cfg.out or run_folder(cfg) / "look.html")
     if out.is_dir():
         raise UserError(f"out={out} is a folder: give the name of a file")
     start = starting.to_sample_from(cfg.init_from, cfg.out_dir)
