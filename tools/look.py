@@ -40,6 +40,7 @@ from internals.errors import UserError, one_line_errors
 from internals.files import printable, replacing
 from internals.limits import Count, Natural, NonNegative, Seed
 from internals.streaming import read_prompt
+from internals.words import counted
 from model import GPT, Attend, GPTConfig
 from prepare import CharTokenizer, tokenizer_from_meta
 from sample import Sampler, encode_prompt, make_cache, stream, uniform_numbers
@@ -388,9 +389,9 @@ def new_tokens(T, block_size, max_new_tokens):
     if n_new is None:
         n_new = max(0, min(TEXT_TOKENS, block_size) - T)
     if T + n_new > block_size:
-        raise UserError(f"the prompt has {T:,} tokens and max_new_tokens={n_new}, but the model "
-                        f"sees at most {block_size:,} tokens: use a shorter prompt or a smaller "
-                        "max_new_tokens")
+        raise UserError(f"a prompt of {counted(T, 'token')} and max_new_tokens={n_new} exceed the "
+                        f"context of the model, {counted(block_size, 'token')}: use a shorter "
+                        "prompt or a smaller max_new_tokens")
     return n_new
 
 
