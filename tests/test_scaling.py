@@ -24,7 +24,7 @@ from model import GPT, GPTConfig
 
 N = np.repeat([7.3e3, 26.8e3, 86e3], 5)  # a ladder of three sizes and five horizons
 D = np.tile(51_200 * 2.0 ** np.arange(5), 3)
-TARGET = np.array([236e3]), np.array([2.66e6])
+TARGET = 236e3, 2.66e6
 LAW = Law(E=1.3, A=0.15, B=0.5, a=0.35, b=0.45)
 VOCABULARY = 41  # of the dataset `tiny`
 SIZES = "2x16,2x32,3x48,3x64,3x96,4x128"
@@ -127,8 +127,8 @@ def test_the_80_percent_interval_covers_70_to_90_of_100_measurements():
     hits = 0
     for _ in range(100):
         fit = Fit(N, D, noisy(LAW, random))
-        measured = LAW.loss(*TARGET)[0] * (1 + 0.0045 * random.normal())
-        error = measured / fit.law.loss(*TARGET)[0] - 1
+        measured = LAW.loss(*TARGET) * (1 + 0.0045 * random.normal())
+        error = measured / fit.law.loss(*TARGET) - 1
         hits += abs(error) <= scaling.Z80 * fit.deviation(*TARGET)
     assert 70 <= hits <= 90
 
@@ -237,9 +237,9 @@ def test_N_counts_what_a_token_is_multiplied_with(ladder):
         model = GPT(GPTConfig(n_layer=run.n_layer, n_embd=run.n_embd, n_head=1,
                               vocab_size=VOCABULARY, block_size=64))
         linear = [part.weight for part in model.modules() if isinstance(part, torch.nn.Linear)]
-        N, D = plan.shapes([run])
-        assert N[0] == sum(weight.numel() for weight in linear)
-        assert D[0] == 8 * 64 * run.steps
+        N, D = plan.shape(run)
+        assert N == sum(weight.numel() for weight in linear)
+        assert D == 8 * 64 * run.steps
 
 
 def test_one_run_is_an_ordinary_run_of_train(tmp_path, data_dir):
