@@ -32,7 +32,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from plot import read_run
+import plot
 
 from configurator import build, configure, read_settings
 from internals.dataset import load
@@ -332,7 +332,7 @@ def train_once(settings, folder):
     if process.returncode != 0:
         lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
         raise UserError(f"train.py failed, see {folder / 'log.txt'}: {' '.join(lines[-1:])}")
-    loss = read_run(str(folder)).losses[-1][1]
+    loss = plot.read_run(str(folder)).losses[-1][1]
     seconds = usage.ru_utime + usage.ru_stime
     write_json(path, {"loss": loss, "seconds": seconds})
     print(f"{folder.name:32} loss {loss:.4f}  {seconds:5.0f} CPU seconds", flush=True)
@@ -494,9 +494,6 @@ def fit_seconds(N, D, seconds):
 
 def read_target(cfg):
     """The Plan, without a ladder, of the large run: a config file and the command line."""
-    if cfg.target is None:
-        raise UserError(f"{cfg.command} needs the config file of the large run: python "
-                        f"tools/scaling.py {cfg.command} config/scaling.py")
     settings = read_settings(__doc__, TrainConfig, GPTConfig, argv=[cfg.target],
                              expand=expand_names)
     settings.pop("out_dir", None)
@@ -715,13 +712,10 @@ def interval(loss, deviation, width):
 
 def check_target(cfg):
     """Compare a large run with its prediction, and with two simpler predictions."""
-    if cfg.target is None:
-        raise UserError("check needs the folder of a large run: python tools/scaling.py check "
-                        "out-scaling/target-4x160-3500")
     folder = Path(cfg.target)
     prediction = read_json(folder / "prediction.json")
     result = read_json(folder / "result.json")
-    trained = read_run(str(folder)).settings
+    trained = plot.read_settings(folder / "config.json")
     settings = prediction["settings"]
     expected = asdict(build(TrainConfig, settings)) | asdict(build(GPTConfig, settings))
     for name, value in expected.items():
@@ -815,6 +809,9 @@ COMMANDS = {"plan": plan_ladder, "run": train_runs, "fit": print_fit,
 
 def main(argv=None):
     _, cfg = configure(__doc__, ScalingConfig, argv=argv, positional=["command", "target"])
+    if cfg.target is None and cfg.command in ("plan", "predict", "check"):
+        raise UserError(f"{cfg.command} needs the large run: plan and predict its config file, "
+                        "check its folder (see --help)")
     COMMANDS[cfg.command](cfg)
 
 
