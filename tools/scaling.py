@@ -412,8 +412,8 @@ class Fit:
     """What the losses of a ladder say. N, D: arrays (cells,); by_seed: losses (cells, seeds).
 
     laws: one Law for each q in LAWS. law: the one that describes the ladder best. fixed: the same
-    with E fixed. noise: the relative standard deviation of
-    one run: that between seeds or, if it is larger, the one that the misfit of the law implies."""
+    with E fixed. noise: the relative standard deviation of one run: that between seeds or, if it is
+    larger, the one that the misfit of the law implies."""
 
     def __init__(self, N, D, by_seed, fixed_E=None):
         self.N = N
