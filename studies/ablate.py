@@ -20,6 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
@@ -150,12 +152,8 @@ def table(curves, leave_out=False):
 
 
 def mean_curve(runs):
-    """The mean over seeds, point by point."""
-    means = []
-    for points in zip(*runs, strict=True):
-        columns = zip(*points, strict=True)
-        means.append(tuple(map(statistics.mean, columns)))
-    return means
+    """The mean over seeds, point by point: an array (points, 3)."""
+    return np.mean(runs, axis=0)
 
 
 def time_to(curve, loss):
@@ -183,8 +181,8 @@ def plot(curves, path, leave_out=False):
                 label = name if leave_out else f"{name} (full recipe)"
                 text_color = "tab:blue"
                 style = {"color": text_color, "linewidth": 2.5, "zorder": 3}
-            tokens, seconds, losses = zip(*mean_curve(runs)[1:], strict=True)
-            tokens = [n / 1e3 for n in tokens]
+            tokens, seconds, losses = mean_curve(runs)[1:].T
+            tokens = tokens / 1e3
             against_tokens.plot(tokens, losses, marker=".", **style)
             against_time.plot(seconds, losses, marker=".", **style)
             token_ends.append((tokens[-1], losses[-1], label, text_color))

@@ -57,19 +57,18 @@ def word_sequences(text):
     return {" ".join(words[i:i + LENGTH]) for i in range(len(words) - LENGTH + 1)}
 
 
-def overlap(play, text):
-    """(the number of word sequences of `play` that also occur in `text`, the number of all word
-    sequences of `play`)"""
-    sequences = word_sequences(play)
-    return len(sequences & word_sequences(text)), len(sequences)
-
-
 def without_overlap(plays, text):
-    """plays: {name: play}. Returns the plays whose overlap with `text` is at most MAX_OVERLAP, and
-    {name: overlap} of all plays."""
-    overlaps = {name: overlap(play, text) for name, play in plays.items()}
-    kept = {name: plays[name] for name, (shared, n) in overlaps.items()
-            if shared <= MAX_OVERLAP * n}
+    """plays: {name: play}. Returns the plays of whose word sequences at most MAX_OVERLAP occur in
+    `text`, and for all plays {name: (the number of such sequences, the number of all)}."""
+    of_text = word_sequences(text)
+    kept = {}
+    overlaps = {}
+    for name, play in plays.items():
+        sequences = word_sequences(play)
+        shared = len(sequences & of_text)
+        overlaps[name] = (shared, len(sequences))
+        if shared <= MAX_OVERLAP * len(sequences):
+            kept[name] = play
     return kept, overlaps
 
 
@@ -80,7 +79,8 @@ def prepare_both(plays, data=DATA):
     tiny = read_text(data / TINY / "input.txt")
     kept, overlaps = without_overlap(plays, tiny)
     print(f"sequences of {LENGTH} words that also occur in Tiny Shakespeare:")
-    for name, (shared, n) in sorted(overlaps.items(), key=lambda item: item[1][0] / item[1][1]):
+    by_share = sorted(overlaps.items(), key=lambda item: item[1][0] / item[1][1])
+    for name, (shared, n) in by_share:
         print(f"{name:30} {shared:6,} of {n:6,}: {'kept' if name in kept else 'left out'}")
     validation = word_sequences(tiny[int(len(tiny) * 0.9):])
     text = "\n".join(kept.values())

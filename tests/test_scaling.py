@@ -117,7 +117,8 @@ def test_the_fit_recovers_five_known_parameters(law, q):
         assert getattr(found, name) == pytest.approx(getattr(law, name), rel=1e-4)
     assert Fit(N, D, np.stack([losses, losses], axis=1)).law.q == q
     fixed = fit_law(N, D, losses, fixed_E=law.E, q=q)
-    assert fixed.B == pytest.approx(law.B, rel=1e-4) and fixed.b == pytest.approx(law.b, rel=1e-4)
+    assert fixed.B == pytest.approx(law.B, rel=1e-4)
+    assert fixed.b == pytest.approx(law.b, rel=1e-4)
 
 
 def test_the_80_percent_interval_covers_70_to_90_of_100_measurements():
@@ -145,7 +146,8 @@ def test_a_large_run_is_predicted_trained_and_checked(ladder, capsys):
     low, high = prediction["interval_80"]
     lowest, highest = prediction["interval_95"]
     assert lowest < low < prediction["loss"] < high < highest
-    assert prediction["N"] == 12 * 3 * 80**2 + VOCABULARY * 80 and prediction["D"] == 5200 * 512
+    assert prediction["N"] == 12 * 3 * 80**2 + VOCABULARY * 80
+    assert prediction["D"] == 5200 * 512
     assert prediction["settings"]["learning_rate"] == pytest.approx(0.01, rel=0.35)
     before = (ladder.out / "scaling.png").read_bytes()
 
