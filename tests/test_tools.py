@@ -50,6 +50,9 @@ def test_the_ablation_adds_one_change_at_a_time_and_prints_its_improvement(data_
     assert head.count("|") == line.count("|") == 6 and len(rows) == len(ablate.CHANGES)
     mean, low, high = numbers(rows[0])[1:4]  # after the 2 of GPT-2
     assert low <= mean <= high
+    changed = numbers(rows[1])[0]
+    improvement = float(rows[1].split("|")[3])
+    assert improvement == pytest.approx(mean - changed, abs=0.0015)
     assert (tmp_path / "ablation.png").read_bytes()[:4] == b"\x89PNG"
 
 
