@@ -149,6 +149,8 @@ def test_a_large_run_is_predicted_trained_and_checked(ladder, capsys):
     assert prediction["N"] == 12 * 3 * 80**2 + VOCABULARY * 80
     assert prediction["D"] == 5200 * 512
     assert prediction["settings"]["learning_rate"] == pytest.approx(0.01, rel=0.35)
+    power_law, same_loss = prediction["baselines"].values()
+    assert power_law < prediction["loss"] < same_loss
     before = (ladder.out / "scaling.png").read_bytes()
 
     ladder(["run"])
@@ -198,6 +200,18 @@ def test_a_changed_setting_or_dataset_is_never_mixed_with_old_runs(predicted, mi
     identify = scaling.identify
     monkeypatch.setattr(scaling, "identify", lambda settings: identify(settings) | {"val": "new"})
     assert "has changed since the plan was made" in mistake(predicted, "run")
+
+
+def test_a_run_on_other_text_has_another_folder(ladder):
+    plan = scaling.read_plan(ladder.out)
+    other = scaling.Plan(ladder.out, plan.settings, plan.data | {"train": "new"})
+    assert plan.folder(plan.target) != other.folder(plan.target)
+
+
+def test_the_best_learning_rates_must_be_among_those_that_were_tried(study, mistake):
+    study.config.write_text(CONFIG + "learning_rate = 0.2\n", encoding="utf-8")
+    study(["plan", study.config])
+    assert "change learning_rate in the config" in mistake(study, "run")
 
 
 def test_no_prediction_if_the_ladder_allows_two_values_of_E_that_disagree(ladder, mistake):
