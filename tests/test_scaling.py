@@ -233,6 +233,7 @@ def test_N_counts_what_a_token_is_multiplied_with(ladder):
         N, D = plan.shape(run)
         assert N == sum(weight.numel() for weight in linear)
         assert D == 8 * 64 * run.steps
+        assert plan.settings_of(run)["n_head"] == run.n_embd // 16  # as in the large run
 
 
 def test_one_run_is_an_ordinary_run_of_train(tmp_path, data_dir):
