@@ -116,5 +116,6 @@ def test_variants_differ_by_one_change_and_all_changes_are_the_modern_recipe():
 def test_the_time_to_a_loss_is_interpolated_between_the_points_of_the_curve():
     curve = [(0, 0.0, 4.0), (10, 1.0, 3.0), (20, 2.0, 2.0)]
     assert ablate.time_to(curve, 2.5) == 1.5
-    assert ablate.time_to(curve, 2.0) == 2.0 and ablate.time_to(curve, 1.9) is None
+    assert ablate.time_to(curve, 2.0) == 2.0
+    assert ablate.time_to(curve, 1.9) is None
     assert ablate.mean_curve([curve, [(0, 2.0, 2.0)] * 3])[0].tolist() == [0, 1.0, 3.0]
