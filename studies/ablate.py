@@ -16,9 +16,11 @@ import statistics
 import sys
 import tempfile
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -85,9 +87,12 @@ def run(settings, out_dir):
         metrics = train.main([f"--{name}={value}" for name, value in settings.items()]
                              + [f"--out_dir={out_dir}"])
     tokens = settings["batch_size"] * settings["block_size"]
-    ms = [0.0, *accumulate(m["ms"] for m in metrics if "ms" in m)]
-    curve = [(m["step"] * tokens, ms[m["step"]] / 1e3, m["val_loss"])
-             for m in metrics if "val_loss" in m]
+    seconds = 0.0
+    curve = []
+    for entry in metrics:
+        seconds += entry.get("ms", 0.0) / 1e3
+        if "val_loss" in entry:
+            curve.append((entry["step"] * tokens, seconds, entry["val_loss"]))
     return curve
 
 
@@ -134,7 +139,8 @@ def table(curves, leave_out=False):
     first = mean_curve(next(iter(curves.values())))
     before = None
     for name, runs in curves.items():
-        losses, seconds = [curve[-1][2] for curve in runs], [curve[-1][1] for curve in runs]
+        losses = [curve[-1][2] for curve in runs]
+        seconds = [curve[-1][1] for curve in runs]
         mean = statistics.mean(losses)
         improvement = "" if before is None else f"{before - mean:+.3f}"
         time = time_to(mean_curve(runs), first[-1][2])
@@ -146,12 +152,8 @@ def table(curves, leave_out=False):
 
 
 def mean_curve(runs):
-    """The mean over seeds, point by point."""
-    means = []
-    for points in zip(*runs, strict=True):
-        columns = zip(*points, strict=True)
-        means.append(tuple(map(statistics.mean, columns)))
-    return means
+    """The mean over seeds, point by point: an array (points, 3)."""
+    return np.mean(runs, axis=0)
 
 
 def time_to(curve, loss):
@@ -165,20 +167,22 @@ def time_to(curve, loss):
 
 def plot(curves, path, leave_out=False):
     """The mean curves against tokens and against time. The full recipe is highlighted."""
-    first, last = next(iter(curves)), list(curves)[-1]
+    first, *_, last = curves
     full = first if leave_out else last
     with picture(path, 12, 5.5, dpi=120) as figure:
         against_tokens, against_time = figure.subplots(1, 2, sharey=True)
-        token_ends, time_ends = [], []
+        token_ends = []
+        time_ends = []
         for name, runs in curves.items():
-            label, text_color = name, "0.3"
+            label = name
+            text_color = "0.3"
             style = {"color": "0.6", "linewidth": 1.2, "zorder": 2}
             if name == full:
                 label = name if leave_out else f"{name} (full recipe)"
                 text_color = "tab:blue"
                 style = {"color": text_color, "linewidth": 2.5, "zorder": 3}
-            tokens, seconds, losses = zip(*mean_curve(runs)[1:], strict=True)
-            tokens = [n / 1e3 for n in tokens]
+            tokens, seconds, losses = mean_curve(runs)[1:].T
+            tokens = tokens / 1e3
             against_tokens.plot(tokens, losses, marker=".", **style)
             against_time.plot(seconds, losses, marker=".", **style)
             token_ends.append((tokens[-1], losses[-1], label, text_color))

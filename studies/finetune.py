@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import prepare
@@ -32,17 +34,20 @@ from internals.files import DATA
 from internals.plots import picture
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY, OTHER = "shakespeare_char", "other_plays"  # the names of the datasets
+TINY = "shakespeare_char"  # the name of a dataset
+OTHER = "other_plays"
 LENGTH = 8  # words; sequences of this length are compared
 MAX_OVERLAP = 0.01  # the share of its sequences that a play may have in common with the text
 # an evaluation of 109 batches with 16 sequences each covers the whole validation split
 SETTINGS = [os.path.relpath(ROOT / "config" / "train_plays.py"), "--warmup_iters=None",
             "--eval_iters=109", "--sample_tokens=0"]
-BASE_STEPS, STEPS = 2000, 300  # of the base model; of each run on Tiny Shakespeare
+BASE_STEPS = 2000  # of the base model
+STEPS = 300  # of each run on Tiny Shakespeare
 EVAL_INTERVAL = 50
 LEARNING_RATES = (2e-3, 4e-3, 8e-3)  # the search for the best one begins with these
 MAX_TRIALS = 8  # learning rates that are tried at most
-TRIAL_SEED, SEEDS = 0, (1, 2, 3)
+TRIAL_SEED = 0
+SEEDS = (1, 2, 3)
 
 
 def word_sequences(text):
@@ -52,19 +57,18 @@ def word_sequences(text):
     return {" ".join(words[i:i + LENGTH]) for i in range(len(words) - LENGTH + 1)}
 
 
-def overlap(play, text):
-    """(the number of word sequences of `play` that also occur in `text`, the number of all word
-    sequences of `play`)"""
-    sequences = word_sequences(play)
-    return len(sequences & word_sequences(text)), len(sequences)
-
-
 def without_overlap(plays, text):
-    """plays: {name: play}. Returns the plays whose overlap with `text` is at most MAX_OVERLAP, and
-    {name: overlap} of all plays."""
-    overlaps = {name: overlap(play, text) for name, play in plays.items()}
-    kept = {name: plays[name] for name, (shared, n) in overlaps.items()
-            if shared <= MAX_OVERLAP * n}
+    """plays: {name: play}. Returns the plays of whose word sequences at most MAX_OVERLAP occur in
+    `text`, and for all plays {name: (the number of such sequences, the number of all)}."""
+    of_text = word_sequences(text)
+    kept = {}
+    overlaps = {}
+    for name, play in plays.items():
+        sequences = word_sequences(play)
+        shared = len(sequences & of_text)
+        overlaps[name] = (shared, len(sequences))
+        if shared <= MAX_OVERLAP * len(sequences):
+            kept[name] = play
     return kept, overlaps
 
 
@@ -75,7 +79,8 @@ def prepare_both(plays, data=DATA):
     tiny = read_text(data / TINY / "input.txt")
     kept, overlaps = without_overlap(plays, tiny)
     print(f"sequences of {LENGTH} words that also occur in Tiny Shakespeare:")
-    for name, (shared, n) in sorted(overlaps.items(), key=lambda item: item[1][0] / item[1][1]):
+    by_share = sorted(overlaps.items(), key=lambda item: item[1][0] / item[1][1])
+    for name, (shared, n) in by_share:
         print(f"{name:30} {shared:6,} of {n:6,}: {'kept' if name in kept else 'left out'}")
     validation = word_sequences(tiny[int(len(tiny) * 0.9):])
     text = "\n".join(kept.values())
@@ -115,7 +120,9 @@ def best_learning_rate(loss):
         best = min(losses, key=losses.get)
         if min(losses) < best < max(losses):
             break
-        new = best / 2 if best == min(losses) else best * 2
+        new = best * 2
+        if best == min(losses):
+            new = best / 2
         losses[new] = loss(new)
     return min(losses, key=losses.get)
 
@@ -127,10 +134,10 @@ def plot(curves, path):
         axes = figure.subplots()
         for (label, seeds), color in zip(curves.items(), ("tab:orange", "tab:blue"), strict=True):
             steps = list(seeds[0])
-            losses = [[seed[step] for seed in seeds] for step in steps]  # (steps, seeds)
-            means = list(map(statistics.mean, losses))
+            losses = np.array([list(seed.values()) for seed in seeds])  # (seeds, steps)
+            means = losses.mean(axis=0)
             axes.plot(steps, means, marker=".", color=color, label=label)
-            axes.fill_between(steps, list(map(min, losses)), list(map(max, losses)), color=color,
+            axes.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=color,
                               alpha=0.25, linewidth=0)
             for i, offset in (0, (8, 5)), (-1, (-4, 8)):
                 axes.annotate(f"{means[i]:.2f}", (steps[i], means[i]), offset, color=color,
@@ -155,7 +162,8 @@ def table(curves):
 
 
 def main(plays, data=DATA, out=Path("out-finetune"), image=ROOT / "docs" / "finetune.png"):
-    started = time.perf_counter(), time.process_time()
+    started = time.perf_counter()
+    cpu_started = time.process_time()
     prepare_both(plays, data)
     base = out / "base"
     run(base, OTHER, BASE_STEPS, BASE_STEPS, 4e-3, TRIAL_SEED, data)
@@ -170,7 +178,8 @@ def main(plays, data=DATA, out=Path("out-finetune"), image=ROOT / "docs" / "fine
         curves[label] = [
             run(folder / f"seed-{seed}", TINY, STEPS, EVAL_INTERVAL, rate, seed, data, start)
             for seed in SEEDS]
-    wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+    wall = time.perf_counter() - started
+    cpu = time.process_time() - cpu_started
     print(f"{table(curves)}\n{wall / 60:.1f} minutes ({cpu / 60:.1f} minutes of CPU time)",
           flush=True)  # first: a picture can fail
     plot(curves, image)

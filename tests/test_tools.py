@@ -50,6 +50,9 @@ def test_the_ablation_adds_one_change_at_a_time_and_prints_its_improvement(data_
     assert head.count("|") == line.count("|") == 6 and len(rows) == len(ablate.CHANGES)
     mean, low, high = numbers(rows[0])[1:4]  # after the 2 of GPT-2
     assert low <= mean <= high
+    changed = numbers(rows[1])[0]
+    improvement = float(rows[1].split("|")[3])
+    assert improvement == pytest.approx(mean - changed, abs=0.0015)
     assert (tmp_path / "ablation.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -113,5 +116,6 @@ def test_variants_differ_by_one_change_and_all_changes_are_the_modern_recipe():
 def test_the_time_to_a_loss_is_interpolated_between_the_points_of_the_curve():
     curve = [(0, 0.0, 4.0), (10, 1.0, 3.0), (20, 2.0, 2.0)]
     assert ablate.time_to(curve, 2.5) == 1.5
-    assert ablate.time_to(curve, 2.0) == 2.0 and ablate.time_to(curve, 1.9) is None
-    assert ablate.mean_curve([curve, [(0, 2.0, 2.0)] * 3])[0] == (0, 1.0, 3.0)
+    assert ablate.time_to(curve, 2.0) == 2.0
+    assert ablate.time_to(curve, 1.9) is None
+    assert ablate.mean_curve([curve, [(0, 2.0, 2.0)] * 3])[0].tolist() == [0, 1.0, 3.0]

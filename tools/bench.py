@@ -62,9 +62,6 @@ class TrainBenchConfig:
 
     nanogpt: str | None = None  # folder with nanoGPT's model.py, which is measured too
 
-    def __post_init__(self):
-        check_nanogpt(self.nanogpt)
-
 
 @dataclass
 class SampleBenchConfig:
@@ -86,12 +83,6 @@ class SampleBenchConfig:
             if name not in ("float32", "bfloat16", "float16", "int8"):
                 raise ValueError(f"dtypes={self.dtypes} must be a comma-separated list of float32, "
                                  "bfloat16, float16, int8")
-        check_nanogpt(self.nanogpt)
-
-
-def check_nanogpt(folder):
-    if folder and not Path(folder, "model.py").is_file():
-        raise ValueError(f"nanogpt={folder} has no model.py: give the folder of nanoGPT")
 
 
 def nanogpt_model(folder, model_cfg, device):
@@ -110,21 +101,14 @@ def synchronize(device):
         torch.cuda.synchronize(device)
 
 
-def seconds(function, device):
+def seconds(function, device, times=1):
+    """The seconds that so many calls of a function take."""
     synchronize(device)
     started = time.perf_counter()
-    function()
+    for _ in range(times):
+        function()
     synchronize(device)
     return time.perf_counter() - started
-
-
-def timed(function, device, times=1):
-    """A function that calls another one and returns the seconds that it took."""
-    def repeated():
-        for _ in range(times):
-            function()
-
-    return functools.partial(seconds, repeated, device)
 
 
 def in_alternation(candidates, rounds, unit, count):
@@ -178,12 +162,18 @@ def compiles(cfg, device):
     return cfg.compile is True or (cfg.compile == "auto" and device.type == "cuda")
 
 
-def stepper(raw_model, loss_of, cfg, device, dtype, optimizer, vocab_size, block_size):
+def one_batch(cfg, model_cfg, device):
+    """Random inputs and targets, each (batch_size, block_size)."""
+    shape = (2, cfg.batch_size, model_cfg.block_size)
+    return torch.randint(model_cfg.vocab_size, shape, device=device)
+
+
+def stepper(raw_model, loss_of, optimizer, cfg, model_cfg, device, dtype):
     """A function that runs one bare training step (forward, backward, clipping, update) of another
     program's model. All steps use the same batch."""
     autocast = autocast_to(dtype, device)
     model = torch.compile(raw_model) if compiles(cfg, device) else raw_model
-    x, y = torch.randint(vocab_size, (2, cfg.batch_size, block_size), device=device)
+    x, y = one_batch(cfg, model_cfg, device)
 
     def step():
         for _ in range(cfg.gradient_accumulation_steps):
@@ -210,8 +200,7 @@ def our_step(cfg, model_cfg, device, dtype):
     micro_batches = cfg.gradient_accumulation_steps
     add_gradients, update_weights = train.halves_of_a_step(
         run, cfg, compiled, micro_batches, device)
-    shape = (2, cfg.batch_size, model_cfg.block_size)
-    x, y = torch.randint(model_cfg.vocab_size, shape, device=device)
+    x, y = one_batch(cfg, model_cfg, device)
 
     def step():
         loss = torch.zeros((), device=device)
@@ -249,20 +238,22 @@ def bench_train(argv):
         theirs.to(device).train()
         adamw = torch.optim.AdamW(theirs.parameters(), lr=1e-3, fused=True)
         candidates["transformers' GPT-2"] = stepper(
-            theirs, lambda m, x, y: m(x, labels=x).loss, cfg, device, dtype, adamw,
-            model_cfg.vocab_size, model_cfg.block_size)
+            theirs, lambda m, x, y: m(x, labels=x).loss, adamw, cfg, model_cfg, device, dtype)
     if bench_cfg.nanogpt:
         nano = nanogpt_model(bench_cfg.nanogpt, model_cfg, device)
         adamw = nano.configure_optimizers(cfg.weight_decay, cfg.learning_rate,
                                           (cfg.beta1, cfg.beta2), device.type)
-        candidates["nanoGPT"] = stepper(nano, lambda m, x, y: m(x, y)[1], cfg, device, dtype, adamw,
-                                        model_cfg.vocab_size, model_cfg.block_size)
+        candidates["nanoGPT"] = stepper(
+            nano, lambda m, x, y: m(x, y)[1], adamw, cfg, model_cfg, device, dtype)
     for name, one_step in candidates.items():
-        candidates[name] = timed(one_step, device, times=many)
+        candidates[name] = functools.partial(seconds, one_step, device, times=many)
     throughput = in_alternation(candidates, ROUNDS, "tok/s", many * tokens)["glassGPT"]
-    peak, share, source = devices.peak_flops(device, dtype), "MFU", "data sheet"
+    peak = devices.peak_flops(device, dtype)
+    share = "MFU"
+    source = "data sheet"
     if peak is None:
-        peak, share = matmul_flops(dtype, device), "share of the matmul peak"
+        peak = matmul_flops(dtype, device)
+        share = "share of the matmul peak"
         source = "measured with 2048 x 2048 matrices"
     print(f"  {tokens / throughput * 1e3:.1f} ms per step; "
           f"{share} {devices.mfu(model, throughput, peak):.1%}, of {peak / 1e12:.2f} TFLOP/s "
@@ -280,24 +271,28 @@ def whole_loop(argv):
     return statistics.mean(steps[1:])
 
 
+def bare_loop(cfg, model_cfg, device, dtype):
+    """Milliseconds per step of the training step alone."""
+    _, step = our_step(cfg, model_cfg, device, dtype)
+    seconds(step, device, times=STEPS // 4)  # warmup
+    return seconds(step, device, times=STEPS) / STEPS * 1e3
+
+
 def bench_loop(argv):
-    cfg, model_cfg, device, dtype = settings_of(argv)
-
-    def bare_loop():
-        _, step = our_step(cfg, model_cfg, device, dtype)
-        for _ in range(STEPS // 4):
-            step()
-        return timed(step, device, times=STEPS)() / STEPS * 1e3
-
-    rounds = []
+    settings = settings_of(argv)
+    wholes = []
+    bares = []
+    ratios = []
     for number in range(ROUNDS):
-        rounds.append((whole_loop(argv), bare_loop()))
-        print(f"round {number + 1}: train.py {rounds[-1][0]:.2f} ms, bare loop "
-              f"{rounds[-1][1]:.2f} ms per step, ratio {rounds[-1][0] / rounds[-1][1]:.3f}",
-              flush=True)
-    whole, bare = (statistics.median(times) for times in zip(*rounds, strict=True))
-    ratio = statistics.median(a / b for a, b in rounds)
-    print(f"median: train.py {whole:.2f} ms, bare loop {bare:.2f} ms per step, ratio {ratio:.3f}")
+        whole = whole_loop(argv)
+        bare = bare_loop(*settings)
+        wholes.append(whole)
+        bares.append(bare)
+        ratios.append(whole / bare)
+        print(f"round {number + 1}: train.py {whole:.2f} ms, bare loop {bare:.2f} ms per step, "
+              f"ratio {whole / bare:.3f}", flush=True)
+    print(f"median: train.py {statistics.median(wholes):.2f} ms, bare loop "
+          f"{statistics.median(bares):.2f} ms per step, ratio {statistics.median(ratios):.3f}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -357,7 +352,8 @@ def bench_sample(argv):
         if cfg.nanogpt and batch == 1:
             nano = nanogpt_model(cfg.nanogpt, model_cfg, device).eval()
             candidates["nanoGPT float32"] = functools.partial(nano.generate, idx, n, top_k=1)
-        candidates = {name: timed(run, device) for name, run in candidates.items()}
+        for name, decode in candidates.items():
+            candidates[name] = functools.partial(seconds, decode, device)
         throughput[batch] = in_alternation(candidates, cfg.rounds, "tok/s", n * batch)
     print("a batch compared with one sample, without a cache, and prefill")
     few = min(32, n)
@@ -367,8 +363,8 @@ def bench_sample(argv):
     for name, each in models.items():
         key = f"glassGPT {name}"
         uncached = seconds(ours(each, idx, few, keep=False), device)
-        prefill = timed(ours(each, long, 1, static=cfg.compile), device)
-        best = min(prefill() for _ in range(3))
+        prefill = ours(each, long, 1, static=cfg.compile)
+        best = min(seconds(prefill, device) for _ in range(3))
         print(f"  {name}: {throughput[cfg.batch][key] / throughput[1][key]:.1f} times the tok/s of "
               f"one sample; {few / uncached:.1f} tok/s without a cache (first "
               f"{counted(few, 'token')}); prefill {size / best:,.0f} tok/s")

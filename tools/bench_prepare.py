@@ -43,10 +43,10 @@ class PrepareBenchConfig:
     rounds: Count = 3  # measurements per candidate
 
 
-def prepared(path, folder, options):
+def prepared(path, folder, workers):
     """Run prepare.py; returns (seconds, peak memory in MB, sha256 of the bins)."""
     command = [sys.executable, "-c", RUN, str(path), "--name=text", "--tokenizer=gpt2",
-               f"--data_dir={folder}", *options]
+               f"--data_dir={folder}", f"--workers={workers}"]
     started = time.perf_counter()
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     seconds = time.perf_counter() - started
@@ -54,8 +54,7 @@ def prepared(path, folder, options):
         raise UserError(f"prepare.py failed: {process.stderr.strip().splitlines()[-1]}")
     meta = json.loads(Path(folder, "text", "meta.json").read_text(encoding="utf-8"))
     peak = int(process.stdout.split("peak ")[1]) / 1000
-    bins = meta["train_sha256"], meta["val_sha256"]
-    return seconds, peak, bins
+    return seconds, peak, (meta["train_sha256"], meta["val_sha256"])
 
 
 def bench_prepare(argv):
@@ -69,21 +68,20 @@ def bench_prepare(argv):
             with open(path, "wb") as file:
                 for _ in range(-(-cfg.megabytes * 10**6 // len(plays))):
                     file.write(plays)
-        size, cores = path.stat().st_size / 1e6, available_cores()
+        size = path.stat().st_size / 1e6
+        cores = available_cores()
         print(f"{size:,.0f} MB of text, {counted(cfg.rounds, 'round')}, {counted(cores, 'core')}")
-        candidates = {counted(workers, "thread"): [f"--workers={workers}"]
-                      for workers in sorted({1, cores})}
-        runs = {name: [] for name in candidates}
+        runs = {workers: [] for workers in sorted({1, cores})}
         for _ in range(cfg.rounds):
-            for name, options in candidates.items():
-                runs[name].append(prepared(path, folder, options))
-        first = next(iter(runs.values()))
-        for name, results in runs.items():
-            ratios = [a[0] / b[0] for a, b in zip(first, results, strict=True)]
+            for workers, results in runs.items():
+                results.append(prepared(path, folder, workers))
+        for workers, results in runs.items():
+            ratios = [a[0] / b[0] for a, b in zip(runs[1], results, strict=True)]
             speed = size / statistics.median(result[0] for result in results)
             peak = max(result[1] for result in results)
-            print(f"  {name:24s} {speed:7.1f} MB/s, {statistics.median(ratios):.2f} times the "
-                  f"first ({min(ratios):.2f} to {max(ratios):.2f}), peak memory {peak:.0f} MB")
+            print(f"  {counted(workers, 'thread'):24s} {speed:7.1f} MB/s, "
+                  f"{statistics.median(ratios):.2f} times the first ({min(ratios):.2f} to "
+                  f"{max(ratios):.2f}), peak memory {peak:.0f} MB")
         different = {result[2] for results in runs.values() for result in results}
         print(f"  the bins are {'the same' if len(different) == 1 else 'NOT the same'} in all runs")
 

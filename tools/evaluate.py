@@ -66,7 +66,8 @@ def completion_nats(model, rows, n_vocab, batch_size=4):
     Returns a list of floats: for each row, the sum of -log p over these n ids. Raises UserError if
     the sum is NaN.
     """
-    device, nats = next(model.parameters()).device, []
+    device = next(model.parameters()).device
+    nats = []
     for start in tqdm(range(0, len(rows), batch_size), unit=" batches", disable=None, leave=False):
         batch = rows[start:start + batch_size]
         width = max(len(ids) for ids, _ in batch) - 1
@@ -77,11 +78,13 @@ def completion_nats(model, rows, n_vocab, batch_size=4):
             last = len(ids) - 1
             x[i, :last] = torch.from_numpy(ids[:-1].astype(np.int64))
             y[i, last - n:last] = torch.from_numpy(ids[-n:].astype(np.int64))
-        x, y = x.to(device), y.to(device)
-        logits, _ = model(x, y)
+        y = y.to(device)
+        logits, _ = model(x.to(device), y)
         scored = y != -1
         losses = F.cross_entropy(logits[scored, :n_vocab].float(), y[scored], reduction="none")
-        nats += [part.double().sum().item() for part in losses.cpu().split([n for _, n in batch])]
+        lengths = [n for _, n in batch]
+        for of_row in losses.cpu().split(lengths):
+            nats.append(of_row.double().sum().item())
     if np.isnan(nats).any():
         raise UserError("the model's logits are not numbers (NaN): its weights are damaged, or "
                         "the dtype is too narrow for them")
@@ -92,10 +95,11 @@ def windows(count, size, stride):
     """Yields windows (begin, end, new) over `count` predictions. A window has at most `size`
     predictions and begins `stride` after the window before it. Its last `new` predictions are in no
     earlier window, so every prediction is new in exactly one window."""
-    end = 0
+    done = 0
     for begin in range(0, count, stride):
-        before, end = end, min(begin + size, count)
-        yield begin, end, end - before
+        end = min(begin + size, count)
+        yield begin, end, end - done
+        done = end
         if end == count:
             return
 
@@ -117,11 +121,13 @@ def text_perplexity(model, tokenizer, text, stride=None, batch_size=4):
     ids = tokenizer.encode(text)
     if tokenizer.end_of_text is not None:
         ids = np.insert(ids, 0, tokenizer.end_of_text)
-    if (count := len(ids) - 1) < 1:
+    count = len(ids) - 1
+    if count < 1:
         raise UserError("the text is too short: it has no token to predict")
     rows = [(ids[begin:end + 1], new) for begin, end, new in windows(count, size, stride)]
     nats = sum(completion_nats(model, rows, tokenizer.n_vocab, batch_size))
-    words, octets = len(text.split()), len(tokenizer.decode_bytes(ids[1:]))
+    words = len(text.split())
+    octets = len(tokenizer.decode_bytes(ids[1:]))
     return {"tokens": count, "words": words, "bytes": octets, "stride": stride,
             "nats_per_token": nats / count, "perplexity_per_token": perplexity(nats, count),
             "perplexity_per_word": perplexity(nats, words),
@@ -161,9 +167,10 @@ def ending_rows(tokenizer, examples, block_size):
     rows = []
     for ctx, endings, _ in tqdm(examples, unit=" examples", disable=None, leave=False):
         before = tokenizer.encode(ctx)
-        for ending in (tokenizer.encode(" " + ending) for ending in endings):
-            ids = np.concatenate((before, ending))[-(block_size + 1):]
-            rows.append((ids, min(len(ending), len(ids) - 1)))
+        for ending in endings:
+            scored = tokenizer.encode(" " + ending)
+            ids = np.concatenate((before, scored))[-(block_size + 1):]
+            rows.append((ids, min(len(scored), len(ids) - 1)))
     return rows
 
 
@@ -177,8 +184,10 @@ def hellaswag_accuracy(model, tokenizer, examples, batch_size=4):
     the one with the lowest loss per token.
     """
     rows = ending_rows(tokenizer, examples, model.block_size)
-    total = np.array(completion_nats(model, rows, tokenizer.n_vocab, batch_size)).reshape(-1, 4)
-    mean = total / np.array([n for _, n in rows]).reshape(-1, 4)
+    nats = completion_nats(model, rows, tokenizer.n_vocab, batch_size)
+    lengths = [n for _, n in rows]
+    total = np.reshape(nats, (-1, 4))  # (examples, endings)
+    mean = total / np.reshape(lengths, (-1, 4))
     labels = np.array([label for _, _, label in examples])
     return {"examples": len(examples), "acc": float((total.argmin(axis=1) == labels).mean()),
             "acc_norm": float((mean.argmin(axis=1) == labels).mean())}

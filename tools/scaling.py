@@ -17,8 +17,8 @@ import functools
 import hashlib
 import json
 import math
-import operator
 import os
+import re
 import subprocess
 import sys
 import time
@@ -32,7 +32,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from plot import read_run
+import plot
 
 from configurator import build, configure, read_settings
 from internals.dataset import load
@@ -104,26 +104,22 @@ class Law:
         return (f"E = {self.E:.3f}, x = {self.A:.3f} / (N/1e5)^{self.a:.3f}, "
                 f"y = {self.B:.3f} / (D/1e5)^{self.b:.3f}, rms error {error:.2%}")
 
-    def terms(self, N, D):
-        return self.A * (N / 1e5) ** -self.a, self.B * (D / 1e5) ** -self.b
-
     def loss(self, N, D):
-        x, y = self.terms(N, D)
+        x = self.A * (N / 1e5) ** -self.a
+        y = self.B * (D / 1e5) ** -self.b
         return self.E + (x**self.q + y**self.q) ** (1 / self.q)
 
     def gradient(self, N, D):
-        """The derivatives of log L by E, A, B, a, b: (n, 5). A term that the fit has set to zero
-        has none."""
-        N = np.atleast_1d(N)
-        D = np.atleast_1d(D)
-        x, y = self.terms(N, D)
-        both = (x**self.q + y**self.q) ** (1 / self.q)
-        by_x = (x / both) ** (self.q - 1)  # the derivative of `both` by x
-        by_y = (y / both) ** (self.q - 1)
-        columns = [np.full(len(N), float(self.E > 0)), by_x * x / max(self.A, 1e-300),
-                   by_y * y / max(self.B, 1e-300), -by_x * x * np.log(N / 1e5),
-                   -by_y * y * np.log(D / 1e5)]
-        return np.stack(columns, axis=1) / self.loss(N, D)[:, None]
+        """The derivatives of log L by E, A, B, a, b: (..., 5). They are exact: for a tiny
+        imaginary step ih, f(x + ih) = f(x) + ih f'(x) (Squire & Trapp 1998). A parameter that the
+        fit has set to zero has none."""
+        columns = []
+        for name in "EABab":
+            value = getattr(self, name)
+            moved = replace(self, **{name: value + 1e-20j})
+            derivative = np.log(moved.loss(N, D)).imag / 1e-20
+            columns.append(derivative * (value > 0))
+        return np.stack(columns, axis=-1)
 
     def optimal(self, flops):
         """The N and D with 6 N D = flops that have the lowest loss."""
@@ -170,8 +166,6 @@ def fit_law(N, D, losses, fixed_E=None, q=1.0):
     limits = low, np.array([lowest, 9.0, 9.0])
     for _ in range(28):
         axes = np.linspace(low, high, 9).T
-        if fixed_E is not None:
-            axes = [low[:1], axes[1], axes[2]]
         E, a, b = (values.reshape(-1, 1) for values in np.meshgrid(*axes))  # (G, 1)
         # an error in L is to first order an error in (L - E)^q, divided by q (L - E)^(q - 1)
         rest = losses - E  # (G, n)
@@ -245,15 +239,16 @@ class Plan:
         digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
         return self.out_dir / "runs" / f"{run}-seed{run.seed}-{digest}"
 
+    def shape(self, run):
+        """N and D of a run."""
+        # attention has 4 n_embd^2 weights per layer, the MLP 8; the LM head has V n_embd
+        N = 12 * run.n_layer * run.n_embd**2 + self.data["vocab_size"] * run.n_embd
+        sequences = self.train.gradient_accumulation_steps * self.train.batch_size
+        return float(N), float(run.steps * sequences * self.model.block_size)
+
     def shapes(self, runs):
         """N and D of runs, as two arrays."""
-        layers = np.array([run.n_layer for run in runs], float)
-        channels = np.array([run.n_embd for run in runs], float)
-        steps = np.array([run.steps for run in runs], float)
-        # attention has 4 n_embd^2 weights per layer, the MLP 8; the LM head has V n_embd
-        N = 12 * layers * channels**2 + self.data["vocab_size"] * channels
-        sequences = self.train.gradient_accumulation_steps * self.train.batch_size
-        return N, steps * sequences * self.model.block_size
+        return np.array([self.shape(run) for run in runs]).T
 
     def corners(self):
         """The runs that search for the learning rates: the smallest and the largest size with the
@@ -278,16 +273,22 @@ class Plan:
         run, and smaller or shorter runs need higher ones."""
         return (n_embd / self.target.n_embd) ** -0.8 * (steps / self.target.steps) ** -0.4
 
+    def jobs(self, runs):
+        """What train_all needs for runs."""
+        return [(self.settings_of(run), self.folder(run)) for run in runs]
+
     def results(self, runs):
-        """Losses and CPU seconds of runs, as two arrays. Raises UserError if some are not done."""
-        folders = [self.folder(run) for run in runs]
-        missing = [folder for folder in folders if not (folder / "result.json").exists()]
-        if missing:
-            raise UserError(f"{len(missing)} of {len(runs)} runs are not done: python "
-                            f"tools/scaling.py run --out_dir={self.out_dir}")
-        found = [read_json(folder / "result.json", ("loss", "seconds")) for folder in folders]
+        """Losses and CPU seconds of runs, as two arrays. Raises UserError if one is not done."""
+        found = [read_json(self.folder(run) / "result.json") for run in runs]
         losses = np.array([each["loss"] for each in found])
         return losses, np.array([each["seconds"] for each in found])
+
+
+# The files of a study, and what must be in them.
+KEYS = {"plan.json": {"settings", "data", "sizes", "horizons"},
+        "result.json": {"loss", "seconds"},
+        "prediction.json": {"settings", "time", "loss", "interval_80", "interval_95", "baselines",
+                            "seconds"}}
 
 
 def write_json(path, content):
@@ -295,24 +296,23 @@ def write_json(path, content):
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def read_json(path, keys):
-    """The dict in a file. Raises UserError if the file is missing, or has not all of the keys."""
+def read_json(path):
+    """The dict in one of the files of a study. Raises UserError if it is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
-        missing = [key for key in keys if key not in content]
+        damaged = not KEYS[path.name] <= set(content)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: the steps are plan, run, fit, predict, run, check "
                         "(see --help)") from None
     except (ValueError, TypeError):
-        missing = keys
-    if missing:
-        raise UserError(f"{path} is damaged, it lacks {missing[0]}: remove it, and make it again")
+        damaged = True
+    if damaged:
+        raise UserError(f"{path} is damaged: remove it, and make it again")
     return content
 
 
 def read_plan(out_dir):
-    stored = read_json(Path(out_dir) / "plan.json", ("settings", "data", "sizes", "horizons"))
-    return Plan(out_dir, **stored)
+    return Plan(out_dir, **read_json(Path(out_dir) / "plan.json"))
 
 
 def train_once(settings, folder):
@@ -332,7 +332,7 @@ def train_once(settings, folder):
     if process.returncode != 0:
         lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
         raise UserError(f"train.py failed, see {folder / 'log.txt'}: {' '.join(lines[-1:])}")
-    loss = read_run(str(folder)).losses[-1][1]
+    loss = plot.read_run(str(folder)).losses[-1][1]
     seconds = usage.ru_utime + usage.ru_stime
     write_json(path, {"loss": loss, "seconds": seconds})
     print(f"{folder.name:32} loss {loss:.4f}  {seconds:5.0f} CPU seconds", flush=True)
@@ -412,8 +412,8 @@ class Fit:
     """What the losses of a ladder say. N, D: arrays (cells,); by_seed: losses (cells, seeds).
 
     laws: one Law for each q in LAWS. law: the one that describes the ladder best. fixed: the same
-    with E fixed. noise: the relative standard deviation of
-    one run: that between seeds or, if it is larger, the one that the misfit of the law implies."""
+    with E fixed. noise: the relative standard deviation of one run: that between seeds or, if it is
+    larger, the one that the misfit of the law implies."""
 
     def __init__(self, N, D, by_seed, fixed_E=None):
         self.N = N
@@ -422,7 +422,7 @@ class Fit:
         self.losses = by_seed.mean(axis=1)
         self.fixed_E = float(self.losses.min() * 2 / 3 if fixed_E is None else fixed_E)
         self.laws = [fit_law(N, D, self.losses, q=q) for q in LAWS]
-        self.law = min(self.laws, key=operator.attrgetter("misfit"))
+        self.law = min(self.laws, key=lambda law: law.misfit)
         seeds = by_seed.shape[1]
         variances = by_seed.var(axis=1, ddof=1) / self.losses**2
         self.seed_noise = math.sqrt(variances.mean())
@@ -444,7 +444,7 @@ class Fit:
     def deviation(self, N, D, penalty=0.0):
         """The relative standard deviation of a measured loss from the predicted one: uncertainty of
         the law (linearized), noise of the large run, and its learning rates."""
-        gradient = self.law.gradient(N, D)[0]
+        gradient = self.law.gradient(N, D)
         return math.sqrt(gradient @ self.covariance @ gradient + self.noise**2 + penalty**2)
 
     def disagree(self, N, D, deviation):
@@ -477,8 +477,8 @@ def read_study(plan, fixed_E):
 
 def seconds_terms(N, D):
     """CPU seconds are a sum of four terms: the start of a process, the overhead of the steps, the
-    products of matrices, and the evaluations. (n, 4)"""
-    return np.stack([np.ones(len(N)), D / 1e6, N * D / 1e12, N / 1e6], axis=1)
+    products of matrices, and the evaluations. (..., 4)"""
+    return np.stack([np.ones_like(N), D / 1e6, N * D / 1e12, N / 1e6], axis=-1)
 
 
 def fit_seconds(N, D, seconds):
@@ -494,9 +494,6 @@ def fit_seconds(N, D, seconds):
 
 def read_target(cfg):
     """The Plan, without a ladder, of the large run: a config file and the command line."""
-    if cfg.target is None:
-        raise UserError(f"{cfg.command} needs the config file of the large run: python "
-                        f"tools/scaling.py {cfg.command} config/scaling.py")
     settings = read_settings(__doc__, TrainConfig, GPTConfig, argv=[cfg.target],
                              expand=expand_names)
     settings.pop("out_dir", None)
@@ -507,8 +504,8 @@ def read_target(cfg):
         if getattr(cfg, name) is not None:
             settings[name] = getattr(cfg, name)
     plan = Plan(cfg.out_dir, settings, identify(settings))
-    _, D = plan.shapes([plan.target])
-    epochs = D[0] / plan.data["train_tokens"]
+    _, D = plan.shape(plan.target)
+    epochs = D / plan.data["train_tokens"]
     if epochs > MOST_EPOCHS:
         raise UserError(f"max_iters={plan.target.steps} is {epochs:.1f} epochs, but the law is "
                         f"about new tokens, and repeated ones are nearly as good only for up to "
@@ -525,23 +522,26 @@ def identify(settings):
             "val": hashlib.sha256(data.val).hexdigest()}
 
 
-def refuse_changed(plan, data):
-    if data != plan.data:
+def read_unchanged_plan(out_dir):
+    """The plan. Raises UserError if its dataset is a different one now."""
+    plan = read_plan(out_dir)
+    if identify(plan.settings) != plan.data:
         raise UserError(f"the dataset {plan.train.dataset} has changed since the plan was made: "
                         "plan again")
+    return plan
 
 
 def parse_sizes(text, head):
     """"2x16,2x32" -> [(2, 16), (2, 32)]. head: the channels of a head, which divide each width."""
     sizes = []
     for size in text.split(","):
-        n_layer, _, n_embd = size.partition("x")
-        if not (n_layer.isdecimal() and n_embd.isdecimal() and int(n_layer) * int(n_embd) > 0):
+        if not re.fullmatch("[1-9][0-9]*x[1-9][0-9]*", size):
             raise UserError(f"sizes={text} must be like 2x16,2x32,3x48: layers x channels")
-        if int(n_embd) % head:
+        n_layer, n_embd = map(int, size.split("x"))
+        if n_embd % head:
             raise UserError(f"sizes={text}: {n_embd} channels are not a multiple of {head}, the "
                             "head size of the large run")
-        sizes.append((int(n_layer), int(n_embd)))
+        sizes.append((n_layer, n_embd))
     if len(set(sizes)) < max(len(sizes), FEWEST_SIZES):
         raise UserError(f"sizes={text} must be at least {FEWEST_SIZES} different sizes")
     return sizes
@@ -555,10 +555,10 @@ def plan_ladder(cfg):
     print("timing four short runs", flush=True)
     probes = [Run(*size, steps, 1.0, SEEDS[0])
               for size in (sizes[0], sizes[FEWEST_SIZES - 1]) for steps in (10, 60)]
-    train_all([(alone.settings_of(run), alone.folder(run)) for run in probes], 1)
+    train_all(alone.jobs(probes), 1)
     _, seconds = alone.results(probes)
     coefficients = fit_seconds(*alone.shapes(probes), seconds)
-    N, D = alone.shapes([alone.target])
+    N, D = alone.shape(alone.target)
     most = 0.0
     chosen = None
     for n_sizes, n_horizons in product(range(FEWEST_SIZES, len(sizes) + 1),
@@ -567,25 +567,24 @@ def plan_ladder(cfg):
                       HORIZONS[:n_horizons])
         shapes = ladder.shapes(ladder.corners() + ladder.ladder(ladder.guess))
         minutes = (seconds_terms(*shapes) @ coefficients).sum() / 60 / cfg.processes
-        ratio = N[0] * D[0] / (shapes[0] * shapes[1]).max()
+        ratio = N * D / (shapes[0] * shapes[1]).max()
         if most < minutes <= cfg.minutes and ratio >= LEAST_RATIO:
             most = minutes
             chosen = ladder
     if chosen is None:
         raise UserError(f"minutes={cfg.minutes:g} on {cfg.processes} cores is too short for a "
                         f"ladder of {FEWEST_SIZES} sizes and {FEWEST_HORIZONS} horizons, or the "
-                        f"large run ({6 * N[0] * D[0]:.1e} FLOPs) has less than {LEAST_RATIO} "
+                        f"large run ({6 * N * D:.1e} FLOPs) has less than {LEAST_RATIO} "
                         "times the FLOPs of its largest run: use more minutes or a larger run")
-    path = Path(cfg.out_dir) / "plan.json"
     if predictions(cfg.out_dir) and read_plan(cfg.out_dir).stored != chosen.stored:
         raise UserError(f"{cfg.out_dir} has predictions of another plan: choose another --out_dir")
-    write_json(path, chosen.stored)
-    cells = chosen.ladder(chosen.guess)[::len(SEEDS)]
+    write_json(Path(cfg.out_dir) / "plan.json", chosen.stored)
+    runs = [*chosen.ladder(chosen.guess)[::len(SEEDS)], chosen.target]
+    N, D = chosen.shapes(runs)
+    needed = seconds_terms(N, D) @ coefficients
     print("\n| run | N | D | FLOPs | seconds |\n| --- | --- | --- | --- | --- |")
-    for run, n, d in zip([*cells, chosen.target], *chosen.shapes([*cells, chosen.target]),
-                         strict=True):
-        needed = seconds_terms(np.array([n]), np.array([d])) @ coefficients
-        print(f"| {run} | {n:,.0f} | {d:,.0f} | {6 * n * d:.1e} | {needed[0]:.0f} |")
+    for run, n, d, each in zip(runs, N, D, needed, strict=True):
+        print(f"| {run} | {n:,.0f} | {d:,.0f} | {6 * n * d:.1e} | {each:.0f} |")
     print(f"\nThe last line is the large run. The ladder has {len(SEEDS)} runs of each other line, "
           f"and {len(chosen.corners())} runs search\nfor learning rates: about {most:.0f} minutes "
           f"on {cfg.processes} quiet cores. Next: python tools/scaling.py run "
@@ -594,15 +593,11 @@ def plan_ladder(cfg):
 
 def train_runs(cfg):
     """Train the search for learning rates, the ladder, and the large runs that are predicted."""
-    plan = read_plan(cfg.out_dir)
-    refuse_changed(plan, identify(plan.settings))
-    jobs = [(plan.settings_of(each), plan.folder(each)) for each in plan.corners()]
-    train_all(jobs, cfg.processes)
-    jobs = []
-    for each in plan.ladder(Rule(plan).factor):
-        jobs.append((plan.settings_of(each), plan.folder(each)))
+    plan = read_unchanged_plan(cfg.out_dir)
+    train_all(plan.jobs(plan.corners()), cfg.processes)
+    jobs = plan.jobs(plan.ladder(Rule(plan).factor))
     for path in predictions(cfg.out_dir):
-        jobs.append((read_json(path, ("settings",))["settings"], path.parent))
+        jobs.append((read_json(path)["settings"], path.parent))
     train_all(jobs, cfg.processes)
     print(f"done. Next: python tools/scaling.py fit --out_dir={cfg.out_dir}")
 
@@ -659,7 +654,7 @@ def print_fit(cfg):
 
 def predict_target(cfg):
     """Write prediction.json for a large run that has not begun."""
-    plan = read_plan(cfg.out_dir)
+    plan = read_unchanged_plan(cfg.out_dir)
     asked = read_target(cfg)
     for name in asked.settings.keys() | plan.settings.keys():
         value = asked.settings.get(name)
@@ -667,39 +662,38 @@ def predict_target(cfg):
             if value != plan.settings.get(name):
                 raise UserError(f"{name}={value} in {cfg.target}, but {plan.settings.get(name)} in "
                                 "the ladder: a prediction holds for the settings of the ladder")
-    refuse_changed(plan, asked.data)
     rule, runs, run_seconds, found = read_study(plan, cfg.fixed_E)
     target = replace(asked.target, factor=rule.factor(asked.target.n_embd, asked.target.steps))
     folder = Path(cfg.out_dir) / f"target-{target}"
     if (folder / "config.json").exists():
         raise UserError(f"{folder} has a run already: a prediction must be made before the run")
-    N, D = plan.shapes([target])
-    flops = float(6 * N[0] * D[0])
-    loss = float(found.law.loss(N[0], D[0]))
-    fixed_loss = float(found.fixed.loss(N[0], D[0]))
+    N, D = plan.shape(target)
+    flops = 6 * N * D
+    loss = float(found.law.loss(N, D))
+    fixed_loss = float(found.fixed.loss(N, D))
     penalty = rule.penalty(target)
     deviation = found.deviation(N, D, penalty)
-    if found.disagree(N[0], D[0], deviation):
+    if found.disagree(N, D, deviation):
         raise UserError(f"the ladder does not determine E: E={found.law.E:.3f} predicts a loss of "
                         f"{loss:.4f}, E={found.fixed.E:.3f} fits as well and predicts "
                         f"{fixed_loss:.4f}, and the 80% interval is only ±{Z80 * deviation:.1%}: "
                         "use a ladder with a larger range")
     coefficients = fit_seconds(*plan.shapes(runs), run_seconds)
-    seconds = float((seconds_terms(N, D) @ coefficients)[0])
+    seconds = float(seconds_terms(N, D) @ coefficients)
     low, high = interval(loss, deviation, Z80)
     lowest, highest = interval(loss, deviation, Z95)
     evidence = json.dumps([plan.stored, found.by_seed.tolist()])
     write_json(folder / "prediction.json", {
-        "config": cfg.target, "N": N[0], "D": D[0], "flops": flops, "loss": loss,
+        "config": cfg.target, "N": N, "D": D, "flops": flops, "loss": loss,
         "interval_80": [low, high], "interval_95": [lowest, highest],
         "noise_of_one_run": found.noise, "deviation_of_learning_rate": penalty,
         "q": found.law.q, "loss_with_fixed_E": fixed_loss, "baselines": found.baselines(flops),
         "seconds": seconds,
         "settings": plan.settings_of(target), "time": time.time(),
         "sha256_of_fit": hashlib.sha256(evidence.encode()).hexdigest()})
-    ratio = N[0] * D[0] / (found.N * found.D).max()
+    ratio = N * D / (found.N * found.D).max()
     best_N, best_D = found.law.optimal(flops)
-    print(f"{target}: N={N[0]:,.0f}, D={D[0]:,.0f}, {flops:.1e} FLOPs, {ratio:.1f} times those of "
+    print(f"{target}: N={N:,.0f}, D={D:,.0f}, {flops:.1e} FLOPs, {ratio:.1f} times those of "
           "the ladder's largest run\n"
           f"loss {loss:.4f}; 80%: {low:.4f} to {high:.4f}; 95%: {lowest:.4f} to {highest:.4f}; "
           f"with E fixed {fixed_loss:.4f}\n"
@@ -718,34 +712,22 @@ def interval(loss, deviation, width):
 
 def check_target(cfg):
     """Compare a large run with its prediction, and with two simpler predictions."""
-    if cfg.target is None:
-        raise UserError("check needs the folder of a large run: python tools/scaling.py check "
-                        "out-scaling/target-4x160-3500")
     folder = Path(cfg.target)
-    prediction = read_json(folder / "prediction.json", (
-        "settings", "time", "loss", "interval_80", "interval_95", "baselines", "seconds"))
+    prediction = read_json(folder / "prediction.json")
+    result = read_json(folder / "result.json")
+    trained = plot.read_settings(folder / "config.json")
     settings = prediction["settings"]
-    done = read_run(str(folder))
-    if done is None or not done.losses or done.losses[-1][0] != settings["max_iters"]:
-        raise UserError(f"the run in {folder} is not done: python tools/scaling.py run "
-                        f"--out_dir={folder.parent}")
     expected = asdict(build(TrainConfig, settings)) | asdict(build(GPTConfig, settings))
     for name, value in expected.items():
-        if name not in ("vocab_size", "compile") and done.settings.get(name, value) != value:
-            raise UserError(f"{folder} was trained with {name}={done.settings[name]}, but the "
+        if name not in ("vocab_size", "compile") and trained.get(name, value) != value:
+            raise UserError(f"{folder} was trained with {name}={trained[name]}, but the "
                             f"prediction is for {value}: train it again with `run`")
-    # train.py writes config.json when a run begins, and metrics.jsonl until it ends
-    began = min((folder / "config.json").stat().st_mtime,
-                (folder / "metrics.jsonl").stat().st_mtime - done.seconds)
-    if began < prediction["time"]:
-        raise UserError(f"the run in {folder} began {prediction['time'] - began:.0f} s before its "
-                        "prediction was written: only a run that begins later can test it")
-    loss = done.losses[-1][1]
-    seconds = done.seconds
-    clock = "seconds"
-    if (folder / "result.json").exists():
-        seconds = read_json(folder / "result.json", ("loss", "seconds"))["seconds"]
-        clock = "CPU seconds"
+    # train.py writes config.json when a run begins
+    early = prediction["time"] - (folder / "config.json").stat().st_mtime
+    if early > 0:
+        raise UserError(f"the run in {folder} began {early:.0f} s before its prediction was "
+                        "written: only a run that begins later can test it")
+    loss = result["loss"]
     low, high = prediction["interval_80"]
     lowest, highest = prediction["interval_95"]
     verdict = "a miss"
@@ -758,12 +740,13 @@ def check_target(cfg):
           f"{predicted / loss - 1:+.2%}, {verdict}")
     for name, value in prediction["baselines"].items():
         print(f"baseline, {name}: {value:.4f}: {value / loss - 1:+.2%}")
+    seconds = result["seconds"]
     error = prediction["seconds"] / seconds - 1
     verdict = "a miss"
     if abs(error) <= HIT_SECONDS:
         verdict = "a hit"
-    print(f"{clock}: predicted {prediction['seconds']:.0f}, measured {seconds:.0f}: {error:+.0%}, "
-          f"{verdict} (within {HIT_SECONDS:.0%})")
+    print(f"CPU seconds: predicted {prediction['seconds']:.0f}, measured {seconds:.0f}: "
+          f"{error:+.0%}, {verdict} (within {HIT_SECONDS:.0%})")
     plan = read_plan(folder.parent)
     draw(plan, read_study(plan, cfg.fixed_E)[-1])
 
@@ -801,7 +784,7 @@ def draw_targets(axes, out_dir):
     """The large runs, one column each."""
     labels = []
     for i, file in enumerate(predictions(out_dir)):
-        prediction = read_json(file, ("loss", "interval_80", "interval_95", "baselines"))
+        prediction = read_json(file)
         labels.append(file.parent.name.removeprefix("target-").replace("-", "\n") + " steps")
         axes.plot([i, i], prediction["interval_95"], color="black", linewidth=1)
         axes.plot([i, i], prediction["interval_80"], color="0.6", linewidth=7,
@@ -809,7 +792,7 @@ def draw_targets(axes, out_dir):
         axes.plot(i, prediction["loss"], "_", color="black", markersize=14)
         axes.plot([i, i], list(prediction["baselines"].values()), "x", color="tab:brown")
         if (file.parent / "result.json").exists():
-            loss = read_json(file.parent / "result.json", ("loss",))["loss"]
+            loss = read_json(file.parent / "result.json")["loss"]
             axes.plot(i, loss, "*", color="red", markersize=12)
     axes.plot([], [], color="0.6", linewidth=7, label="predicted, 80%")
     axes.plot([], [], color="black", linewidth=1, label="95%")
@@ -826,6 +809,9 @@ COMMANDS = {"plan": plan_ladder, "run": train_runs, "fit": print_fit,
 
 def main(argv=None):
     _, cfg = configure(__doc__, ScalingConfig, argv=argv, positional=["command", "target"])
+    if cfg.target is None and cfg.command in ("plan", "predict", "check"):
+        raise UserError(f"{cfg.command} needs the large run: plan and predict its config file, "
+                        "check its folder (see --help)")
     COMMANDS[cfg.command](cfg)
 
 
