@@ -1,11 +1,9 @@
 """pytest tests/test_ddp.py - several processes are one run (gloo, two CPU cores)"""
 
 import gc
-import os
 import re
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -195,18 +193,11 @@ def test_a_backend_that_cannot_be_used_is_refused(environment, mistake, tiny, mo
 # ---- accidents
 
 
-@pytest.mark.parametrize("number", [
-    signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)])
-def test_a_signal_to_torchrun_saves_at_one_step(tiny, tmp_path, number):
+def test_a_signal_to_torchrun_saves_at_one_step(tiny, tmp_path):
     settings = {"max_iters": 120, "eval_interval": 110, "dropout": 0.2}
-    command = torchrun(2, "train.py", *tiny(**settings))
-    own_session = {"start_new_session": True} if number == signal.SIGINT else {}
-    run = script(*command, **own_session)
+    run = script(*torchrun(2, "train.py", *tiny(**settings)))
     wait_for(run, "step  30/120 | loss")
-    if number == signal.SIGINT:
-        os.killpg(run.pid, number)  # a Ctrl-C in a terminal reaches all processes of the job
-    else:
-        run.send_signal(number)
+    run.send_signal(signal.SIGTERM)
     printed, _ = run.communicate()
     step = state(tmp_path / "out").step
     assert 30 <= step < 110 and f"stopped by a signal; step {step} is saved" in printed, printed
@@ -233,8 +224,7 @@ def whole(data_dir, tmp_path_factory):
     """An undisturbed run of two processes with the settings RESTARTS."""
     folder = tmp_path_factory.mktemp("whole")
     settings = TINY_RUN | RESTARTS | {"data_dir": data_dir, "out_dir": folder}
-    command = command_line(settings)
-    code, printed = ranks(2, "train.py", *command)
+    code, printed = ranks(2, "train.py", *command_line(settings))
     assert code == 0, printed
     return folder
 
@@ -257,12 +247,13 @@ def test_torchrun_restarts_from_the_last_checkpoint(whole, tiny, tmp_path, fresh
     assert same_run(whole, restarted)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("accident, step, sign", [
-    pytest.param("machine", 14, "resuming from step 12;", marks=pytest.mark.faults),
+    ("machine", 14, "resuming from step 12;"),
     # what torchrun leaves behind continues until a new one has joined; then all save and stop
-    pytest.param("agent", 8, "stopped by a signal", marks=pytest.mark.faults),
+    ("agent", 8, "stopped by a signal"),
     # the other process waits for this one until its torchrun loses patience, after 30 seconds
-    pytest.param("silence", 14, "resuming from step 12;", marks=pytest.mark.faults),
+    ("silence", 14, "resuming from step 12;"),
 ])
 def test_two_machines_are_one_run_and_one_can_be_killed_and_started_again(
         whole, tiny, tmp_path, fresh_store, accident, step, sign):
@@ -280,32 +271,28 @@ def test_two_machines_are_one_run_and_one_can_be_killed_and_started_again(
 
     with open(tmp_path / "printed", "w") as file:
         nodes = [node("train.py", host=1), node("tests/faulty_train.py", accident, step)]
-        codes = []
         try:
-            codes.append(nodes[1].wait(60))
+            codes = [nodes[1].wait(60)]
             nodes[1] = node("train.py")
             codes += [process.wait(90) for process in nodes]
-        except subprocess.TimeoutExpired:
-            codes.append("still running")
         finally:
             for process in nodes:
                 process.terminate()  # torchrun ends its own, within 30 seconds
-            for process in nodes:
-                try:
-                    process.wait(40)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-        printed = (tmp_path / "printed").read_text(encoding="utf-8")
+    printed = (tmp_path / "printed").read_text(encoding="utf-8")
     assert codes == [-signal.SIGKILL, 0, 0], printed
     assert printed.count("2 x cpu, 1 threads") == 2 and printed.count("resuming from") == 1, printed
     assert sign in printed and printed.count("done in") == 1, printed
     assert same_run(whole, restarted)
 
 
-@pytest.mark.parametrize("is_stopped", [False, True])
-def test_no_ddp_model_is_left_when_the_processes_disconnect(tiny, monkeypatch, is_stopped):
+def test_no_ddp_model_is_left_when_the_processes_disconnect(tiny, monkeypatch):
     """Destroyed later, it could wait for a process that has ended. The traceback of a run that a
     signal stops must not keep it either."""
+    def evaluate_and_stop(*arguments):
+        *_, signals = arguments
+        signals.received = signal.SIGTERM
+        evaluate(*arguments)
+
     def disconnect():
         left.extend(each for each in gc.get_objects()
                     if type(each) is torch.nn.parallel.DistributedDataParallel)
@@ -314,21 +301,13 @@ def test_no_ddp_model_is_left_when_the_processes_disconnect(tiny, monkeypatch, i
 
     left = []
     called = []
+    evaluate = train.evaluate_and_save
     destroy = dist.destroy_process_group
+    monkeypatch.setattr(train, "evaluate_and_save", evaluate_and_stop)
     monkeypatch.setattr(dist, "destroy_process_group", disconnect)
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0",
-                        "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}.items():
+    process = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}
+    for name, value in (process | {"MASTER_PORT": str(free_port())}).items():
         monkeypatch.setenv(name, value)
-    if is_stopped:
-        evaluate = train.evaluate_and_save
-
-        def evaluate_and_stop(run, cfg, data, tokenizer, world, log, signals):
-            signals.received = signal.SIGTERM
-            evaluate(run, cfg, data, tokenizer, world, log, signals)
-
-        monkeypatch.setattr(train, "evaluate_and_save", evaluate_and_stop)
-        with pytest.raises(Stopped):
-            main(tiny(max_iters=2))
-    else:
+    with pytest.raises(Stopped):
         main(tiny(max_iters=2))
     assert called and not left
