@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def assert_same(ours, model):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"n_layer": 4, "n_head": 8, "n_embd": 64}, {"n_positions": 8, "n_inner": 128},
+    {"n_layer": 4, "n_head": 8, "n_embd": 64}, {"n_positions": 8, "n_inner": 128},
     {"layer_norm_epsilon": 1e-2}, {"tie_word_embeddings": False}, {"activation_function": "gelu"},
 ], ids=str)
 def test_logits_gradients_and_text_equal_hugging_faces(tmp_path, changes):
@@ -147,8 +148,8 @@ def test_narrow_weights_become_float32(tmp_path):
 
 @pytest.mark.parametrize("setting, value", [
     ("model_type", "llama"), ("n_inner", 100), ("scale_attn_weights", False),
-    ("scale_attn_by_inverse_layer_idx", True), ("add_cross_attention", True),
-    ("activation_function", "relu"), ("quantization_config", {"bits": 4}),
+    ("scale_attn_by_inverse_layer_idx", True), ("activation_function", "relu"),
+    ("add_cross_attention", True), ("quantization_config", {"bits": 4}),
 ])
 def test_what_is_not_gpt2_is_refused_by_the_name_of_the_setting(mistake, tmp_path, setting, value):
     saved(theirs(), tmp_path)
@@ -159,11 +160,10 @@ def test_what_is_not_gpt2_is_refused_by_the_name_of_the_setting(mistake, tmp_pat
 
 @pytest.mark.parametrize("changes, message", [
     ({"transformer.h.1.mlp.c_fc.bias": None}, '"transformer.h.1.mlp.c_fc.bias"'),
-    ({"transformer.wpe.weight": torch.zeros(63, 32)}, "size mismatch for transformer.wpe"),
     ({"transformer.adapter.weight": torch.zeros(3, 32)}, 'Unexpected key(s) in state_dict: "tra'),
     ({"transformer.h.0.attn.c_attn.weight": torch.zeros(32, 96, dtype=torch.int8)},
      "c_attn.weight in"),
-], ids=["a weight less", "another shape", "a weight more", "quantized"])
+], ids=["a weight less", "a weight more", "quantized"])
 def test_weights_that_do_not_fit_are_named(mistake, tmp_path, changes, message):
     saved(theirs(), tmp_path)
     with_weights(tmp_path, **changes)
@@ -185,19 +185,15 @@ def test_a_damaged_folder_is_told_in_one_line(mistake, tmp_path, name, size, mes
 
 
 def test_a_name_is_asked_for_at_the_hub(tmp_path, monkeypatch):
-    def snapshot_download(name, allow_patterns):
-        asked.append(name)
-        patterns.extend(allow_patterns)
-        return str(tmp_path)
-
-    asked = []
-    patterns = []
     huggingface_hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    download = mock.Mock(return_value=str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     model = theirs()
     saved(model, tmp_path)
     assert_same(GPT.from_pretrained("gpt2"), model)
-    assert asked == ["gpt2"] and "config.json" in patterns and "meta.json" in patterns
+    name, = download.call_args.args
+    patterns = download.call_args.kwargs["allow_patterns"]
+    assert name == "gpt2" and "config.json" in patterns and "meta.json" in patterns
     assert not any("bin" in pattern for pattern in patterns)  # nor the same weights in old files
 
 
@@ -208,27 +204,6 @@ def test_without_the_hubs_package_the_line_says_what_to_install(mistake, monkeyp
 
 
 # ---- which tokenizer
-
-
-ENGLISH = {"tokenizer.json": {"version": "1.0", "model": {"vocab": {"\u0120the": 262}}}}
-FRENCH = {"tokenizer.json": {"version": "1.0", "model": {"vocab": {"\u0120le": 262}}}}
-GERMAN = {"vocab.json": {"\u0120der": 262}}
-
-
-@pytest.mark.parametrize("n, files, right", [
-    (50304, {}, True), (50260, ENGLISH, True), (50000, {}, False), (52000, {}, False),
-    (50257, GERMAN, False), (50265, FRENCH, False),
-], ids=str)
-def test_a_vocabulary_that_is_not_gpt2s_is_not_taken_for_it(mistake, tmp_path, n, files, right):
-    saved(theirs(vocab_size=n, n_embd=2, n_layer=1, n_head=1), tmp_path)
-    for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    if right:
-        meta = starting.read_model(tmp_path).meta
-        assert meta == {"tokenizer": "gpt2", "vocab_size": 50257}
-    else:
-        line = mistake(sample.main, f"--init_from={tmp_path}")
-        assert f"{n} tokens that is not GPT-2's" in line
 
 
 ADDED = {"<|user|>": 50257, "<|assistant|>": 50258}
@@ -247,13 +222,30 @@ def decoder(tokens, **flags):
 def with_tokens(tmp_path):
     """A function: the folder of a tiny model with GPT-2's vocabulary size and more, and files."""
     def write(n=50259, **files):
-        model = theirs(vocab_size=n, n_embd=2, n_layer=1, n_head=1)
-        saved(model, tmp_path / "hf")
+        saved(theirs(vocab_size=n, n_embd=2, n_layer=1, n_head=1), tmp_path / "hf")
         for name, content in files.items():
             (tmp_path / "hf" / f"{name}.json").write_text(json.dumps(content))
         return tmp_path / "hf"
 
     return write
+
+
+ENGLISH = {"tokenizer": {"version": "1.0", "model": {"vocab": {"\u0120the": 262}}}}
+FRENCH = {"tokenizer": {"version": "1.0", "model": {"vocab": {"\u0120le": 262}}}}
+GERMAN = {"vocab": {"\u0120der": 262}}
+
+
+@pytest.mark.parametrize("n, files, right", [
+    (50304, {}, True), (50260, ENGLISH, True), (50000, {}, False), (52000, {}, False),
+    (50257, GERMAN, False), (50265, FRENCH, False),
+], ids=str)
+def test_a_vocabulary_that_is_not_gpt2s_is_not_taken_for_it(with_tokens, mistake, n, files, right):
+    folder = with_tokens(n, **files)
+    if right:
+        assert starting.read_model(folder).meta == {"tokenizer": "gpt2", "vocab_size": 50257}
+    else:
+        line = mistake(sample.main, f"--init_from={folder}")
+        assert f"{n} tokens that is not GPT-2's" in line
 
 
 @pytest.mark.parametrize("files", [
