@@ -95,23 +95,27 @@ def test_logits_gradients_and_text_equal_hugging_faces(tmp_path, changes):
     assert_same(GPT.from_pretrained(saved(model, tmp_path)), model)
 
 
-def test_files_of_every_kind_hold_the_same_model(tmp_path):
+def test_files_of_every_kind_hold_the_same_model(tmp_path, capsys):
+    """Heads that the language model does not need are skipped with a line."""
     model = theirs()
     state = model.state_dict()
     del state["lm_head.weight"]  # safetensors stores shared memory once
     masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril(),
              "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
     bare = {name.removeprefix("transformer."): weight for name, weight in state.items()}
+    heads = {"score.weight": torch.ones(3), "transformer.v_head.summary.weight": torch.ones(3)}
     folders = [
         saved(model, tmp_path / "shards", max_shard_size="20KB"),
         saved(model, tmp_path / "masks", state | masks),
         saved(model, tmp_path / "bare", bare),
+        saved(model, tmp_path / "heads", state | heads),
         saved(model.transformer, tmp_path / "no-head"),
     ]
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 3
     expected = GPT.from_pretrained(saved(model, tmp_path / "one")).state_dict()
     for folder in folders:
         assert equal(GPT.from_pretrained(folder).state_dict(), expected), folder
+    assert f"that are skipped: {', '.join(heads)}\n" in capsys.readouterr().err
 
 
 def test_a_head_that_differs_from_the_embedding_is_kept(tmp_path):
@@ -122,17 +126,6 @@ def test_a_head_that_differs_from_the_embedding_is_kept(tmp_path):
     ours = GPT.from_pretrained(tmp_path)
     assert not ours.config.tied
     assert_same(ours, model)
-
-
-def test_other_heads_are_skipped_with_a_line(tmp_path, capsys):
-    model = theirs()
-    saved(model, tmp_path)
-    heads = ["score.weight", "transformer.v_head.summary.weight"]
-    with_weights(tmp_path, **{name: torch.ones(3) for name in heads})
-    assert_same(GPT.from_pretrained(tmp_path), model)
-    line = (f"warning: {tmp_path} has weights that the language model does not need, and that are "
-            f"skipped: {', '.join(heads)}\n")
-    assert line in capsys.readouterr().err
 
 
 def test_narrow_weights_become_float32(tmp_path):

@@ -23,7 +23,6 @@ from internals.streaming import Sample, show
 from model import GPTConfig
 from sample import (
     SEPARATOR,
-    KVCache,
     Sampler,
     complete,
     draw,
@@ -164,13 +163,6 @@ def test_a_character_split_over_tokens_is_printed_whole_and_the_text_ends_where_
     assert complete(*load_model("resume", out), "\n", temperature=0) == "\n👍🏽é"
 
 
-def test_without_the_cache_the_text_is_the_same(trained, capsys, monkeypatch):
-    argv = [f"--out_dir={trained}", "--num_samples=3", "--max_new_tokens=60", "--dtype=float32"]
-    expected = texts(capsys, *argv)
-    monkeypatch.setattr(KVCache, "store", None)  # it is not called
-    assert texts(capsys, *argv, "--cache=False") == expected
-
-
 def test_samples_go_to_a_file_with_their_log_probabilities(trained, tmp_path, capsys):
     path = tmp_path / "samples.jsonl"
     shown = texts(capsys, f"--out_dir={trained}", "--num_samples=3", "--max_new_tokens=8",
@@ -225,16 +217,13 @@ def test_weights_that_are_nan_end_in_one_line_but_not_complete_during_training(
     assert complete(model, tokenizer, "Line", max_new_tokens=5).startswith("Line")
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"prompt": ""}, "the prompt is empty: the model needs at least one character to continue"),
-    ({"top_k": 0}, "top_k=0 must be 1 or more"),
-    ({"max_new_tokens": -1}, "max_new_tokens=-1 must be 0 or more"),
+@pytest.mark.parametrize("prompt, options, message", [
+    ("", {}, "the prompt is empty"), ("Line", {"top_k": 0}, "top_k=0 must be 1 or more"),
+    ("Line", {"max_new_tokens": -1}, "max_new_tokens=-1 must be 0 or more"),
 ])
-def test_complete_refuses_what_the_command_refuses(trained, options, message):
-    model, tokenizer = load_model("resume", trained)
-    with pytest.raises(ValueError) as error:
-        complete(model, tokenizer, **({"prompt": "Line"} | options))
-    assert str(error.value) == message
+def test_complete_refuses_what_the_command_refuses(trained, prompt, options, message):
+    with pytest.raises(ValueError, match=message):
+        complete(*load_model("resume", trained), prompt, **options)
 
 
 def test_samples_that_end_at_different_times_end_independently(trained, capsys, tmp_path):
@@ -293,18 +282,13 @@ def test_random_texts_and_stop_strings_are_printed_once_and_whole(capsys):
 # ---- pipes and signals
 
 
-def test_a_prompt_on_stdin_is_utf8_whatever_the_locale(tmp_path, capsys, monkeypatch, mistake):
-    def type_in(content):
-        stdin = io.TextIOWrapper(io.BytesIO(content), encoding="latin-1")
-        monkeypatch.setattr(sys, "stdin", stdin)
-
-    argv = [f"--out_dir={bpe_checkpoint(tmp_path, [64] * 16)}", "--start=-", "--num_samples=1"]
-    type_in("the é".encode())
+def test_a_prompt_on_stdin_is_utf8_whatever_the_locale(tmp_path, capsys, monkeypatch):
+    out = bpe_checkpoint(tmp_path, [64] * 16)
+    stdin = io.TextIOWrapper(io.BytesIO("the é".encode()), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdin", stdin)
     with one_line_errors():
-        main([*argv, "--max_new_tokens=2"])
+        main([f"--out_dir={out}", "--start=-", "--num_samples=1", "--max_new_tokens=2"])
     assert capsys.readouterr().out.startswith("the éa")
-    type_in(b"caf\xe9")
-    assert "the text on stdin is not UTF-8" in mistake(main, *argv)
 
 
 def test_ctrl_c_ends_it_by_the_signal(trained):
@@ -444,23 +428,6 @@ def test_a_compiled_step_is_compiled_once_for_all_tokens():
     cache = make_cache(model, 3, static=True)
     assert torch.equal(sampled(model, idx, 70, seeds=range(3), cache=cache), expected)
     assert compiled.frame_count == 1
-
-
-@MODELS
-def test_a_cache_continues_where_it_stopped(config):
-    """As in an interactive session: what is typed next follows what was sampled."""
-    model = model_of(config, spread=0.1)
-    idx = tokens(config, 1, 4)
-    more = tokens(config, 1, 6, seed=2)
-    cache = make_cache(model, 1)
-    first = sampled(model, idx, 5, cache=cache, **GREEDY)
-    second = sampled(model, more, 5, cache=cache, **GREEDY)
-    assert cache.length == 4 + 5 + 6 + 4  # the last sampled token has not been computed yet
-    whole = torch.cat((idx, first, more), dim=1)
-    assert torch.equal(second, sampled(model, whole, 5, **GREEDY))
-    long = tokens(config, 1, 40, seed=3)  # does not fit after it: the window is its last 32 tokens
-    third = sampled(model, long, 3, cache=cache, **GREEDY)
-    assert torch.equal(third, sampled(model, long, 3, **GREEDY))
 
 
 # ---- choosing a token
