@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import urllib.request
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -162,14 +163,10 @@ def test_prepare_does_not_overwrite_bins_it_did_not_make(mistake, tmp_path, data
 
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(mistake, tmp_path, monkeypatch):
-    def full(descriptor):
-        synced.append(descriptor)
-        if len(synced) == 2:  # train.bin is complete, val.bin is not
-            raise OSError(28, "No space left on device")
-
-    synced = []
-    (tmp_path / "a.txt").write_text("abc " * 100)
+    """When train.bin is complete, and val.bin is not."""
+    full = mock.Mock(side_effect=[None, OSError(28, "No space left on device")])
     monkeypatch.setattr(os, "fsync", full)
+    (tmp_path / "a.txt").write_text("abc " * 100)
     line = mistake(prepare.main, tmp_path / "a.txt", f"--data_dir={tmp_path}")
     assert "No space left on device" in line
     assert not (tmp_path / "a").exists()

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -150,20 +151,16 @@ def environment(monkeypatch):
 
 
 @pytest.mark.parametrize("variables, name, device, rank", [
-    ({}, "auto", "auto", 0), (PROCESS, "auto", "cuda:1", 13), (PROCESS, "cuda:0", "cuda:0", 13),
+    (PROCESS, "auto", "cuda:1", 13), (PROCESS, "cuda:0", "cuda:0", 13),
     ({"WORLD_SIZE": "4", "LOCAL_RANK": "1"}, "auto", "auto", 0)])  # exported by a Slurm script
 def test_each_process_of_a_machine_has_its_own_gpu(environment, monkeypatch, variables, name,
                                                    device, rank):
-    def find_device(name):
-        asked.append(name)
-        return torch.device("cpu")
-
-    asked = []
     environment(variables)
+    find_device = mock.Mock(return_value=torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(parallel, "find_device", find_device)
     world = World(name)
-    assert asked == [device]
+    find_device.assert_called_once_with(device)
     assert world.rank == rank and world.is_master == (rank == 0)
     assert world.size == (16 if rank else 1)
 
@@ -180,13 +177,11 @@ def test_half_of_the_variables_of_torchrun_is_refused(environment, mistake, tiny
 
 
 def test_a_backend_that_cannot_be_used_is_refused(environment, mistake, tiny, monkeypatch):
-    def fail(backend):
-        raise dist.DistNetworkError("the port is in use")
-
     main(tiny(backend="nccl", max_iters=0))  # nanoGPT's config files say so; one process needs none
     environment(PROCESS)
     assert "backend=nccl is for GPUs" in mistake(main, *tiny(backend="nccl"))
-    monkeypatch.setattr(dist, "init_process_group", fail)
+    in_use = mock.Mock(side_effect=dist.DistNetworkError("the port is in use"))
+    monkeypatch.setattr(dist, "init_process_group", in_use)
     assert "cannot be connected with backend=gloo (the port is in use)" in mistake(main, *tiny())
 
 

@@ -332,15 +332,11 @@ def test_snapshots_are_the_weights_on_a_log_scale_of_steps_and_change_nothing_el
     assert names == [f"step-{step:06}.safetensors" for step in kept]  # no temporary files
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda content: content[:-9], "is damaged"),
-    (lambda content: content.replace(b"wpe", b"wtf"), "Unexpected key"),
-])
-def test_a_snapshot_that_does_not_fit_is_reported(tiny, tmp_path, damage, message):
+def test_a_snapshot_that_does_not_fit_is_reported(tiny, tmp_path):
     main(tiny(snapshots=True, max_iters=0, eval_iters=1))
     path = tmp_path / "out" / "snapshots" / "step-000000.safetensors"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=f"{path.name} is not a snapshot .*{message}"):
+    path.write_bytes(path.read_bytes().replace(b"wpe", b"wtf"))
+    with pytest.raises(UserError, match=f"{path.name} is not a snapshot .*Unexpected key"):
         snapshots(tmp_path / "out")
 
 

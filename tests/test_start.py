@@ -117,7 +117,6 @@ def nano_optimizer(params):
 # what nanoGPT stores besides the model and the optimizer
 NANO_CONFIG = {
     "out_dir": "out-nano", "eval_interval": 5, "eval_iters": 2, "init_from": "scratch",
-    "wandb_project": "owt", "wandb_run_name": "gpt2",
     "dataset": "tiny", "gradient_accumulation_steps": 1, "batch_size": 4, "block_size": 16,
     "n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.1, "bias": False,
     "learning_rate": 1e-3, "max_iters": 10, "weight_decay": 0.1, "beta1": 0.9,
