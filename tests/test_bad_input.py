@@ -119,7 +119,6 @@ def test_prepare_refuses(mistake, tmp_path, words, message):
     ("val.bin", None, "val.bin is missing, empty or of odd size"),
     ("train.bin", b"\0" * 500, "has 250 tokens, but the meta.json"),
     ("val.bin", b"\0" * 800, "val.bin has sha256"),
-    ("meta.json", b"{", "meta.json is not what prepare.py writes"),
 ])
 def test_bins_that_are_not_as_prepared_are_refused(mistake, tiny, data_dir, tmp_path, name, content,
                                                    message):

@@ -126,7 +126,6 @@ OTHER = "its optimizer is not AdamW as this version has it, or has other paramet
 
 
 @pytest.mark.parametrize("damage, message", [
-    (change("model", to=3), "'int' object has no attribute 'items'"),
     (change("model", WTE, to=lambda w: w[0]), "size mismatch for transformer.wte.weight"),
     (change("model", WTE, to=torch.zeros(1).expand(41, 16)), "more numbers than are stored"),
     (change("model", "lm_head.weight", to=lambda w: w + 1), "differs from the token embedding"),
@@ -152,7 +151,6 @@ def test_a_damaged_field_is_one_line(mistake, lone, damage, message):
     (change("iter_num", to=-1), "it has -1 steps or sequences, which must be a whole number"),
     (change("optimizer", to=[{"state": {}}]), "it has no optimizer state"),
     (change("scaler", to={"scale": 1.0}), "its scaler is not the state of a gradient scaler"),
-    (change("scaler", to=torch.ones(2)), "TypeError"),
     (change("config", "optimizer", to="muon"), "its optimizer is not AdamW and Muon as this"),
     (change(*MOMENT, "exp_avg"), OTHER), (change(*MOMENT, "exp_avg", to=torch.zeros(2)), OTHER),
     (change(*MOMENT, "exp_avg", to=torch.zeros(1).expand(64, 16)), OTHER),

@@ -21,7 +21,17 @@ from internals.checks import Checkpoint
 from internals.errors import one_line_errors
 from internals.streaming import Sample, show
 from model import GPTConfig
-from sample import SEPARATOR, Sampler, complete, draw, load_model, main, make_cache
+from sample import (
+    SEPARATOR,
+    Sampler,
+    complete,
+    draw,
+    load_model,
+    main,
+    make_cache,
+    penalize,
+    stream,
+)
 from train import main as train_main
 
 GREEDY = {"temperature": 0}
@@ -49,7 +59,7 @@ def sampled(model, idx, count, seeds=(0,), cache=None, **filters):
     """`count` ids that follow idx (B, T): (B, count)."""
     if cache is None:
         cache = make_cache(model, max(len(idx), len(seeds)))
-    written = sample.stream(model, idx, Sampler(seeds, **filters), cache)
+    written = stream(model, idx, Sampler(seeds, **filters), cache)
     return torch.cat([ids for ids, _ in islice(written, count)], dim=1)
 
 
@@ -366,7 +376,7 @@ def test_ctrl_c_inside_a_forward_pass_leaves_the_cache_as_it_was(config, call):
     interrupt = Interrupt(model.transformer.h[2].attn, call)
     new = []
     with pytest.raises(KeyboardInterrupt):
-        for ids, _ in islice(sample.stream(model, prompt, Sampler([0], temperature=0), cache), 50):
+        for ids, _ in islice(stream(model, prompt, Sampler([0], temperature=0), cache), 50):
             new.append(ids)
     interrupt.handle.remove()
     assert len(new) == call - 1
@@ -471,5 +481,5 @@ def test_temperature_zero_takes_the_most_likely_id():
 def test_a_repetition_penalty_makes_what_was_there_less_likely():
     ids = torch.tensor([[0, 3, 0]])
     expected = [[1.0, 1.0, 0.0, -2.0, 3.0, 2.5, -30.0]]
-    assert sample.penalize(LOGITS, ids, 2.0).tolist() == expected
-    assert sample.penalize(LOGITS, ids, 1.0) is LOGITS
+    assert penalize(LOGITS, ids, 2.0).tolist() == expected
+    assert penalize(LOGITS, ids, 1.0) is LOGITS

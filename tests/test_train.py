@@ -22,26 +22,34 @@ from configurator import configure
 from internals import dataset, devices, outdir, runlog, signals
 from internals.errors import one_line_errors
 from model import GPT
-from train import TrainConfig, main
+from train import (
+    TrainConfig,
+    epoch_starts,
+    evaluation_starts,
+    learning_rate,
+    main,
+    sequences_per_epoch,
+    training_starts,
+)
 
 # ---- the schedule
 
 
 def test_learning_rate_warms_up_then_falls_along_a_cosine_and_stays_at_its_minimum():
     cfg = TrainConfig(learning_rate=1.0, min_lr=0.2, warmup_iters=10, max_iters=110)
-    rates = [train.learning_rate(step, cfg) for step in range(200)]
+    rates = [learning_rate(step, cfg) for step in range(200)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == 1.0 and rates[60] == pytest.approx(0.6)
     assert all(a > b for a, b in itertools.pairwise(rates[10:111]))
     assert rates[110:] == [0.2] * 90
     constant = replace(cfg, decay_lr=False)
-    assert {train.learning_rate(step, constant) for step in (0, 1, 3000)} == {1.0}
+    assert {learning_rate(step, constant) for step in (0, 1, 3000)} == {1.0}
 
 
 def test_defaults_of_the_schedule_are_nanogpts():
     cfg = TrainConfig()
     assert (cfg.warmup_steps, cfg.decay_steps, cfg.max_iters) == (2000, 600000, 600000)
-    assert train.learning_rate(600000, cfg) == pytest.approx(6e-5)
+    assert learning_rate(600000, cfg) == pytest.approx(6e-5)
 
 
 @pytest.mark.parametrize("settings, warmup", [
@@ -62,7 +70,7 @@ def test_each_token_comes_once_an_epoch(n_tokens, T):
     ever_left_out = set()
     for epoch in range(20):
         targets = []
-        for start in train.epoch_starts(epoch, n_tokens, T, seed=1):
+        for start in epoch_starts(epoch, n_tokens, T, seed=1):
             targets += range(start + 1, start + T + 1)
         left_out = set(range(1, n_tokens)) - set(targets)
         assert len(targets) == len(set(targets)) and min(targets) >= 1 and max(targets) < n_tokens
@@ -73,29 +81,29 @@ def test_each_token_comes_once_an_epoch(n_tokens, T):
 
 
 def test_training_windows_are_a_function_of_their_number_and_the_seed():
-    n = train.sequences_per_epoch(1000, 16)
-    run = train.training_starts(0, 3 * n, 1000, 16, seed=5)
-    assert run[:n] == list(train.epoch_starts(0, 1000, 16, 5))
+    n = sequences_per_epoch(1000, 16)
+    run = training_starts(0, 3 * n, 1000, 16, seed=5)
+    assert run[:n] == list(epoch_starts(0, 1000, 16, 5))
     assert run[n:2 * n] != run[:n]
-    assert train.training_starts(0, n, 1000, 16, seed=6) != run[:n]
-    train.epoch_starts.cache_clear()
-    assert train.training_starts(n - 3, 10, 1000, 16, seed=5) == run[n - 3:n + 7]
+    assert training_starts(0, n, 1000, 16, seed=6) != run[:n]
+    epoch_starts.cache_clear()
+    assert training_starts(n - 3, 10, 1000, 16, seed=5) == run[n - 3:n + 7]
 
 
 def test_aligned_windows_begin_with_a_line():
     places = set()
     for seed in range(20):
-        run = train.training_starts(0, 300, 1000, 20, seed, align=10)
+        run = training_starts(0, 300, 1000, 20, seed, align=10)
         places |= {start % 20 for start in run}
         assert len(set(run[:49])) == 49  # an epoch: none comes twice
     assert places == {0, 10}
 
 
 def test_evaluation_windows_are_spread_over_the_split_and_do_not_overlap():
-    starts = train.evaluation_starts(1000, 16, 10)
+    starts = evaluation_starts(1000, 16, 10)
     assert len(starts) == 10 and starts[0] == 0 and starts[-1] == 16 * 61
     assert np.diff(starts).min() >= 16 and np.diff(starts).max() <= 16 * 7
-    whole = train.evaluation_starts(1000, 16, 10**9)
+    whole = evaluation_starts(1000, 16, 10**9)
     assert whole.tolist() == list(range(0, 999 - 15, 16))
 
 
