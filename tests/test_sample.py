@@ -430,6 +430,23 @@ def test_a_compiled_step_is_compiled_once_for_all_tokens():
     assert compiled.frame_count == 1
 
 
+@MODELS
+def test_a_cache_continues_where_it_stopped(config):
+    """As in an interactive session: what is typed next follows what was sampled."""
+    model = model_of(config, spread=0.1)
+    idx = tokens(config, 1, 4)
+    more = tokens(config, 1, 6, seed=2)
+    cache = make_cache(model, 1)
+    first = sampled(model, idx, 5, cache=cache, **GREEDY)
+    second = sampled(model, more, 5, cache=cache, **GREEDY)
+    assert cache.length == 4 + 5 + 6 + 4  # the last sampled token has not been computed yet
+    whole = torch.cat((idx, first, more), dim=1)
+    assert torch.equal(second, sampled(model, whole, 5, **GREEDY))
+    long = tokens(config, 1, 40, seed=3)  # does not fit after it: the window is its last 32 tokens
+    third = sampled(model, long, 3, cache=cache, **GREEDY)
+    assert torch.equal(third, sampled(model, long, 3, **GREEDY))
+
+
 # ---- choosing a token
 
 
