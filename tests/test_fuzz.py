@@ -73,9 +73,9 @@ def damage(path, chance):
 def mutate_bytes(content, chance):
     content = bytearray(content)
     for _ in range(chance.choice([1, 1, 1, 2, 5])):
+        kind = chance.choice(["flip", "flip", "cut", "insert", "overwrite"])
         at = chance.randrange(len(content)) if content else 0
         end = at + chance.choice([1, 4, 50, 1000])
-        kind = chance.choice(["flip", "cut", "insert", "overwrite"])
         if kind == "flip" and content:
             content[at] ^= 1 << chance.randrange(8)
         elif kind == "cut":
@@ -83,7 +83,8 @@ def mutate_bytes(content, chance):
         elif kind == "insert":
             content[at:at] = chance.randbytes(end - at)
         elif kind == "overwrite":
-            content[at:end] = chance.choice([b"\0", b"{", b"9"]) * len(content[at:end])
+            filler = chance.choice([b"\0", b"\xff", b"{", b"9"])
+            content[at:end] = filler * len(content[at:end])
     return bytes(content)
 
 
