@@ -229,8 +229,9 @@ def test_a_stopped_run_is_a_keyboard_interrupt_for_a_program_that_calls_it(
     """A notebook then shows the interrupt, and lives on."""
     signal_in_step(monkeypatch, 5, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as stopped:
-        main(tiny())
+        main(tiny(snapshots=True))
     assert stopped.value.number == signal.SIGINT and state(tmp_path / "out").step == 6
+    assert list(snapshots(tmp_path / "out")) == [0, 5]  # 6 is not the end of the run
 
 
 def test_under_nohup_a_hangup_is_ignored(tiny, tmp_path, monkeypatch):

@@ -34,14 +34,13 @@ def story(seed, words=200):
     return " ".join(chance.choices(WORDS, k=words)) + f" {seed}.\n"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def bpe():
-    return GPT2Tokenizer()
-
-
-@pytest.fixture(autouse=True)
-def tables_are_loaded_once(bpe, monkeypatch):
-    monkeypatch.setattr(prepare, "gpt2_encoding", lambda: bpe.bpe)
+    """GPT-2's tokenizer. Its tables are loaded once."""
+    tokenizer = GPT2Tokenizer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "gpt2_encoding", lambda: tokenizer.bpe)
+        yield tokenizer
 
 
 @pytest.fixture
