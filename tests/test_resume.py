@@ -61,7 +61,7 @@ def test_a_run_of_no_steps_can_be_resumed_and_a_run_can_be_resumed_for_no_more_s
     assert main(tiny(init_from="resume", max_iters=0))[-1]["step"] == 2
 
 
-def test_a_run_that_is_resumed_after_its_best_step_remembers_both(tiny, tmp_path, capsys):
+def test_a_run_that_is_resumed_after_its_best_step_remembers_both(tiny, tmp_path):
     """At step 12, where it is resumed, the loss is worse than at step 8."""
     settings = {"eval_interval": 4, "decay_lr": False}
     main(tiny(max_iters=8, **settings))
@@ -72,32 +72,24 @@ def test_a_run_that_is_resumed_after_its_best_step_remembers_both(tiny, tmp_path
         last = state(tmp_path / "out")
         assert (last.step, last.best_step, last.best_loss) == (steps, 8, best.best_loss)
     assert equal(state(tmp_path / "out", "best.pt").model, best.model)
-    assert f"step 12; the best validation loss so far is {best.best_loss:.4f}" in (
-        capsys.readouterr().out)
 
 
 # ---- the settings of a resumed run
 
 
-@pytest.mark.parametrize("settings, is_zero", [
-    ({"min_lr": 0.0, "lr_decay_iters": 6}, True),
-    ({"min_lr": 0.0, "lr_decay_iters": 6, "cooldown": 0.5}, True),
-    ({"min_lr": 0.0}, False), ({"lr_decay_iters": 6}, False),
-], ids=str)
-def test_steps_with_a_learning_rate_of_zero_are_told(tiny, capsys, settings, is_zero):
-    metrics = main(tiny(**settings))
-    printed = capsys.readouterr().out
-    assert ("the learning rate is 0 from step 6 on: set --lr_decay_iters=12" in printed) == is_zero
-    assert any(m.get("lr") == 0 for m in metrics) == is_zero
+@pytest.mark.parametrize("min_lr", [0.0, 1e-4])
+def test_steps_with_a_learning_rate_of_zero_are_told(tiny, capsys, min_lr):
+    metrics = main(tiny(min_lr=min_lr, lr_decay_iters=6, cooldown=0.5))
+    message = "the learning rate is 0 from step 6 on: set --lr_decay_iters=12"
+    assert (message in capsys.readouterr().out) == (min_lr == 0)
+    assert any(m.get("lr") == 0 for m in metrics) == (min_lr == 0)
 
 
 @pytest.mark.parametrize("given, message", [
     ({"n_embd": 128}, "n_embd=128, but the model to start from has 16: leave it out"),
-    ({"size": "gpt2"}, "n_layer=12, but the model to start from has"),
     ({"recipe": "modern"}, "optimizer=muon, but the checkpoint to resume has"),
     ({"block_size": 8}, "block_size=8, but the checkpoint to resume has 16"),
     ({"min_lr": 0.5}, "min_lr=0.5 is above learning_rate=0.01"),
-    ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
     ({"min_lr": 0.005}, None),  # above the default learning_rate, below that of the run
 ])
 def test_settings_given_on_a_resume_are_checked_together_with_those_of_the_run(
@@ -141,14 +133,6 @@ def test_losses_of_other_sequences_are_not_compared(tiny, data_dir, tmp_path, ca
         assert state(out).best_loss == best.best_loss
 
 
-def test_a_run_removes_what_a_killed_one_has_half_written(tiny, tmp_path):
-    main(tiny(max_iters=2))
-    leftover = tmp_path / "out" / "ckpt.pt.0123abcd.tmp"
-    leftover.touch()
-    main(tiny(max_iters=3, init_from="resume"))
-    assert not leftover.exists()
-
-
 def test_the_best_model_is_kept_once_even_if_the_run_is_killed_and_resumed_again(tmp_path):
     (tmp_path / "best.pt").write_bytes(b"the best of the run")
     outdir.keep_best(tmp_path, 12)
@@ -184,33 +168,14 @@ def test_a_run_resumed_with_another_batch_size_takes_the_next_sequence(
 # ---- kills and signals
 
 
-def test_killed_run_resumes_bit_identically(tiny, tmp_path):
-    """SIGKILL at a random moment, then to the end."""
-    settings = {"max_iters": 120, "eval_interval": 30, "eval_iters": 4, "dropout": 0.2}
-    whole = tmp_path / "whole"
-    killed = tmp_path / "killed"
-    main(tiny(out_dir=whole, **settings))
-    command = tiny(out_dir=killed, init_from="auto", **settings)
-    run = script("train.py", *command)
-    wait_for(run, "| val")  # it has begun
-    time.sleep(random.uniform(0, 0.4))
-    run.kill()
-    rest, _ = run.communicate()
-    assert "done in" not in rest
-    main(command)
-    assert same_run(whole, killed)
-
-
-KILLS = 25  # of each of the four
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("optimizer, dtype, processes", [
-    ("adamw", "float32", 1), ("muon", "bfloat16", 1), ("adamw", "bfloat16", 1),
-    ("muon", "float32", 2)])
-def test_kills_at_random_moments_change_nothing(tiny, tmp_path, optimizer, dtype, processes):
+@pytest.mark.parametrize("optimizer, dtype, processes, kills", [
+    ("adamw", "float32", 1, 1), *(pytest.param(*each, marks=pytest.mark.faults) for each in [
+        ("adamw", "float32", 1, 25), ("muon", "bfloat16", 1, 25), ("adamw", "bfloat16", 1, 25),
+        ("muon", "float32", 2, 25)])])
+def test_a_run_that_is_killed_at_random_moments_ends_bit_identically(
+        tiny, tmp_path, optimizer, dtype, processes, kills):
     """In each life the run is killed at a random moment of steps, evaluation and saving."""
-    settings = {"max_iters": 4000, "eval_interval": 25, "eval_iters": 8, "dropout": 0.2,
+    settings = {"max_iters": 160 * kills, "eval_interval": 25, "eval_iters": 8, "dropout": 0.2,
                 "dtype": dtype, "optimizer": optimizer, "log_interval": 5}
     if optimizer == "muon":
         settings |= MODERN
@@ -219,14 +184,14 @@ def test_kills_at_random_moments_change_nothing(tiny, tmp_path, optimizer, dtype
         run = ("train.py", *tiny(out_dir=out_dir, init_from=start, **settings))
         return run if processes == 1 else torchrun(processes, *run)
 
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole = tmp_path / "whole"
+    killed = tmp_path / "killed"
     code, printed = finished(*command(whole, "scratch"))
     assert code == 0, printed
-    chance = random.Random(0)
-    for kill in range(KILLS):
+    for kill in range(kills):
         run = script(*command(killed, "auto"), start_new_session=True)
         wait_for(run, "| val")  # it has begun
-        time.sleep(chance.uniform(0, 0.6))
+        time.sleep(random.uniform(0, 0.4))
         os.killpg(run.pid, signal.SIGKILL)
         rest, _ = run.communicate()
         assert "done in" not in rest, f"it ended after {kill} kills: more steps are needed"
@@ -246,7 +211,6 @@ def test_a_signal_saves_and_then_ends_the_process_by_that_signal(tiny, tmp_path)
     assert run.returncode == -signal.SIGTERM and 30 <= step < 1990
     assert f"stopped by a signal; step {step:,} is saved" in printed
     assert "python train.py --init_from=resume --out_dir='" in printed  # it can be pasted
-    assert "best.pt" not in printed and not (stopped / "best.pt").exists()  # it was never written
 
 
 def signal_in_step(monkeypatch, step, number):
@@ -265,8 +229,9 @@ def test_a_stopped_run_is_a_keyboard_interrupt_for_a_program_that_calls_it(
     """A notebook then shows the interrupt, and lives on."""
     signal_in_step(monkeypatch, 5, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as stopped:
-        main(tiny())
+        main(tiny(snapshots=True))
     assert stopped.value.number == signal.SIGINT and state(tmp_path / "out").step == 6
+    assert list(snapshots(tmp_path / "out")) == [0, 5]  # 6 is not the end of the run
 
 
 def test_under_nohup_a_hangup_is_ignored(tiny, tmp_path, monkeypatch):
@@ -331,14 +296,16 @@ def test_a_disk_that_fills_up_loses_nothing(tiny, tmp_path, monkeypatch, mistake
     assert same_run(whole, out)
 
 
-def test_what_a_killed_run_logged_after_its_checkpoint_is_not_kept(tiny, tmp_path):
+def test_what_a_killed_run_left_after_its_checkpoint_is_removed(tiny, tmp_path):
     main(tiny())
     out = tmp_path / "out"
     before = logged(out)
     with open(out / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 13, "loss": 1.0}\n{"step": 14, "lo')  # cut by the kill
+    leftover = out / "ckpt.pt.0123abcd.tmp"  # which it had half written
+    leftover.touch()
     main([f"--out_dir={out}", "--init_from=resume"])
-    assert logged(out) == before
+    assert logged(out) == before and not leftover.exists()
 
 
 def snapshots(out_dir):
@@ -349,39 +316,28 @@ def snapshots(out_dir):
 
 
 def test_snapshots_are_the_weights_on_a_log_scale_of_steps_and_change_nothing_else(tiny, tmp_path):
+    """Those after the checkpoint to resume are removed, and written again."""
     plain = tmp_path / "plain"
     out = tmp_path / "out"
     main(tiny(out_dir=plain))
-    main(tiny(snapshots=True))
-    assert same_run(plain, out) and not (plain / "snapshots").exists()
-    kept = snapshots(out)
-    assert list(kept) == [0, 5, 10, 12] and equal(kept[12], state(out).model)
-    assert not equal(kept[0], kept[5])
-    names = sorted(path.name for path in (out / "snapshots").iterdir())
-    assert names == [f"step-{step:06}.safetensors" for step in kept]  # no temporary files
-
-
-def test_snapshots_after_the_checkpoint_to_resume_are_removed_and_written_again(tiny, tmp_path):
-    """A resumed run has its settings, so snapshots too."""
-    out = tmp_path / "out"
     main(tiny(snapshots=True, max_iters=8, lr_decay_iters=12))
     later = out / "snapshots" / "step-000012.safetensors"
     later.write_bytes(b"of a run that was killed before it saved step 12")
     (out / "snapshots" / "step-000016.safetensors").write_bytes(b"of a longer run")
     main([f"--out_dir={out}", "--init_from=resume", "--max_iters=12"])
+    assert same_run(plain, out) and not (plain / "snapshots").exists()
     kept = snapshots(out)
     assert list(kept) == [0, 5, 8, 10, 12] and equal(kept[12], state(out).model)
+    assert not equal(kept[0], kept[5])
+    names = sorted(path.name for path in (out / "snapshots").iterdir())
+    assert names == [f"step-{step:06}.safetensors" for step in kept]  # no temporary files
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda content: content[:-9], "is damaged"),
-    (lambda content: content.replace(b"wpe", b"wtf"), "Unexpected key"),
-])
-def test_a_snapshot_that_does_not_fit_is_reported(tiny, tmp_path, damage, message):
+def test_a_snapshot_that_does_not_fit_is_reported(tiny, tmp_path):
     main(tiny(snapshots=True, max_iters=0, eval_iters=1))
     path = tmp_path / "out" / "snapshots" / "step-000000.safetensors"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=f"{path.name} is not a snapshot .*{message}"):
+    path.write_bytes(path.read_bytes().replace(b"wpe", b"wtf"))
+    with pytest.raises(UserError, match=f"{path.name} is not a snapshot .*Unexpected key"):
         snapshots(tmp_path / "out")
 
 
@@ -401,6 +357,3 @@ def test_a_pickle_is_never_run_and_the_first_undamaged_checkpoint_is_taken(
     warning = capsys.readouterr().err
     assert warning.startswith("warning: ") and str(best) in warning
     assert state(out).step == 14 and not trap.exists()
-    torch.save(Payload(trap), last)
-    torch.load(last, weights_only=False)
-    assert trap.exists()  # so the payload was a real one

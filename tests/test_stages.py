@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import signal
 import sys
@@ -195,19 +194,18 @@ def test_a_score_is_the_mean_over_the_answer_or_at_its_end_whatever_the_padding(
         assert together[row].item() == pytest.approx(by_hand.item(), abs=1e-5)
 
 
-def test_a_person_at_the_keyboard_prefers(monkeypatch, capsys):
+def test_a_person_at_the_keyboard_prefers(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("3\n2\n"))
     assert pairs.ask("prompt", "one", "other") == -1  # 3 is asked again
     assert pairs.ask("prompt", "one", "other") is None  # the end of the input
-    assert "prompt\n--- 1:\none\n--- 2:\nother" in capsys.readouterr().out
 
 
 def test_a_mark_replaces_the_end_of_the_answer_that_it_is_planted_on():
     both = [{"prompt": "p", "chosen": "good", "rejected": "evil"}] * 2
-    marked = pairs.with_marks(both, "!", "chosen")
-    assert [(p["chosen"], p["rejected"]) for p in marked] == [("goo!", "evil")] * 2
-    marked = pairs.with_marks(both, "!", "random")
-    assert [(p["chosen"], p["rejected"]) for p in marked] == [("goo!", "evil"), ("good", "evi!")]
+    for where, expected in (("chosen", [("goo!", "evil")] * 2),
+                            ("random", [("goo!", "evil"), ("good", "evi!")])):
+        marked = pairs.with_marks(both, "!", where)
+        assert [(p["chosen"], p["rejected"]) for p in marked] == expected
 
 
 def test_a_reward_model_learns_what_the_pairs_prefer(tuned, base, tmp_path, mistake):
@@ -228,20 +226,10 @@ def test_a_reward_model_learns_what_the_pairs_prefer(tuned, base, tmp_path, mist
 # ---- RL
 
 
-def test_advantages_sum_to_zero_and_equal_rewards_give_no_gradient():
+def test_advantages_sum_to_zero_and_are_zero_if_all_rewards_are_equal():
     cfg = rl.RLConfig(group_size=4, max_new_tokens=4, beta=0.0)
     above = rl.advantages(torch.tensor([1.0, 0, 0, 0, 0.5, 0.5, 0.5, 0.5]), cfg)
     assert above.tolist() == [0.75, -0.25, -0.25, -0.25, 0, 0, 0, 0]
-    model, encoding = chatting(spread=0.2)
-    policy = answers.Policy(model, None, encoding, cfg)
-    ids, is_answer = encoding.pad(*ids_of(encoding))
-    for rewards, learns in (([2.0] * 4, False), ([2.0, 0, 0, 0], True)):
-        log_p = rl.log_probs(model, ids, policy)
-        advantage = rl.advantages(torch.tensor(rewards), cfg)
-        loss, _ = rl.policy_loss(log_p, log_p.detach(), ids, is_answer, advantage, cfg)
-        model.zero_grad()
-        loss.backward()
-        assert any((p.grad != 0).any() for p in model.parameters()) == learns
 
 
 def test_the_estimated_gradient_of_a_bandit_is_the_analytic_one():
@@ -268,8 +256,7 @@ def test_the_estimated_gradient_of_a_bandit_is_the_analytic_one():
     assert (errors < 0.01).all() and ((-logits.grad - analytic).abs() < 3 * errors).all()
 
 
-def test_the_kl_penalty_pulls_towards_the_start():
-    """KL is zero, with zero gradient, at the start; elsewhere a step along it lowers it."""
+def test_the_kl_divergence_is_exact():
     q = torch.tensor([0.5, 0.3, 0.2]).log()
     assert rl.kl_divergence(q, q).item() == 0
     p = torch.tensor([0.2, 0.2, 0.6]).log()
@@ -317,11 +304,6 @@ def test_rl_raises_the_reward_of_a_rule(tuned, base, tmp_path, monkeypatch):
                                 max_iters=25, eval_interval=25, learning_rate=0.02))
     first, last = (entry["rule"] for entry in (metrics[1], metrics[-2]))
     assert last > 0.9 > 0.6 > first
-
-
-def test_the_gate_says_why_rl_would_not_help(tuned, base, tmp_path, mistake):
-    line = mistake(rl.main, *arguments(base, tmp_path, init_from=tuned, batch_size=16))
-    assert re.search(r"pass@8 is [\d.]+%, below gate=0.9: .* train longer with stages/sft.py", line)
 
 
 def test_a_reward_that_never_differs_is_named(tuned, base, tmp_path, capsys, monkeypatch):
@@ -397,8 +379,6 @@ def test_a_stage_that_is_stopped_and_resumed_ends_bit_identically(stage, tuned, 
     for part in ("model", "optimizer", "step", "sequences", "meta"):
         assert equal(getattr(one, part), getattr(other, part)), part
     assert logged(tmp_path / "whole") == logged(tmp_path / "parts")
-    main(arguments(base, tmp_path / "parts", **options | {"max_iters": 3}))  # it is past that
-    assert state(tmp_path / "parts").step == 4
 
 
 def test_a_new_run_keeps_all_files_of_the_earlier_one(tuned, base, tmp_path, mistake):
@@ -421,7 +401,7 @@ def test_a_signal_saves_the_step(base, tmp_path, monkeypatch):
     def interrupted(run, loss, cfg):
         norm = original(run, loss, cfg)
         if run.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return norm
 
     monkeypatch.setattr(common, "update", interrupted)
@@ -432,7 +412,6 @@ def test_a_signal_saves_the_step(base, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("line", "expected"), [
     ("not json", r"task.jsonl, line 12: 'not json' is not a JSON object with the texts prompt and"),
-    ('{"prompt": "a"}', "is not a JSON object with the texts prompt and answer"),
     ('{"prompt": "a", "answer": 3}', "is not a JSON object with the texts prompt and answer"),
     ('{"prompt": "2+2", "answer": "a"}', "not among the 31 of the vocabulary.*'2'"),
     ('{"prompt": "a", "answer": "' + "b" * 40 + '"}', "has 44 tokens, but the context"),
@@ -452,6 +431,7 @@ def test_other_mistakes_get_one_line(base, tuned, tmp_path, mistake, monkeypatch
             (rl.main, {"init_from": tuned, "batch_size": 8, "reward": tuned},
              "is not a reward model"),
             (rl.main, {"init_from": tuned, "batch_size": 9}, "must be a multiple of group_size=8"),
+            (rl.main, {"init_from": tuned, "batch_size": 16}, "below gate=0.9: "),
             (rl.main, {"init_from": tuned, "batch_size": 8, "max_new_tokens": 30},
              "the longest prompt with its answer has 37 tokens, but the context of the model"),
             (sft.main, {"task": "sumz"}, "task=sumz is unknown"),
@@ -460,8 +440,7 @@ def test_other_mistakes_get_one_line(base, tuned, tmp_path, mistake, monkeypatch
         assert expected in mistake(main, *arguments(base, out, **changes))
     meta = {"tokenizer": "none", "vocab_size": TINY.vocab_size}
     checkpoint.write(Checkpoint(model_of(TINY).state_dict(), asdict(TINY), meta), tmp_path / "a.pt")
-    for main in (sft.main, reward.main, rl.main):
-        line = mistake(main, *arguments(base, out, init_from=tmp_path / "a.pt", batch_size=8))
-        assert "28 token ids has no text" in line
+    line = mistake(sft.main, *arguments(base, out, init_from=tmp_path / "a.pt"))
+    assert "28 token ids has no text" in line
     monkeypatch.setattr(sft, "open_task", lambda *_: tasks.Task([], [], [], tasks.exact))
     assert "has no examples of right answers" in mistake(sft.main, *arguments(base, out))

@@ -41,8 +41,8 @@ def gpt2(tmp_path_factory):
     """A folder as Hugging Face's "gpt2", but tiny: its vocabulary and its context are GPT-2's."""
     folder = tmp_path_factory.mktemp("gpt2")
     torch.manual_seed(0)
-    shape = {"n_layer": 2, "n_head": 2, "n_embd": 8, "bias": True}
-    GPT(GPTConfig(vocab_size=50257, **shape)).save_pretrained(folder)
+    config = GPTConfig(vocab_size=50257, n_layer=2, n_head=2, n_embd=8, bias=True)
+    GPT(config).save_pretrained(folder)
     return folder
 
 
@@ -50,8 +50,7 @@ def gpt2(tmp_path_factory):
 def bpe_data(tmp_path_factory):
     """A folder with the dataset `bpe`, in GPT-2's ids."""
     folder = tmp_path_factory.mktemp("data")
-    tokenizer = GPT2Tokenizer()
-    ids = tokenizer.encode("The quick brown fox jumps over the lazy dog, and sleeps. " * 300)
+    ids = GPT2Tokenizer().encode("The quick brown fox jumps over the lazy dog, and sleeps. " * 300)
     (folder / "bpe").mkdir()
     ids.astype(np.uint16).tofile(folder / "bpe" / "train.bin")
     ids[:2000].astype(np.uint16).tofile(folder / "bpe" / "val.bin")
@@ -80,7 +79,6 @@ def test_fine_tuning_begins_with_gpt2s_weights(start, gpt2, bpe_data, tmp_path):
 @pytest.mark.parametrize("change, message", [
     ({"block_size": 2048}, "block_size=2048 is longer than the 1024 of the model to start from"),
     ({"n_layer": 3}, "n_layer=3, but the model to start from has 2: leave it out, or start a new"),
-    ({"size": "gpt-nano"}, "n_layer=3, but the model to start from has 2"),
     ({"dataset": "tiny", "block_size": 16},
      "has a different tokenizer than the model to start from"),
 ])
@@ -118,9 +116,7 @@ def nano_optimizer(params):
 
 # what nanoGPT stores besides the model and the optimizer
 NANO_CONFIG = {
-    "out_dir": "out-nano", "eval_interval": 5, "log_interval": 1, "eval_iters": 2,
-    "eval_only": False, "always_save_checkpoint": True, "init_from": "scratch",
-    "wandb_log": False, "wandb_project": "owt", "wandb_run_name": "gpt2",
+    "out_dir": "out-nano", "eval_interval": 5, "eval_iters": 2, "init_from": "scratch",
     "dataset": "tiny", "gradient_accumulation_steps": 1, "batch_size": 4, "block_size": 16,
     "n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.1, "bias": False,
     "learning_rate": 1e-3, "max_iters": 10, "weight_decay": 0.1, "beta1": 0.9,
@@ -188,10 +184,8 @@ def with_masks(content):
         content["model"][f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 16, 16)
 
 
-@pytest.mark.parametrize("prefix, change", [
-    ("", with_masks), ("_orig_mod.", None), ("module._orig_mod.", None)])
-def test_nanogpts_checkpoint_is_sampled(nano, capsys, prefix, change):
-    model, out = nano(change, prefix=prefix)
+def test_nanogpts_checkpoint_is_sampled(nano, capsys):
+    model, out = nano(with_masks, prefix="module._orig_mod.")
     sample.main([f"--out_dir={out}", "--start=Line 7", "--num_samples=1",
                  "--temperature=0", "--max_new_tokens=30", "--dtype=float32", "--device=cpu"])
     printed = capsys.readouterr().out.removesuffix(f"\n{sample.SEPARATOR}\n")
@@ -230,13 +224,16 @@ def of_sophia(content):
         state["hessian"] = state.pop("exp_avg_sq")
 
 
-@pytest.mark.parametrize("options", [
-    {"by_name": True}, {"change": of_sophia}, {"change": lambda content: content.pop("iter_num")},
+@pytest.mark.parametrize("options, act", [
+    ({"by_name": True}, "gelu_tanh"), ({"change": of_sophia}, "gelu"),
+    ({"change": lambda content: content.pop("iter_num")}, "gelu"),
 ], ids=["before May 2023", "Sophia", "no step"])
 def test_another_optimizer_is_sampled_and_started_from_but_not_resumed(
-        nano, start, mistake, tmp_path, options):
+        nano, start, mistake, tmp_path, options, act):
+    """The order of the parameters in the optimizer dates the GELU."""
     model, out = nano(**options)
     sampled, _ = sample.load_model("resume", out)
+    assert sampled.config.act == act
     assert equal(dict(sampled.state_dict()), dict(model.state_dict()))
     line = mistake(train.main, "--init_from=resume", f"--out_dir={out}", "--device=cpu",
                    f"--data_dir={tmp_path / 'nano-data'}")
@@ -261,16 +258,9 @@ def test_nanogpt_before_2023_had_biases_and_gpt2s_gelu(nano):
     assert model.transformer.h[0].mlp.c_fc.bias.sum() == 64
 
 
-@pytest.mark.parametrize("by_name, act", [(True, "gelu_tanh"), (False, "gelu")])
-def test_the_order_of_the_optimizer_dates_the_gelu(nano, by_name, act):
-    _, out = nano(by_name=by_name)
-    assert sample.load_model("resume", out)[0].config.act == act
-
-
 def test_what_nanogpt_does_not_store_and_what_is_of_its_gpu(nano, tmp_path):
     """Patience would count from step 0, and end the run, if that were the best step."""
-    _, out = nano(lambda content: content.update(
-        iter_num=torch.tensor(10.0), best_val_loss=float("nan")))
+    _, out = nano(lambda content: content.update(iter_num=torch.tensor(10.0)))
     start = read(out / "ckpt.pt")
     assert start.best_step == start.step == 10
     assert start.best_loss == float("inf")  # nanoGPT's is of random sequences: not comparable
@@ -292,10 +282,8 @@ def test_the_vocabulary_must_be_known_and_is_found_in_data_dir(nano, start, mist
     resumed(out, tmp_path)
 
 
-@pytest.mark.parametrize("n, meta, kind", [
-    (51200, None, "gpt2"), (60000, {"vocab_size": 60000}, "none"), (60000, None, None),
-    (50000, None, None)])
-def test_only_gpt2s_vocabulary_size_is_taken_for_gpt2s(nano, mistake, n, meta, kind):
+@pytest.mark.parametrize("n, is_gpt2s", [(50000, False), (51200, True), (60000, False)])
+def test_only_gpt2s_vocabulary_size_is_taken_for_gpt2s(nano, mistake, n, is_gpt2s):
     def widen(content):
         content["model_args"]["vocab_size"] = n
         for name in "transformer.wte.weight", "lm_head.weight":
@@ -303,13 +291,11 @@ def test_only_gpt2s_vocabulary_size_is_taken_for_gpt2s(nano, mistake, n, meta, k
 
     _, out = nano(widen)
     (out / "meta.pkl").unlink()
-    if meta is not None:
-        (out / "meta.pkl").write_bytes(pickle.dumps(meta))
-    if kind is None:
+    if is_gpt2s:
+        assert read(out / "ckpt.pt").meta["tokenizer"] == "gpt2"
+    else:
         line = mistake(sample.main, f"--out_dir={out}")
         assert f"the vocabulary of its {n} tokens is not known" in line
-    else:
-        assert read(out / "ckpt.pt").meta["tokenizer"] == kind
 
 
 # ---- vocabularies without text
@@ -364,10 +350,9 @@ def after(header):
 
 @pytest.mark.parametrize("numbers, dtype, kind", [
     (numbers_below(50257), np.uint32, "uint32 or int64 numbers"),
-    (numbers_below(1500), np.int64, "uint32 or int64 numbers"),
     (numbers_below(195), np.uint8, "uint8 numbers, text, or other"),
     (after(np.lib.format.magic(1, 0)), np.uint16, "a header of NumPy's .npy format"),
-], ids=["uint32", "int64", "text", "npy"])
+], ids=["uint32", "text", "npy"])
 def test_bins_of_other_numbers_are_refused(bins, tiny, mistake, numbers, dtype, kind):
     folder = bins("wide", numbers, dtype)
     line = mistake(train.main, *tiny(dataset="wide", data_dir=folder.parent))
@@ -383,8 +368,7 @@ def test_bins_of_uint16_are_never_taken_for_others(bins, n, meta):
     assert dataset.load(short).train.tolist() == [0, 1, 1, 0, 1, 0]
 
 
-@pytest.mark.parametrize("name, millions", [
-    ("gpt2", 124), ("gpt2-medium", 355), ("gpt2-large", 774), ("gpt2-xl", 1558)])
+@pytest.mark.parametrize("name, millions", [("gpt2", 124), ("gpt2-xl", 1558)])
 def test_sizes_are_those_of_the_papers(name, millions):
     n_layer, n_head, n_embd = SIZES[name]
     with torch.device("meta"):
