@@ -425,9 +425,12 @@ def test_a_mistake_is_one_line(mistake, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.html*"))
 
 
-def test_a_snapshot_of_a_run_that_diverged_is_one_line(mistake, tmp_path):
+def test_a_snapshot_that_diverged_is_left_out_with_a_line(tmp_path, capsys):
     write_run(tmp_path)
     diverged = model_of(GPT2_TINY)
-    diverged.transformer.ln_f.bias.data.fill_(math.nan)
     checkpoint.write_snapshot(tmp_path, 5, diverged)
-    assert "not numbers (NaN)" in mistake(look.main, f"--out_dir={tmp_path}", "--start=A")
+    diverged.transformer.ln_f.bias.data.fill_(math.nan)
+    checkpoint.write_snapshot(tmp_path, 10, diverged)
+    data = page_of(tmp_path, "--start=A")
+    assert "the page leaves out step 10: the model's logits are not" in capsys.readouterr().err
+    assert [shown["step"] for shown in data["moments"]] == [0, 5]

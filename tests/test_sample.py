@@ -163,6 +163,13 @@ def test_a_character_split_over_tokens_is_printed_whole_and_the_text_ends_where_
     assert complete(*load_model("resume", out), "\n", temperature=0) == "\n👍🏽é"
 
 
+def test_without_the_cache_the_text_is_the_same(trained, capsys, monkeypatch):
+    argv = [f"--out_dir={trained}", "--num_samples=3", "--max_new_tokens=60", "--dtype=float32"]
+    expected = texts(capsys, *argv)
+    monkeypatch.setattr(KVCache, "store", None)  # it is not called
+    assert texts(capsys, *argv, "--cache=False") == expected
+
+
 def test_samples_go_to_a_file_with_their_log_probabilities(trained, tmp_path, capsys):
     path = tmp_path / "samples.jsonl"
     shown = texts(capsys, f"--out_dir={trained}", "--num_samples=3", "--max_new_tokens=8",

@@ -36,7 +36,7 @@ from configurator import build, configure
 from internals import checkpoint, checks, starting
 from internals.cpu import replace
 from internals.devices import find_device
-from internals.errors import UserError, one_line_errors
+from internals.errors import UserError, one_line_errors, warn
 from internals.files import printable, replacing
 from internals.limits import Count, Natural, NonNegative, Seed
 from internals.streaming import read_prompt
@@ -583,7 +583,13 @@ def moments_of(this):
             weights = checkpoint.read_snapshot(paths[step], this.start.model_args)
         model = build_model(weights, this.settings, this.idx.device)
         shown = {"step": step}
-        logits = logits_of(model, this.idx, n_vocab)
+        try:
+            logits = logits_of(model, this.idx, n_vocab)
+        except UserError as error:
+            if is_main:
+                raise
+            warn(f"the page leaves out step {step}: {error}")
+            continue
         if levels[step] is not None:
             shown["exact_loss"] = text_loss(logits, this.idx)
             shown["weights"] = round_weights(model, levels[step])
