@@ -23,6 +23,7 @@ from internals.streaming import Sample, show
 from model import GPTConfig
 from sample import (
     SEPARATOR,
+    KVCache,
     Sampler,
     complete,
     draw,

@@ -163,6 +163,19 @@ def test_sft_learns_to_answer_and_sample_py_chats(base, tmp_path, capsys, monkey
     assert err.startswith("error: the text 'x␄' contains ␄")
 
 
+def test_sft_trains_with_dropout_and_evaluates_without(base, tmp_path, monkeypatch):
+    def watched(model, examples, encoding):
+        seen.append(model.training)
+        assert model.training == torch.is_grad_enabled()
+        return answer_loss(model, examples, encoding)
+
+    seen = []
+    answer_loss = sft.answer_loss
+    monkeypatch.setattr(sft, "answer_loss", watched)
+    sft.main(arguments(base, tmp_path, max_iters=4, eval_interval=2))
+    assert seen.count(True) == 4
+
+
 def test_look_opens_the_model_of_a_stage(tuned, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     import look
