@@ -184,10 +184,16 @@ def test_a_run_that_is_killed_at_random_moments_ends_bit_identically(
         run = ("train.py", *tiny(out_dir=out_dir, init_from=start, **settings))
         return run if processes == 1 else torchrun(processes, *run)
 
+    def to_the_end(out_dir, start):
+        if processes == 1:
+            main(tiny(out_dir=out_dir, init_from=start, **settings))
+        else:
+            code, printed = finished(*command(out_dir, start))
+            assert code == 0, printed
+
     whole = tmp_path / "whole"
     killed = tmp_path / "killed"
-    code, printed = finished(*command(whole, "scratch"))
-    assert code == 0, printed
+    to_the_end(whole, "scratch")
     for kill in range(kills):
         run = script(*command(killed, "auto"), start_new_session=True)
         wait_for(run, "| val")  # it has begun
@@ -195,8 +201,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_bit_identically(
         os.killpg(run.pid, signal.SIGKILL)
         rest, _ = run.communicate()
         assert "done in" not in rest, f"it ended after {kill} kills: more steps are needed"
-    code, printed = finished(*command(killed, "auto"))
-    assert code == 0, printed
+    to_the_end(killed, "auto")
     assert same_run(whole, killed)
 
 
