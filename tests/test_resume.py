@@ -1,9 +1,11 @@
 """pytest tests/test_resume.py - a run that is stopped, killed or moved ends as one that was not"""
 
+import contextlib
 import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,6 +170,14 @@ def test_a_run_resumed_with_another_batch_size_takes_the_next_sequence(
 # ---- kills and signals
 
 
+def kill_processes_with(word):
+    """Kill the processes whose command line contains a word."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if word.encode() in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
+
+
 @pytest.mark.parametrize("optimizer, dtype, processes, kills", [
     ("adamw", "float32", 1, 1), *(pytest.param(*each, marks=pytest.mark.faults) for each in [
         ("adamw", "float32", 1, 25), ("muon", "bfloat16", 1, 25), ("adamw", "bfloat16", 1, 25),
@@ -199,6 +209,8 @@ def test_a_run_that_is_killed_at_random_moments_ends_bit_identically(
         wait_for(run, "| val")  # it has begun
         time.sleep(random.uniform(0, 0.4))
         os.killpg(run.pid, signal.SIGKILL)
+        if processes > 1:  # torchrun's processes are in groups of their own
+            kill_processes_with(f"--out_dir={killed}")
         rest, _ = run.communicate()
         assert "done in" not in rest, f"it ended after {kill} kills: more steps are needed"
     to_the_end(killed, "auto")
