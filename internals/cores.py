@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")  # Linux: the limits of containers
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # M_... in glibc's malloc.h
+TRIM_THRESHOLD = -1  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in glibc's malloc.h
+MMAP_THRESHOLD = -3
 
 
 def available_cores():

@@ -19,7 +19,7 @@ class Optimizers:
         for group in self.param_groups:
             device = group["params"][0].device
             if graphs.can_record(device):  # in a graph, a number would never change
-                group["lr"] = torch.zeros((), device=device)
+                group["lr"] = torch.full((), group["lr"], device=device)
 
     def set_learning_rate(self, lr):
         """Set the learning rate of each group to `lr` times its scale."""

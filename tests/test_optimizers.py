@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import GPT2_TINY, MODELS, equal, model_of
 
+from internals import graphs
 from internals.optimizers import Muon, make_optimizer, orthogonal
 from train import TrainConfig, learning_rate
 
@@ -129,3 +130,11 @@ def test_a_skipped_step_changes_neither_weights_nor_state(cfg):
     before = one_step(skip=False)
     assert equal(before, one_step(skip=True))
     assert not equal(before, one_step(skip=False))
+
+
+def test_a_learning_rate_in_a_tensor_is_that_of_the_settings(monkeypatch):
+    """As on a GPU, also before the first set_learning_rate."""
+    monkeypatch.setattr(graphs, "can_record", lambda device: True)
+    optimizer = make_optimizer(model_of(GPT2_TINY), TrainConfig(optimizer="muon"), "float32")
+    rates = [group["lr"].item() for group in optimizer.param_groups]
+    assert rates == pytest.approx([6e-4] * 3 + [0.02] * (len(rates) - 3))
