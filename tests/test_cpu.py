@@ -204,9 +204,8 @@ def test_packed_weights_give_the_same_logits(recipe, dtype, close):
 
 
 @needs_mkldnn
-@pytest.mark.parametrize("config, dtype", [(GPT2_TINY, torch.float32), (WIDE_TINY, torch.float16)])
-def test_narrow_layers_and_other_dtypes_are_not_packed(config, dtype):
-    model = speed_up(model_of(config).to(dtype), inference=True)
+def test_narrow_layers_are_not_packed():
+    model = speed_up(model_of(GPT2_TINY), inference=True)
     assert type(model.transformer.h[0].mlp.c_fc) is torch.nn.Linear
 
 

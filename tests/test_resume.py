@@ -132,7 +132,8 @@ def test_losses_of_other_sequences_are_not_compared(tiny, data_dir, tmp_path, ca
         assert state(out).best_loss != best.best_loss and state(out).best_step >= 12
     else:
         assert "evaluations now use" not in printed and not kept.exists()
-        assert state(out).best_loss == best.best_loss
+        # another batch size can change the last bit
+        assert state(out).best_loss == pytest.approx(best.best_loss, abs=1e-6)
 
 
 def test_the_best_model_is_kept_once_even_if_the_run_is_killed_and_resumed_again(tmp_path):

@@ -54,6 +54,7 @@ from model import GPT, GPTConfig
 from sample import Sampler, make_cache, stream
 
 ROUNDS, STEPS = 7, 100
+WARMUP = 4  # steps, in which a GPU compiles and records (internals/graphs.py)
 
 
 @dataclass
@@ -227,6 +228,7 @@ def settings_of(argv, *schemas):
 def bench_train(argv):
     cfg, model_cfg, device, dtype, bench_cfg = settings_of(argv, TrainBenchConfig)
     model, step = our_step(cfg, model_cfg, device, dtype)
+    seconds(step, device, times=WARMUP)
     tokens = cfg.batch_size * cfg.gradient_accumulation_steps * model_cfg.block_size
     many = max(1, min(20, int(5 / max(1e-3, seconds(step, device)))))
     print(f"{num_params(model) / 1e6:.2f}M parameters, {tokens:,} tokens per step, {dtype} on "
