@@ -16,9 +16,10 @@ class Optimizers:
     def __init__(self, optimizers):
         self.optimizers = optimizers
         self.param_groups = [group for each in optimizers for group in each.param_groups]
-        for group in self.param_groups:
-            device = group["params"][0].device
-            if graphs.can_record(device):  # in a graph, a number would never change
+        device = self.param_groups[0]["params"][0].device  # other groups can be empty
+        if graphs.can_record(device):
+            # a CUDA graph would keep the number that it was recorded with, but it reads a tensor
+            for group in self.param_groups:
                 group["lr"] = torch.full((), group["lr"], device=device)
 
     def set_learning_rate(self, lr):

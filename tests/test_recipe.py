@@ -88,6 +88,16 @@ def test_the_recipe_named_gpt2_is_the_default():
     assert RECIPES["gpt2"].keys() == RECIPES["modern"].keys()
 
 
+@pytest.mark.parametrize("name", RECIPES["modern"])
+def test_each_setting_of_a_recipe_can_be_exchanged_by_itself(tiny, tmp_path, name):
+    for recipe, other in ("gpt2", "modern"), ("modern", "gpt2"):
+        settings = {"recipe": recipe, "out_dir": tmp_path / recipe, name: RECIPES[other][name]}
+        train.main(tiny(**settings | {"max_iters": 2}))
+        metrics = train.main(tiny(**settings | {"max_iters": 4, "init_from": "resume"}))
+        curve = [loss for _, loss in losses(metrics)]
+        assert len(curve) == 4 and all(map(math.isfinite, curve))
+
+
 def test_a_setting_by_itself_wins_over_the_recipe_and_the_size():
     found = settings_of("--recipe=modern", "--size=gpt-nano", "--pos=learned", "--cooldown=0.2",
                         "--n_head=1")
