@@ -135,7 +135,7 @@ def run_config(path, types, settings):
             readable[name] = sys.modules[module]
     try:
         # So that `names` has only what the file itself assigns, the settings that it can read are
-        # passed as built-in names, of which print is one
+        # passed as built-in names: the file finds them as it finds print
         names = runpy.run_path(path, {"__builtins__": vars(builtins) | readable})
     except (Exception, SystemExit) as error:
         raise UserError(help.config_error(error, path, readable)) from None
@@ -190,10 +190,12 @@ def check_limit(field, value):
 def limit_of(field):
     """The Limit in the type of a dataclass field, such as Count or Count | None; None if the type
     has no limit."""
-    kind = OF_MODEL.get(field.name, field.type)  # GPTConfig's types have no limits
+    # The types of GPTConfig are plain, because model.py imports nothing of the project. OF_MODEL
+    # has the same with limits
+    kind = OF_MODEL.get(field.name, field.type)
     for part in (kind, *get_args(kind)):
         if get_origin(part) is Annotated:
-            return part.__metadata__[0]
+            return part.__metadata__[0]  # Annotated[int, Limit(...)]: the Limit
     return None
 
 
@@ -213,7 +215,7 @@ def convert(name, value, kind, source="in the settings"):
     options.sort(key=lambda option: option is str)
     for option in options:
         with suppress(ValueError, OverflowError, RecursionError):
-            return parse(value, option)
+            return parse(value, option)  # the first type that takes the value
     raise UserError(f"{name} must be {type_name(kind)}, not {shown(value)} ({source})")
 
 

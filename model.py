@@ -35,7 +35,8 @@ class GPTConfig:
     n_head: int = 12  # attention heads per block
     n_embd: int = 768  # channels, a multiple of n_head
     dropout: float = 0.0  # probability; 0 for pretraining, 0.1 and more for small data
-    bias: bool = False  # True, as in GPT-2: Linear and LayerNorm layers have biases
+    # True: Linear and LayerNorm layers have biases, as in GPT-2; False: they do not, as in nanoGPT
+    bias: bool = False
     pos: Literal["learned", "rope"] = "learned"  # learned position embeddings, or rotary (RoPE)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # rmsnorm: no mean, no learned scale
     norm_eps: float = 1e-5  # added to the variance, so that a norm never divides by zero
@@ -96,7 +97,7 @@ class CausalSelfAttention(nn.Module):
         self.attend = Attend(config.dropout, scale=config.attn_scale / math.sqrt(hs))
         self.drop = nn.Dropout(config.dropout)
         self.qk_norm = nn.Identity()
-        if config.qk_norm:
+        if config.qk_norm:  # not RMSNorm, which takes twice as long on a CPU
             self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)
 
     def forward(self, x, rope=None, cache=None):
@@ -210,7 +211,8 @@ class GPT(nn.Module):
         self.config = config
         self.block_size = config.block_size
         # names as in GPT-2: wte and wpe embed word tokens and positions, h are the hidden blocks;
-        # "c" in c_attn, c_fc and c_proj is for conv1d, as OpenAI's code calls a linear layer
+        # "c" in c_attn, c_fc and c_proj is for conv1d, as OpenAI's code calls a linear layer. The
+        # modules of a ModuleDict are also its attributes: self.transformer.wte
         self.transformer = nn.ModuleDict({"wte": nn.Embedding(config.vocab_size, config.n_embd)})
         if config.pos == "learned":
             self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
@@ -224,7 +226,8 @@ class GPT(nn.Module):
             self.lm_head.weight = self.transformer.wte.weight
         if config.pos == "rope":
             # The angles never change, so they are computed once. Buffers move to a GPU with the
-            # model; these are not saved. device: from_weights makes tensors without values
+            # model; these are not saved. Without device="cpu", they would have no values in a
+            # model of from_weights
             positions = torch.arange(config.block_size, device="cpu")
             cos, sin = rope_angles(positions, config.n_embd // config.n_head)
             self.register_buffer("cos", cos, persistent=False)
@@ -255,7 +258,8 @@ class GPT(nn.Module):
         """Next-token logits for idx (B, T) int64, 1 <= T <= block_size; else it raises ValueError.
 
         With targets (B, T): returns logits (B, T, V) and the mean cross-entropy in nats over the
-        targets that are not -1 (tokens that are not to be learned, such as prompts in stages/).
+        targets. Targets of -1 are left out: these tokens, such as the prompts in stages/, are not
+        to be learned.
         Without: the logits of the last position (B, 1, V), and None.
         cache: a KVCache (sample.py). It knows the position of each token and the id before it, and
         stores keys and values."""
@@ -305,8 +309,9 @@ class GPT(nn.Module):
         or dropout is on.
 
         Every token recomputes the window: at most block_size tokens at the end of idx. When it is
-        full, its older half is dropped, so that sample.py writes the same text. There, dropping one
-        token at a time would change all positions, and with them everything in the KV cache."""
+        full, its older half is dropped, as in sample.py, so that each token is chosen from the same
+        context there. (Dropping one token at a time would change all positions each time, and with
+        them all that sample.py has in its KV cache.)"""
         if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
             raise ValueError(f"temperature={temperature} must be 0 or more, and top_k={top_k} must "
                              "be 1 or more, or None")
@@ -343,14 +348,15 @@ class GPT(nn.Module):
     def from_pretrained(cls, name: str) -> "GPT":
         """A model with GPT-2's architecture in Hugging Face's format: a folder, or a name on the
         hub ("gpt2"; needs huggingface_hub). Raises ValueError or OSError if it cannot be read."""
-        from internals import huggingface
+        from internals import huggingface  # here, so that model.py itself needs only torch
         config, weights = huggingface.read(name)
         return cls.from_weights(GPTConfig(**config), weights)
 
     def save_pretrained(self, folder, n_vocab=None, end_of_text=None):
-        """Write the model into `folder` in Hugging Face's format. n_vocab: only the first n_vocab
-        rows of the embedding; None: all. end_of_text: the id of <|endoftext|>. Raises ValueError
-        if the model has a setting that GPT-2 does not have."""
+        """Write the model into `folder` in Hugging Face's format. n_vocab: the number of tokens;
+        further rows of the embedding are padding, and are not written. None: no row is padding.
+        end_of_text: the id of <|endoftext|>. Raises ValueError if the model has a setting that
+        GPT-2 does not have."""
         from internals import huggingface
         huggingface.write(folder, asdict(self.config), self.state_dict(), n_vocab, end_of_text)
 

@@ -62,7 +62,8 @@ class PrepareConfig:
     dry_run: bool = False  # print what the preparation will take, and stop
     # for addition: number of digits of the two numbers that are added
     digits: Annotated[int, Limit("1, 2 or 3", least=1, most=3)] = 3
-    reverse: bool = True  # for addition: write the sum with its last digit first
+    # for addition: write the sum with its last digit first, in the order of adding on paper
+    reverse: bool = True
 
 
 # --------------------------------------------------------------------------------------------------
@@ -160,14 +161,15 @@ class GPT2Tokenizer:
             ids = self.bpe.encode(text, allowed_special=self.special)
         else:
             ids = []
-            # tiktoken is slow with very long texts. Pieces end where no token can go on
+            # tiktoken is slow with very long texts: cut them where no token can be on both sides
             for piece in units.pieces([text]):
                 ids += self.bpe.encode_ordinary(piece)
         return np.array(ids, dtype=np.int64)
 
     def encode_documents(self, texts, ends=True):
         """<|endoftext|> follows each document."""
-        if any(END_OF_TEXT in text for text in texts):  # a document contains it as text
+        # If a document contains it as text, it must not become the special token there
+        if any(END_OF_TEXT in text for text in texts):
             ids = []
             for text in texts:
                 ids += self.bpe.encode_ordinary(text)
@@ -227,6 +229,8 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
     """Tokenize the text of a Reader, write the bins to `folder`, which is data/<name>, and print a
     summary. If cfg.dry_run is set, it only prints an estimate.
 
+    reader: its blocks() are the text in pieces, its documents() one by one; one_text: whether the
+    text is not divided into documents; excerpt(): its beginning.
     kind: "char", "gpt2", or the name of a dataset in the same data folder, whose tokenizer is used.
     source, command: the origin of the text, and the command that prepares it, for meta.json.
     cfg: a PrepareConfig, for val_fraction, workers and dry_run.
@@ -235,10 +239,10 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
     tokenizer = tokenizer_named(kind, folder.parent)
     excerpt = reader.excerpt()
     trial = tokenizer  # for the estimate of time and size that is printed first
-    # The vocabulary of another dataset may not cover the excerpt, which write_bins would report. So
-    # the estimate uses the characters of the excerpt
+    # The vocabulary of the text is not known yet, and that of another dataset may lack characters,
+    # which write_bins will report. So the estimate uses the characters of the excerpt
     if not isinstance(tokenizer, GPT2Tokenizer):
-        _, chars = units.survey(excerpt.blocks)
+        _, chars = units.survey(excerpt.blocks)  # the number of characters, and the distinct ones
         trial = CharTokenizer(chars)
     workers = cfg.workers or available_cores()
     estimate.announce(reader, excerpt, trial.encode_documents, workers, folder)

@@ -7,8 +7,8 @@
 
 A checkpoint includes the tokenizer. best.pt is read if it exists, else ckpt.pt. All samples are one
 batch; the first is printed while it is sampled. stdout gets the text alone, stderr everything else.
-GPT.generate in model.py defines sampling; this file adds a KV cache, top-p and other filters, and
-streaming.
+GPT.generate in model.py is sampling in its simplest form; this file adds a KV cache, top-p and
+other filters, and streaming.
 """
 
 if __name__ == "__main__":  # before torch is imported
@@ -95,14 +95,13 @@ class KVCache:
     length: the number of tokens whose keys and values are stored.
     layers: {number of the block: [keys, values]}, each (batch_size, nh, block_size, hs). A token
         takes 2 x n_layer x C numbers.
-    For the T tokens that are computed now:
+    For the T tokens that are computed now, `begin` sets:
     positions: (T,)
     before: (B, T), the id before each token.
     mask: (T, n), True where a token attends to a key.
 
-    static: whether attention is always over block_size positions, of which the mask hides the
-        future ones. Then no shape changes from token to token, as CUDA graphs and torch.compile
-        need.
+    static: whether n is always block_size, and the mask hides the positions that are not used yet.
+        Then no shape changes from token to token, as CUDA graphs and torch.compile need.
     """
 
     def __init__(self, batch_size, block_size, dtype=None, static=False, keep=True):
@@ -255,7 +254,7 @@ def draw(logits, uniform, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
     cumulative = probs.cumsum(dim=-1)
     total = cumulative[:, -1:]
     choice = torch.searchsorted(cumulative, uniform * total)
-    choice = choice.clamp(max=k - 1)  # if a probability is NaN, it is past the end
+    choice = choice.clamp(max=k - 1)  # with NaN, it is k, which is past the end
     return ids.gather(1, choice)
 
 
@@ -282,14 +281,16 @@ def next_logits(model, cache, one_token=None):
     for this model and this cache, perhaps recorded as a CUDA graph."""
     if one_token is None:
         one_token = functools.partial(after_one_token, model, cache)
-    with attention_without_plans():  # cuDNN's attention takes 45 ms to plan for a new length
+    with attention_without_plans():  # cuDNN's attention needs 45 ms for each new length
         if not cache.keep:
             logits, _ = model.forward(cache.ids)
             return logits
         new = cache.begin()
         if cache.length and new.shape[1] == 1:
             logits = one_token(new, cache.before, cache.positions, cache.mask)
-        else:  # a prompt or a halved window: too rare to compile model.forward for its length
+        else:
+            # a prompt or a halved window. model(...) would be compiled for its length, if
+            # compile=True, and that would not pay; model.forward is never compiled
             logits, _ = model.forward(new, cache=cache)
         cache.end()
     return logits
@@ -297,7 +298,8 @@ def next_logits(model, cache, one_token=None):
 
 def after_one_token(model, cache, new, before, positions, mask):
     """The logits (B, 1, V) after one more token, new (B, 1). before, positions and mask: see
-    KVCache. They are arguments, because a CUDA graph reads its inputs from its own memory."""
+    KVCache. They are arguments, because the replay of a CUDA graph sees new arguments, but not new
+    attributes of the cache."""
     cache.before = before
     cache.positions = positions
     cache.mask = mask
@@ -385,8 +387,8 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
     tokens = stream(model, idx, sampler, cache)
     tokens = with_logprobs(itertools.islice(tokens, cfg.max_new_tokens))
     # a GPU is so fast that it would wait for the CPU: read_late lets it compute the next token
-    # while this one is printed. At a stop string, that is one too many, which must not stay in the
-    # cache of a conversation
+    # while this one is printed. So at a stop string, it has computed one token too many, which
+    # would stay in the cache of a conversation
     if not cfg.interactive:
         tokens = read_late(tokens)
     try:
@@ -425,15 +427,16 @@ def interact(model, tokenizer, cfg, loaded):
         except EOFError:
             print()
             return
-        prompt = line
-        # default_start, usually a newline, ends the previous answer, or is the prompt if the line
-        # is empty
-        if turn > 0 or not line:
-            prompt = tokenizer.default_start + line
         try:
             if chat:
                 prompt = chat.prompt(line)
                 cache = make_cache(model, 1, static=cfg.compile)
+            elif turn > 0 or not line:
+                # default_start, usually a newline, ends the previous answer, or is the prompt if
+                # the line is empty
+                prompt = tokenizer.default_start + line
+            else:
+                prompt = line
             continue_text(model, tokenizer, cfg, prompt, [cfg.seed + turn], cache)
         except UserError as error:  # a character that the tokenizer does not know
             print(f"error: {error}", file=sys.stderr)

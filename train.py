@@ -51,12 +51,12 @@ class TrainConfig:
 
     # -- output
     out_dir: str = "out"  # folder for checkpoints, metrics and the loss curve
-    eval_interval: Count = 2000  # steps between evaluations; each saves a checkpoint
+    eval_interval: Count = 2000  # steps between evaluations; after each, a checkpoint is saved
     log_interval: Count = 1  # steps between log lines
     eval_iters: Count = 200  # batches per evaluation and split: always the same sequences
     eval_only: bool = False  # evaluate once and write nothing
     dry_run: bool = False  # measure a few steps, print what a run takes, save nothing
-    always_save_checkpoint: bool = True  # False: save an evaluation only if it is best
+    always_save_checkpoint: bool = True  # False: only after the best evaluation so far
     snapshots: bool = False  # save the weights at steps 0, 5, 10, 20, 40, ..., for look.py
     patience: Natural = 0  # stop after so many evaluations without improvement; 0: never
     sample_tokens: Natural = 200  # length of the sample shown at an evaluation; 0: none
@@ -114,8 +114,8 @@ class TrainConfig:
 
     @property
     def warmup_steps(self):
-        """Steps of warmup. They must be fewer than the steps of the run and those of the decay. If
-        they are not, they become a tenth of the shorter of both."""
+        """Steps of warmup. If they are not fewer than the steps of the run and those of the decay,
+        they become a tenth of the shorter of both."""
         steps = self.warmup_iters
         if steps is None:
             steps = min(2000, self.decay_steps // 10)
@@ -131,7 +131,7 @@ class TrainConfig:
 
 def learning_rate(step, cfg):
     """The learning rate of step 0, 1, ...: linear warmup, then cosine decay from learning_rate to
-    min_lr, or a tenth of learning_rate (Loshchilov & Hutter 2017). With a cooldown it stays at
+    min_lr (None: a tenth of learning_rate) (Loshchilov & Hutter 2017). With a cooldown it stays at
     learning_rate instead, and decays linearly in the last part of the steps (Hägele et al. 2024).
     After the decay, it stays at its lowest value."""
     if not cfg.decay_lr:
@@ -167,7 +167,8 @@ def epoch_starts(epoch, n_tokens, block_size, seed, align=1):
     n = sequences_per_epoch(n_tokens, block_size)
     random = np.random.default_rng((seed, epoch))
     left_over = n_tokens - n * block_size
-    offset = random.integers(min(block_size, left_over))  # leaves a token: the last target
+    # below left_over, because the last token of the last sequence needs a target
+    offset = random.integers(min(block_size, left_over))
     offset = offset // align * align
     return offset + block_size * random.permutation(n)
 
@@ -251,15 +252,15 @@ def evaluate(model, data, cfg, autocast, world, signals):
 
 
 # --------------------------------------------------------------------------------------------------
-# A run, from top to bottom
+# The parts of a run. `main`, at the end, puts them together
 
 
 def begin(cfg, model_cfg, start, world):
     """Build the Run from a new model, from given weights, or from a checkpoint.
 
     start: the Checkpoint; start.model is None for a new model. To free memory, start.model and
-    start.optimizer become None. world: world.device becomes the CPU if the device is an Apple GPU
-    that does not compute the loss that the CPU computes.
+    start.optimizer become None. world: world.device becomes the CPU if it is an Apple GPU that
+    computes a wrong loss, which happens in some versions of PyTorch.
     """
     torch.manual_seed(cfg.seed)
     if start.model is None:
@@ -277,18 +278,18 @@ def begin(cfg, model_cfg, start, world):
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     if start.optimizer is not None:  # the run resumes
         optimizer.load_state_dict(start.optimizer)
-    if start.scaler:
+    if start.scaler:  # {} unless the run used float16
         scaler.load_state_dict(start.scaler)
     compiled = devices.compiled(model, cfg, dtype, steps=cfg.max_iters - start.step)
     how = "eager" if compiled is model else "compiled"  # for the log
-    # whether steps become CUDA graphs (halves_of_a_step), in which the CPU has no part. It has one
-    # in the steps of several processes, and in the scaler's
+    # whether steps become CUDA graphs (halves_of_a_step). While a graph is replayed, the CPU does
+    # nothing; but with several processes, or the scaler of float16, it has work within a step
     recorded = cfg.cuda_graphs and graphs.can_record(device)
     if world.is_distributed or dtype == "float16":
         recorded = False
     if recorded:
         how += ", CUDA graphs"
-    run = Run.starting_at(
+    run = Run.starting_at(  # the step, the best loss and so on are those of start
         start, model=model, compiled=compiled, optimizer=optimizer, scaler=scaler, dtype=dtype,
         how=how, recorded=recorded)
     start.model = None  # not earlier: starting_at reads it, to set run.was_trained
@@ -344,8 +345,9 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
 
 
 def forward_backward(x, y, model, scaler, autocast, accumulation):
-    """Forward and backward pass of a micro-batch: adds the gradients of loss / accumulation to
-    those of the model. Returns loss / accumulation, a tensor ()."""
+    """Forward and backward pass of a micro-batch, one of `accumulation` that this process has in a
+    step: adds the gradients of loss / accumulation to those of the model. Returns
+    loss / accumulation, a tensor of shape ()."""
     with autocast:
         _, loss = model(x, y)
     # backward adds up gradients; dividing each loss makes the sum their mean
@@ -365,7 +367,8 @@ def update(loss, run, cfg):
     # If skip is true, no weight changes. It is on the device, so that the CPU does not wait. step
     # also updates the scaler, which multiplies by less after an overflow (internals/optimizers.py)
     run.optimizer.step(skip=~finite, scaler=run.scaler)
-    # a CUDA graph adds to the gradients in the memory that it was recorded with: set them to zero
+    # set them to None, which is faster. But a CUDA graph adds to the memory that it was recorded
+    # with, so there they are set to zero
     run.model.zero_grad(set_to_none=not run.recorded)
     return norm, finite
 
@@ -396,7 +399,7 @@ def train(run, cfg, data, world, log, signals):
     data: a Dataset. world, log, signals: the processes, the RunLog and the StopSignals.
     """
     device = world.device
-    # computes the loss of run.model, with torch.compile and DDP around it. It is a local variable,
+    # run.model with torch.compile and DDP around it, to compute the loss. It is a local variable,
     # because DDP must be gone before the processes disconnect
     model = world.wrap(run.compiled)
     micro_batches = cfg.gradient_accumulation_steps
@@ -411,15 +414,18 @@ def train(run, cfg, data, world, log, signals):
     n_skipped = torch.zeros((), device=device)  # updates skipped in a row
     signals.catch()  # from here on, a signal such as Ctrl-C only sets signals.arrived
     while True:
+        # evaluate, if it is time
         is_last = run.step == cfg.max_iters or cfg.eval_only
         is_due = run.step % cfg.eval_interval == 0 or is_last
         if is_due and not world.any(signals.arrived):
             evaluate_and_save(run, cfg, data, tokenizer, world, log, signals)
+        # does the run end here?
         stopping = world.any(signals.arrived)  # a signal to one process stops all, at one step
         out_of_patience = is_due and 0 < patience <= run.step - run.best_step
         is_past = run.step > cfg.max_iters  # resumed with a smaller max_iters
         ends = stopping or out_of_patience or is_last or is_past
-        # the end is not saved if a signal stops the run, which may go on later
+        # for tools/look.py: a snapshot of some steps, and of the last one. Where a signal stops the
+        # run is not its last step
         is_snapshot = checkpoint.is_snapshot_step(run.step) or (ends and not stopping)
         if is_snapshot and cfg.snapshots and log.writes:
             checkpoint.write_snapshot(log.out_dir, run.step, run.model)
@@ -457,8 +463,8 @@ def train(run, cfg, data, world, log, signals):
                     f"step {run.step}: try a learning_rate below {cfg.learning_rate}, or "
                     "dtype=float32")
 
-    # Save the end, unless the newest ckpt.pt has it already. In a run of 0 steps, saved_step is 0,
-    # but there is no file
+    # Save the end, unless the newest ckpt.pt has it already. In a run of 0 steps, saved_step is 0
+    # as at its start, but there is no file
     nothing_saved = run.step == 0 and not stopping
     if run.saved_step != run.step or nothing_saved:
         save(run, cfg, data, log, "ckpt.pt")
@@ -486,6 +492,7 @@ def main(argv=None):
         devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
         with devices.out_of_memory_hint(cfg), StopSignals() as signals:
             run = begin(cfg, model_cfg, start, world)
+            # the lock fails if another run is alive, or has written since `start` was read
             with (outdir.locked(cfg, world, start.written_at),
                   open_log(run, cfg, data, world) as log):
                 if cfg.dry_run:

@@ -46,7 +46,7 @@ def attention(x, weights, name, n_head):  # (T, C) -> (T, C)
     hs = x.shape[1] // n_head
     # Each token gets three vectors: its query says what it looks for, its key says what it offers,
     # and its value is what it passes on to the tokens that attend to it.
-    qkv = linear(x, weights, f"{name}.c_attn")  # (T, 3 C); c_ is GPT-2's prefix
+    qkv = linear(x, weights, f"{name}.c_attn")  # (T, 3 C); c: conv1d, OpenAI's linear layer
     q, k, v = np.split(qkv, 3, axis=-1)  # (T, C) each
     # Causality: a token must not see later tokens, because it is trained to predict the next one.
     future = np.triu(np.ones((len(x), len(x)), dtype=bool), k=1)  # True above the diagonal
@@ -69,8 +69,8 @@ def mlp(x, weights, name):  # (T, C) -> (T, C), for each token independently
 def gpt2(ids, weights, n_layer, n_head):
     """Token ids (T,) -> logits (T, V). Row i scores every token of the vocabulary as the successor
     of ids[i]; the softmax of the row is the predicted distribution."""
-    # Token and position embedding. Attention is a weighted mean, which has no order: without wpe, a
-    # layer would see a set of tokens.
+    # Token and position embedding. Attention is a weighted mean, which does not depend on the order
+    # of the tokens before: without wpe, a layer could not tell in which order they came.
     wte, wpe = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
     x = wte[ids] + wpe[:len(ids)]  # (T, C): the residual stream
     for i in range(n_layer):
@@ -96,8 +96,9 @@ def main():
 
     ids = np.array([3, 14, 15, 9, 26, 5, 35, 8])
     logits = gpt2(ids, weights, config.n_layer, config.n_head)
-    # With targets, the model returns the logits of all positions. The target of each token is the
-    # next one, and the last token has none. By causality, it does not affect the logits before it
+    # The model returns the logits of all positions only if it gets targets. The target of a token
+    # is the next one. The last token has none, so it is left out; by causality, this does not
+    # change the logits before it.
     with torch.no_grad():
         expected, loss = model(torch.tensor(ids[None, :-1]), torch.tensor(ids[None, 1:]))
     difference = np.abs(logits[:-1] - expected[0].numpy()).max()

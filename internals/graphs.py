@@ -36,8 +36,8 @@ class Recorded:
     a tensor, as the learning rate is. Random numbers are new ones in each replay: PyTorch hands the
     seed of torch.manual_seed to the graph.
 
-    A function that reads a number on the CPU, for example, cannot be recorded. Then there is a
-    warning, and the function is called without a graph from then on.
+    A function that copies a number from the GPU to the CPU, for example, cannot be recorded. Then
+    there is a warning, and the function is called without a graph from then on.
     """
 
     def __init__(self, function):
@@ -46,8 +46,8 @@ class Recorded:
         self.ordinary_calls = 0  # so many are left before the recording
         self.graph = None
         self.failed = False
-        # A stream is a queue of kernels. PyTorch cannot record the default one, and autograd uses a
-        # parameter on the stream where it met it first. So all calls are on this stream
+        # A stream is a queue of kernels. PyTorch cannot record the default one. Autograd adds to a
+        # gradient on the stream on which the parameter was used first. So all calls are on this one
         self.stream = torch.cuda.Stream()
 
     def __call__(self, *inputs):
@@ -67,7 +67,8 @@ class Recorded:
             try:
                 self.record(inputs)  # runs no kernel: the replay below is the first
             except Exception as error:  # torch raises many kinds
-                # a failed recording leaves the generator in the state of being recorded
+                # after a failed recording, the generator still takes part in it, and the next
+                # random number would be an error
                 generator.graphsafe_set_state(random_state)
                 warn("the work of the GPU cannot be recorded as a CUDA graph; it continues, slower "
                      f"({type(error).__name__}: {reason(error):.100})")

@@ -36,10 +36,12 @@ class Optimizers:
 
         scaler: the GradScaler that has divided the gradients by its factor. After an overflow it
         halves the factor, and after many updates without one it doubles it. We do not call
-        scaler.step, which waits for the GPU and does not skip for a NaN in the loss alone.
+        scaler.step: with Muon it would wait for the GPU, and it would not skip an update because
+        of a NaN in the loss alone.
         """
         for optimizer in self.optimizers:
-            # how a GradScaler makes fused AdamW skip: the optimizer reads it on the device
+            # fused AdamW, and our Muon, read this attribute on the device: 1 means to skip. It is
+            # made for GradScaler
             optimizer.found_inf = skip.float()
             optimizer.step()
         if scaler is not None:
@@ -58,7 +60,8 @@ class Optimizers:
         parameters = [p for group in self.param_groups for p in group["params"]]
         for p in parameters:
             p.grad = torch.zeros_like(p)
-        # a step that is skipped only makes the moments, which show what the stored ones must be
+        # The optimizers make their moments in the first step. So we take one that is skipped, to
+        # see which layout the stored moments must have
         self.step(skip=torch.ones((), device=parameters[0].device))
         for p in parameters:
             p.grad = None
@@ -75,6 +78,7 @@ class Optimizers:
                 f"the checkpoint cannot be resumed: its optimizer is not {kinds} as this version "
                 "has it, or has other parameters; to start a new run from its weights, set "
                 "--init_from= to its folder") from None
+        # load_state_dict has replaced the groups
         self.param_groups = [group for each in self.optimizers for group in each.param_groups]
 
 
@@ -114,8 +118,8 @@ def make_optimizer(model, cfg, dtype):
     optimizers = [torch.optim.AdamW(groups, cfg.learning_rate, betas, fused=True,
                                     capturable=embedding.is_cuda)]
     if muon:
-        products = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        optimizers.append(Muon(muon, cfg.muon_lr, cfg.momentum, cfg.weight_decay, products))
+        product_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        optimizers.append(Muon(muon, cfg.muon_lr, cfg.momentum, cfg.weight_decay, product_dtype))
         for group in optimizers[1].param_groups:
             group["scale"] = cfg.muon_lr / cfg.learning_rate
     return Optimizers(optimizers)
@@ -164,7 +168,8 @@ class Muon(torch.optim.Optimizer):
             rows, cols = params[0].shape
             rows //= group["parts"]
             update = orthogonal(update.view(-1, rows, cols), self.dtype)
-            # without this factor, the entries of tall matrices would change more slowly
+            # The entries of an orthogonal matrix are about 1 / sqrt(the larger of rows and cols).
+            # With this factor, they are about 1 / sqrt(cols) for tall matrices, too
             update *= max(1, rows / cols) ** 0.5
             for p, change in zip(params, update.view_as(grads), strict=True):
                 p.mul_(1 - lr * group["weight_decay"]).sub_(change * lr)
@@ -172,15 +177,20 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonal(matrices, dtype):
     """Replace each matrix U S V^T of (n, a, b) by approximately U V^T, its nearest orthogonal
-    matrix. Five Newton-Schulz steps with Jordan's coefficients move all singular values to between
-    about 0.7 and 1.2. dtype: of the matrix products."""
+    matrix. Five Newton-Schulz steps with Jordan's coefficients move the singular values to between
+    about 0.7 and 1.2. (Those below about 0.15% of the norm of the matrix remain smaller.) dtype:
+    of the matrix products.
+
+    A step is x <- 3.4445 x - 4.7750 (x x^T) x + 2.0315 (x x^T)^2 x. It leaves the directions of x,
+    and makes each singular value s to 3.4445 s - 4.7750 s^3 + 2.0315 s^5."""
     x = matrices.to(dtype)
     tall = x.shape[1] > x.shape[2]
-    if tall:
+    if tall:  # x x^T is smaller for a wide matrix
         x = x.mT
+    # no singular value is larger than the norm: now all are at most 1, or the steps would diverge
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
-        a = x @ x.mT
+        a = x @ x.mT  # baddbmm(a, b, c, beta, alpha) is beta a + alpha b c
         b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
         x = torch.baddbmm(x, b, x, beta=3.4445)
     if tall:
