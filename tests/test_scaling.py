@@ -17,9 +17,9 @@ from helpers import ROOT, command_line
 sys.path.insert(0, str(ROOT / "tools"))
 
 import scaling
-from scaling import Fit, Law, fit_law
 
 from internals.errors import UserError
+from internals.scaling_law import LAWS, Fit, Law, fit_law
 from model import GPT, GPTConfig
 
 N = np.repeat([7.3e3, 26.8e3, 86e3], 5)  # a ladder of three sizes and five horizons
@@ -107,7 +107,7 @@ def noisy(law, random, noise=0.0045, seeds=2):
     return law.loss(N, D)[:, None] * (1 + noise * random.normal(size=(len(N), seeds)))
 
 
-@pytest.mark.parametrize("q", scaling.LAWS)
+@pytest.mark.parametrize("q", LAWS)
 @pytest.mark.parametrize("law", [LAW, Law(0.8, 0.5, 0.6, 0.2, 0.3), Law(1.6, 0.1, 0.4, 0.6, 0.7)])
 def test_the_fit_recovers_five_known_parameters(law, q):
     law = replace(law, q=q)
