@@ -16,7 +16,7 @@ import torch
 from helpers import GPT2_TINY, MODELS, MODERN, MODERN_TINY, TINY_RUN, model_of, tokens
 from torch.nn import functional as F
 
-from internals import checkpoint, checks
+from internals import checkpoint, checks, recording
 from model import GPTConfig
 from sample import draw, make_cache, stream
 from train import main as train
@@ -39,7 +39,7 @@ def recorded(config):
     """(a model that can be recorded, a text of 20 tokens, its Recording)."""
     model = recordable(config)
     idx = tokens(config, 1, 20)
-    return model, idx, look.record(model, idx)
+    return model, idx, recording.record(model, idx)
 
 
 def write_run(folder, config=GPT2_TINY):
@@ -85,7 +85,7 @@ def test_recorded_attention_times_values_is_the_output_of_the_block(config):
     values = []
     for block in model.transformer.h:
         block.attn.attend.register_forward_pre_hook(lambda _, inputs: values.append(inputs[2]))
-    seen = look.record(model, tokens(config, 1, 20))
+    seen = recording.record(model, tokens(config, 1, 20))
     assert seen.attention.shape == (3, 2, 20, 20)
     for layer, block in enumerate(model.transformer.h):
         y = seen.attention[layer] @ values[layer][0]  # (nh, T, hs)
@@ -100,7 +100,7 @@ def test_recording_changes_nothing_and_its_parts_sum_to_the_stream_that_gives_th
     with torch.no_grad():
         logits = model_of(config, spread=0.3)(idx, idx)[0][0]
     assert torch.equal(seen.logits, logits)
-    assert torch.equal(look.head(model, seen.stream[-1][None])[0], logits)
+    assert torch.equal(recording.head(model, seen.stream[-1][None])[0], logits)
     total = seen.stream[0] + seen.added.sum(dim=(0, 1))
     torch.testing.assert_close(total, seen.stream[-1], rtol=0, atol=1e-4)
 
@@ -110,9 +110,9 @@ def test_a_head_that_is_switched_off_is_a_head_whose_columns_of_c_proj_are_zero(
     """Likewise an MLP whose c_proj is zero. Nothing stays switched off."""
     model, idx, seen = recorded(config)
     hs = config.n_embd // config.n_head
-    losses = look.ablation(model, idx, config.vocab_size)
+    losses = recording.ablation(model, idx, config.vocab_size)
     assert losses.shape == (3, 3) and losses.unique().numel() == 9
-    assert torch.equal(look.record(model, idx).logits, seen.logits)
+    assert torch.equal(recording.record(model, idx).logits, seen.logits)
     for layer, part in itertools.product(range(3), range(3)):  # two heads, and the MLP
         without = model_of(config, spread=0.3)
         block = without.transformer.h[layer]
@@ -131,7 +131,7 @@ def test_the_votes_sum_to_the_difference_of_two_logits_and_each_is_that_of_its_p
     """A head adds its output times its columns of c_proj to the stream."""
     model, _, seen = recorded(config)
     first, second = seen.logits.topk(2).indices.T
-    votes = look.votes(model, seen, first, second)
+    votes = recording.votes(model, seen, first, second)
     assert votes.shape == (20, 2 + 3 * 3)
     logits = seen.logits
     if config.softcap:
@@ -139,7 +139,7 @@ def test_the_votes_sum_to_the_difference_of_two_logits_and_each_is_that_of_its_p
     gap = logits.gather(1, first[:, None]) - logits.gather(1, second[:, None])
     torch.testing.assert_close(votes.sum(dim=-1), gap[:, 0], rtol=0, atol=1e-4)
 
-    u, _ = look.gap_direction(model, seen.stream[-1], first, second)
+    u, _ = recording.gap_direction(model, seen.stream[-1], first, second)
     expected = [seen.stream[0]]
     for layer, block in enumerate(model.transformer.h):
         columns = block.attn.c_proj.weight.split(16, dim=1)
@@ -163,11 +163,11 @@ def test_numbers_in_the_page_are_those_of_the_rounded_model(config, tmp_path):
     shown = data["moments"][0]
     model = recordable(config, levels=127)
     idx = torch.tensor([ids])
-    seen = look.record(model, idx)
+    seen = recording.record(model, idx)
 
     probs = seen.logits.double().softmax(dim=-1)
     order = probs.argsort(dim=-1, descending=True)
-    lens = look.head(model, seen.stream).softmax(dim=-1).max(dim=-1)
+    lens = recording.head(model, seen.stream).softmax(dim=-1).max(dim=-1)
     came = idx[0, 1:, None]
     for name, expected in {
         "top_ids": order[:, :10],
@@ -176,10 +176,10 @@ def test_numbers_in_the_page_are_those_of_the_rounded_model(config, tmp_path):
         "next_prob": probs[:-1].gather(1, came)[:, 0],
         "next_rank": 1 + (order[:-1] == came).int().argmax(dim=-1),
         "loss": F.cross_entropy(seen.logits[:-1], idx[0, 1:]),
-        "ablated_loss": look.ablation(model, idx, 61),
+        "ablated_loss": recording.ablation(model, idx, 61),
         "lens_ids": lens.indices,
         "lens_probs": lens.values,
-        "votes": look.votes(model, seen, order[:, 0], order[:, 1]),
+        "votes": recording.votes(model, seen, order[:, 0], order[:, 1]),
     }.items():
         actual = torch.tensor(shown[name], dtype=torch.float64)
         torch.testing.assert_close(actual, expected.double(), rtol=1e-5, atol=1e-6)
@@ -388,7 +388,7 @@ def test_a_model_with_bpe_is_recorded_but_not_embedded(tmp_path, monkeypatch, ca
     vocab = data["vocab"]
     assert [vocab[i] for i in ("7", "48", "3")] == ["7", "48", "\\xe2"]
     assert max(map(int, vocab)) < 50
-    seen = look.record(recordable(GPT2_TINY), torch.tensor([data["ids"]]))  # not rounded
+    seen = recording.record(recordable(GPT2_TINY), torch.tensor([data["ids"]]))  # not rounded
     probs = seen.logits[:, :50].double().softmax(dim=-1).topk(10).values
     actual = torch.tensor(shown["top_probs"], dtype=torch.float64)
     torch.testing.assert_close(actual, probs, rtol=1e-5, atol=1e-6)

@@ -14,7 +14,7 @@ import torch
 from helpers import GPT2_TINY, ROOT, model_of, tokens
 from torch.nn import functional as F
 
-from internals import checkpoint, checks
+from internals import checkpoint, checks, recording
 from model import GPTConfig
 from prepare import tokenizer_from_meta
 
@@ -413,7 +413,7 @@ def test_the_page_switches_parts_off_as_pytorch_does(tab, site):
     model = site[0]
     tab.write("ROMEO heard")
     ablated = torch.tensor(tab.js("return ages[page.moment].ablated"))
-    expected = look.ablation(model, ids_of("ROMEO heard"), len(CHARS))
+    expected = recording.ablation(model, ids_of("ROMEO heard"), len(CHARS))
     torch.testing.assert_close(ablated, expected, **CLOSE)
 
     tab.js("selectHead(1, 0)")
@@ -421,7 +421,7 @@ def test_the_page_switches_parts_off_as_pytorch_does(tab, site):
     tab.js("toggle('2.2')")  # the MLP of layer 3
     assert "Switched off: head 1 of layer 2, MLP of layer 3" in tab.text("off-note")
     model.transformer.h[1].attn.attend.off = 0
-    hook = model.transformer.h[2].mlp.register_forward_hook(look.zeros_instead)
+    hook = model.transformer.h[2].mlp.register_forward_hook(recording.zeros_instead)
     expected = logits_of(model, "ROMEO heard")
     hook.remove()
     model.transformer.h[1].attn.attend.off = None
@@ -576,8 +576,8 @@ def test_the_page_computes_pytorchs_logits_and_votes_for_all_settings_of_a_model
     first = torch.full((12,), 3)
     second = torch.full((12,), 7)
     for model, result in zip(models, results, strict=True):
-        seen = look.record(model, idx)
-        expected = torch.cat((seen.logits, look.votes(model, seen, first, second)), dim=1)
+        seen = recording.record(model, idx)
+        expected = torch.cat((seen.logits, recording.votes(model, seen, first, second)), dim=1)
         torch.testing.assert_close(torch.tensor(result), expected, rtol=1e-4, atol=1e-4,
                                    msg=str(model.config))
 
