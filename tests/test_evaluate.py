@@ -141,6 +141,14 @@ def test_bpe_counts_every_byte_after_end_of_text(saved, written, bpe):
 # ---- HellaSwag
 
 
+@pytest.mark.parametrize("ctx, n", [("abcdefgh", 4), ("a", 4), ("abcdefgh.......", 3)])
+def test_a_long_example_keeps_its_end(ctx, n):
+    """As many tokens as the model sees, and the one that it predicts last."""
+    ending = "xyz"[:n - 1]
+    for ids, scored in evaluate.ending_rows(CHARS, [(ctx, [ending] * 4, 0)], block_size=6):
+        assert CHARS.decode(ids) == (ctx + " " + ending)[-7:] and scored == n
+
+
 def test_hellaswag_takes_the_ending_of_least_loss(saved, written, bpe):
     """Labels are set to what an independent calculation prefers, by the sum or the mean."""
     model = sharp_model(BPE_CONFIG)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import scaling
 
 from internals.errors import UserError
-from internals.scaling_law import LAWS, Fit, Law, fit_law
+from internals.scaling_law import LAWS, Fit, Law, fit_law, non_negative
 from model import GPT, GPTConfig
 
 N = np.repeat([7.3e3, 26.8e3, 86e3], 5)  # a ladder of three sizes and five horizons
@@ -107,6 +107,12 @@ def noisy(law, random, noise=0.0045, seeds=2):
     return law.loss(N, D)[:, None] * (1 + noise * random.normal(size=(len(N), seeds)))
 
 
+def test_least_squares_without_negative_coefficients():
+    columns = np.array([[[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]])
+    found, misfit = non_negative(columns, np.array([[1.0, -1.0, 2.0]]))  # 2 of one, -1 of the other
+    assert found == pytest.approx(np.array([[1.5, 0.0]])) and misfit == pytest.approx(1.5)
+
+
 @pytest.mark.parametrize("q", LAWS)
 @pytest.mark.parametrize("law", [LAW, Law(0.8, 0.5, 0.6, 0.2, 0.3), Law(1.6, 0.1, 0.4, 0.6, 0.7)])
 def test_the_fit_recovers_five_known_parameters(law, q):
@@ -172,6 +178,7 @@ def test_a_killed_run_continues_and_a_done_one_trains_nothing(study, mistake):
     assert "the power failed" in mistake(study, "run")
     (study.out / "stop").unlink()
     first = calls()
+    assert len(first) <= 45  # of 54: after the error, no other run is started
     done = {path.parent.name for path in study.out.glob("runs/*/result.json")}
     study(["run"])
     both = calls()
