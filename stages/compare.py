@@ -53,10 +53,9 @@ def table(runs):
         last = [entry for entry in metrics if "rule_margin" in entry][-1]
         right = ""
         if "right" in last:
-            share = last["right"]
-            variance = share * (1 - share) / settings["eval_prompts"]
-            margin = 1.96 * math.sqrt(variance)
-            right = f"{share:.1%} ± {margin:.1%}"
+            right = f"{last['right']:.1%}"
+        if "right_margin" in last:  # runs of earlier versions lack it
+            right += f" ± {last['right_margin']:.1%}"
         cells = [
             Path(folder).name,
             str(settings["beta"]),

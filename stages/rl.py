@@ -138,6 +138,12 @@ def policy_loss(log_p, log_q, ids, is_answer, advantage, cfg):
 # Training
 
 
+def margin(values):
+    """The 95% interval of the mean of values is the mean ± this."""
+    standard_error = pstdev(values) / math.sqrt(len(values))
+    return 1.96 * standard_error
+
+
 @torch.no_grad()
 def evaluate(policy, frozen):
     """Sample one answer to each test prompt. Returns values for the log, and a text. If the task
@@ -158,15 +164,15 @@ def evaluate(policy, frozen):
         rewards += reward.tolist()
         rule += found.rule
         kl += by_token.sum(dim=1).tolist()
-    standard_error = pstdev(rule) / math.sqrt(len(rule))
     values = {
         "test_reward": fmean(rewards),
         "test_rule": fmean(rule),
-        "rule_margin": 1.96 * standard_error,  # of the 95% interval
+        "rule_margin": margin(rule),
         "test_kl": fmean(kl)}
     if policy.task.is_chat:
         greedy = policy.greedy(tests)
         values["right"] = greedy.mean_rule()
+        values["right_margin"] = margin(greedy.rule)
     return values, found.shown()
 
 

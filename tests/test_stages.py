@@ -338,13 +338,14 @@ def test_answers_that_never_end_are_named():
 def test_runs_are_compared_in_a_table_and_pictures(tmp_path, capsys, mistake, drawn):
     metrics = [{"step": 1, "loss": 1.0, "kl": 0.5, "reward": 0.2, "rule": 0.1},
                {"step": 2, "test_kl": 4.0, "test_reward": 1.0, "test_rule": 0.5,
-                "rule_margin": 0.1, "right": 0.8}]
-    settings = {"beta": 0.2, "seed": 1, "eval_prompts": 500}
+                "rule_margin": 0.1, "right": 0.8,
+                "right_margin": rl.margin([1.0] * 8 + [0.0] * 2)}]
+    settings = {"beta": 0.2, "seed": 1, "eval_prompts": 500}  # but the task has only 10 tests
     (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     lines = "".join(json.dumps(entry) + "\n" for entry in metrics)
     (tmp_path / "metrics.jsonl").write_text(lines, encoding="utf-8")
     compare.main([str(tmp_path), f"--out={tmp_path / 'compare.png'}"])
-    line = f"| {tmp_path.name} | 0.2 | 1 | 2 | 4.0 | 1.00 | 0.50 ± 0.10 | 80.0% ± 3.5% |"
+    line = f"| {tmp_path.name} | 0.2 | 1 | 2 | 4.0 | 1.00 | 0.50 ± 0.10 | 80.0% ± 24.8% |"
     assert line in capsys.readouterr().out
     assert "cannot be read" in mistake(compare.main, tmp_path / "missing")
     drawn(metrics, {"loss": ("loss",), "empty": ("entropy",)}, tmp_path / "picture.png")
