@@ -28,24 +28,23 @@ class ChatFormat:
     def prompt(self, text):
         """The text with which the model answers a question. Raises UserError if the question
         contains one of the three tokens, because it could then contain an answer."""
-        refuse_tokens(self, text)
+        self.refuse_tokens(text)
         return self.user + text + self.assistant
 
     def answer(self, text):
-        """The text of an answer, which the end token completes. Raises UserError as prompt does."""
-        refuse_tokens(self, text)
+        """The text of an answer, which the end token completes. An answer that a model has sampled
+        can contain the three tokens."""
         return text + self.end
+
+    def refuse_tokens(self, text):
+        for token in astuple(self):
+            if token in text:
+                raise UserError(f"the text {text!r:.60} contains {token}, which marks who speaks "
+                                "in a chat: remove it")
 
 
 CHARACTERS = ChatFormat("␅", "␆", "␄")
 SPECIAL_TOKENS = ChatFormat("<|user|>", "<|assistant|>", "<|end|>")
-
-
-def refuse_tokens(chat, text):
-    for token in astuple(chat):
-        if token in text:
-            raise UserError(f"the text {text!r:.60} contains {token}, which marks who speaks in a "
-                            "chat: remove it")
 
 
 def chat_format(meta):

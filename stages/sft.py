@@ -113,6 +113,8 @@ def main(argv=None):
         run, policy = common.begin_stage(cfg, start, task, world)
         prompts = [example.prompt for example in examples]
         answers = [example.answer for example in examples]
+        for answer in answers:
+            policy.encoding.chat.refuse_tokens(answer)
         lengths = common.check_length(prompts, answers, policy)
         with StageLog(run, cfg, world, PANELS) as log:
             log.say(f"examples have {fmean(lengths):.1f} tokens on average, at most {max(lengths)}")
