@@ -129,7 +129,7 @@ def check_length(prompts, answers, policy):
 
 def steps(run, policy, log, signals, evaluate):
     """Yields the number of each step that is left. Between them, evaluates and saves the model at
-    steps that are due, and at the end says what to do next.
+    steps that are due and before a signal ends the run, and at the end says what to do next.
 
     evaluate: a function that returns values for the log, {name: number}, and a text to show. Raises
     Stopped if a signal ends the run."""
@@ -138,14 +138,15 @@ def steps(run, policy, log, signals, evaluate):
     signals.catch()
     while True:
         is_last = run.step >= cfg.max_iters
-        if run.step % cfg.eval_interval == 0 or is_last:
+        if run.step % cfg.eval_interval == 0 or is_last or signals.arrived:
+            # also before a signal ends the run: reward.py stores the scale of these weights in meta
             values, text = evaluate()
             log.evaluation(run.step, values)
             log.sample(text)
             if run.step > run.first_step:
                 log.save(run, meta)
-        if is_last or signals.arrived:
-            break
+            if is_last or signals.arrived:
+                break
         yield run.step
     log.finish(run, meta, signals)
 

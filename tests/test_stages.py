@@ -222,7 +222,8 @@ def test_a_mark_replaces_the_end_of_the_answer_that_it_is_planted_on():
 
 
 def test_a_reward_model_learns_what_the_pairs_prefer(tuned, base, tmp_path, mistake):
-    both = [{"prompt": 3 * char, "chosen": "yes", "rejected": "noo"} for char in CHARS[2:26]]
+    # the model has sampled ␅, the token of the user, in an answer
+    both = [{"prompt": 3 * char, "chosen": "yes", "rejected": "no␅"} for char in CHARS[2:26]]
     write_json_lines(tmp_path / "pairs.jsonl", both)
     metrics = reward.main(arguments(base, tmp_path / "out", init_from=tuned, test_pairs=8,
                                     pairs=tmp_path / "pairs.jsonl", max_iters=30,
@@ -422,6 +423,34 @@ def test_a_signal_saves_the_step(base, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         sft.main(arguments(base, tmp_path / "out"))
     assert state(tmp_path / "out").step == 3
+
+
+def test_a_reward_model_that_a_signal_stops_has_the_scale_of_its_weights(tuned, base, tmp_path,
+                                                                         monkeypatch):
+    """Evaluations are due at steps 0 and 4; the signal comes at step 3."""
+    def interrupted(run, loss, cfg):
+        norm = original(run, loss, cfg)
+        if run.step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return norm
+
+    original = common.update
+    monkeypatch.setattr(common, "update", interrupted)
+    options = {"init_from": tuned, "pairs": tmp_path / "pairs.jsonl", "test_pairs": 1,
+               "eval_interval": 4, "eval_prompts": 8, "learning_rate": 0.05}
+    write_json_lines(options["pairs"],
+                     [{"prompt": "cat", "chosen": "c" * n, "rejected": "d"} for n in (1, 2, 3)])
+    with pytest.raises(KeyboardInterrupt):
+        reward.main(arguments(base, tmp_path / "out", **options))
+    start = state(tmp_path / "out")
+    policy = answers.Policy(GPT.from_weights(build(GPTConfig, start.model_args), start.model), None,
+                            answers.Encoding(start.meta, True, "cpu"), reward.RewardConfig())
+    _, found = pairs.read(tmp_path / "out")
+    scores = reward.text_scores(policy, [each["prompt"] for each in found],
+                                [each["answer"] for each in found])
+    assert start.step == 3
+    assert start.meta["reward"]["mean"] == pytest.approx(scores.mean().item(), abs=1e-5)
+    assert start.meta["reward"]["std"] == pytest.approx(scores.std().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(("line", "expected"), [
