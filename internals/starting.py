@@ -29,10 +29,11 @@ RECORDED_DRY_STEPS = 6  # a GPU records in the fourth one (internals/graphs.py)
 # The starting point of a run
 
 
-def starting_point(given, schema):
+def starting_point(given, schema, own=()):
     """Load what `init_from` names, and combine the settings with it.
 
-    given: {name: value} of the settings that are set explicitly. schema: TrainConfig.
+    given: {name: value} of the settings that are set explicitly. schema: TrainConfig. own: names of
+    settings that a run to resume must have, else another program wrote it, and that cannot change.
     Returns (cfg, model_cfg, start): a TrainConfig, a GPTConfig, and a Checkpoint, whose model is
     None for "scratch". cfg.init_from is then "scratch", "resume" or a model, never "auto". Raises
     UserError if a setting is invalid or does not fit the checkpoint.
@@ -53,7 +54,7 @@ def starting_point(given, schema):
         cfg, model_cfg = build(schema, given), build(GPTConfig, given)
     elif init_from == "resume":
         start = first_undamaged(out_dir, "ckpt.pt", "best.pt", data_dir=data_dir)
-        cfg = resumed_settings(schema, given, start)
+        cfg = resumed_settings(schema, given, start, own)
         model_cfg = model_settings(start, given)
     else:
         cfg = build(schema, given)
@@ -64,12 +65,17 @@ def starting_point(given, schema):
     return cfg, model_cfg, start
 
 
-def resumed_settings(schema, given, start):
+def resumed_settings(schema, given, start, own):
     """The TrainConfig of a resumed run: the settings of the checkpoint, overridden by those given
-    now. Prints what changes. Raises UserError if the optimizer cannot change that way, or if the
-    settings together are invalid."""
+    now. Prints what changes. Raises UserError if another program wrote the checkpoint, if a setting
+    cannot change that way, or if the settings together are invalid."""
     if start.config is None:
         raise UserError(start.not_resumable)
+    for name in own:
+        if name not in start.config:
+            raise UserError(f"the run to resume has no setting {name}, so another program wrote "
+                            "it: resume it with that one, or start a new run from the checkpoint "
+                            "by setting --init_from= to its folder, and another --out_dir")
     types = {setting.name: setting.type for setting in fields(schema)}
     of_model = {setting.name for setting in fields(GPTConfig)}
     unknown = sorted(map(str, start.config.keys() - types.keys() - of_model))
@@ -78,6 +84,7 @@ def resumed_settings(schema, given, start):
              f"{', '.join(unknown):.200}")
     fixed = {"optimizer": start.config.get("optimizer", schema.optimizer),
              "block_size": start.model_args["block_size"]}
+    fixed |= {name: start.config[name] for name in own}
     for name, before in fixed.items():
         if given.get(name, before) != before:
             raise UserError(f"{name}={given[name]}, but the checkpoint to resume has {before}: "

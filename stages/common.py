@@ -74,12 +74,13 @@ class StageConfig:
 # The beginning of a run
 
 
-def read_stage(doc, schema, argv):
-    """The settings of a command line, and the Checkpoint that the stage starts from. Raises
-    UserError if it is not that of a trained model, or if the token ids of the model have no text.
-    """
+def read_stage(doc, schema, argv, fixed):
+    """The settings of a command line, and the Checkpoint that the stage starts from. fixed: names
+    of settings that a resumed run cannot change; other stages lack the first. Raises UserError if
+    the checkpoint is not that of a trained model, or of this stage if the run resumes, or if the
+    token ids of the model have no text."""
     given = read_settings(doc, schema, argv=argv)
-    cfg, _, start = starting_point(given, schema)
+    cfg, _, start = starting_point(given, schema, fixed)
     if start.model is None:
         raise UserError(f"init_from={given['init_from']} is not a trained model: a stage starts "
                         "from the folder of one, or resumes with --init_from=resume")

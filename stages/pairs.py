@@ -13,6 +13,8 @@ from stages.tasks import shuffled
 
 PAIR = ("prompt", "chosen", "rejected")  # what a line of pairs.jsonl has
 ANSWER = ("prompt", "answer", "rule")  # what a line of answers.jsonl has
+# a resumed run has the pairs and answers that these settings made, and the same pairs are held out
+FIXED = ("pairs", "sampled_pairs", "test_pairs", "eval_prompts", "max_new_tokens")
 
 
 def collect(policy):

@@ -173,7 +173,7 @@ def train(run, policy, pairs, answers, log, signals):
 
 def main(argv=None):
     """Train a reward model with the settings of a command line. Returns the metrics."""
-    cfg, start = common.read_stage(__doc__, RewardConfig, argv)
+    cfg, start = common.read_stage(__doc__, RewardConfig, argv, pairs_of.FIXED)
     task = open_task(cfg.task, cfg.data_dir)
     is_new = cfg.init_from != "resume"
     writer_meta = start.meta

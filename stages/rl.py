@@ -225,13 +225,10 @@ def train(run, policy, frozen, log, signals):
 
 def main(argv=None):
     """Reinforcement learning with the settings of a command line. Returns the metrics."""
-    cfg, start = common.read_stage(__doc__, RLConfig, argv)
+    cfg, start = common.read_stage(__doc__, RLConfig, argv, fixed=["reward"])
     if cfg.batch_size % cfg.group_size:
         raise UserError(f"batch_size={cfg.batch_size} must be a multiple of group_size="
                         f"{cfg.group_size}")
-    if cfg.init_from == "resume" and cfg.reward != start.config["reward"]:
-        raise UserError(f"reward={cfg.reward}, but the run to resume has {start.config['reward']}: "
-                        "leave it out, or start a new run from the folder of this one")
     task = open_task(cfg.task, cfg.data_dir)
     with common.opened(cfg, start) as (world, signals):
         run, policy = common.begin_stage(cfg, start, task, world)

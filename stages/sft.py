@@ -102,7 +102,7 @@ def train(run, policy, log, signals):
 
 def main(argv=None):
     """Fine-tune with the settings of a command line. Returns the metrics."""
-    cfg, start = common.read_stage(__doc__, SFTConfig, argv)
+    cfg, start = common.read_stage(__doc__, SFTConfig, argv, fixed=["new_chars"])
     if cfg.init_from != "resume":
         start = add_chat_tokens(start, cfg.new_chars, cfg.seed)
     task = open_task(cfg.task, cfg.data_dir)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(ROOT))
 
 import sample
+import train
 from configurator import build
 from internals import chat, checkpoint, stagelog
 from internals.checks import Checkpoint
@@ -396,6 +397,34 @@ def test_a_stage_that_is_stopped_and_resumed_ends_bit_identically(stage, tuned, 
     assert logged(tmp_path / "whole") == logged(tmp_path / "parts")
 
 
+@pytest.fixture(scope="module")
+def scored(tuned, base):
+    """The folder of a tiny reward model."""
+    both = [{"prompt": "cat", "chosen": "c" * n, "rejected": "d"} for n in (1, 2, 3)]
+    write_json_lines(base / "pairs.jsonl", both)
+    reward.main(arguments(base, base / "scored", init_from=tuned, pairs=base / "pairs.jsonl",
+                          test_pairs=1))
+    return base / "scored"
+
+
+def test_a_resumed_run_cannot_change_what_it_began_with(base, tuned, scored, mistake):
+    for main, folder, name, value in (
+            (sft.main, tuned, "new_chars", "+"), (reward.main, scored, "test_pairs", 2),
+            (reward.main, scored, "pairs", "rule"), (reward.main, scored, "sampled_pairs", 9),
+            (reward.main, scored, "eval_prompts", 9), (reward.main, scored, "max_new_tokens", 9)):
+        line = mistake(main, f"--out_dir={folder}", "--init_from=resume", f"--{name}={value}")
+        assert f"{name}={value}, but the checkpoint to resume has " in line
+
+
+def test_a_stage_does_not_resume_the_run_of_another_program(tuned, scored, tiny, tmp_path, mistake):
+    train.main(tiny(max_iters=1))
+    for folder, main in ((tuned, reward.main), (tuned, rl.main), (scored, sft.main),
+                         (scored, rl.main), (tmp_path / "out", sft.main),
+                         (tmp_path / "out", reward.main), (tmp_path / "out", rl.main)):
+        line = mistake(main, f"--out_dir={folder}", "--init_from=resume")
+        assert "so another program wrote it: resume it with that one" in line
+
+
 def test_a_new_run_keeps_all_files_of_the_earlier_one(tuned, base, tmp_path, mistake):
     """The earlier run can be resumed in the folder that it is moved to."""
     options = {"init_from": tuned, "batch_size": 8, "gate": 0}
@@ -407,7 +436,7 @@ def test_a_new_run_keeps_all_files_of_the_earlier_one(tuned, base, tmp_path, mis
     assert equal(before, state(previous).model)
     options |= {"init_from": "resume", "reward": base}
     line = mistake(rl.main, *arguments(base, previous, **options))
-    assert f"reward={base}, but the run to resume has rule" in line
+    assert f"reward={base}, but the checkpoint to resume has rule" in line
 
 
 def test_a_signal_saves_the_step(base, tmp_path, monkeypatch):
