@@ -124,6 +124,12 @@ def check_length(prompts, answers, policy):
     return lengths
 
 
+def check_prompts(examples, policy):
+    """Raises UserError if a sampled answer to one of the Examples may not fit into the context."""
+    prompts = [example.prompt for example in examples]
+    check_length(prompts, [None] * len(prompts), policy)
+
+
 # --------------------------------------------------------------------------------------------------
 # Training
 

@@ -21,7 +21,8 @@ class Frozen:
     has the same weights, whatever has happened to the originals since then."""
 
     def __init__(self, cfg, meta, device):
-        """meta: of the policy. Raises UserError as RewardModel does."""
+        """meta: of the policy. Raises UserError as RewardModel does, or if the context of the
+        reward model is too short."""
         self.is_new = cfg.init_from != "resume"
         self.copies = {}  # {path: Checkpoint}
         start = self.read(cfg.init_from, Path(cfg.out_dir, "reference.pt"))
@@ -30,6 +31,11 @@ class Frozen:
         if cfg.reward != "rule":
             start = self.read(cfg.reward, Path(cfg.out_dir, "reward.pt"))
             self.reward_model = RewardModel(start, cfg.reward, meta, device)
+            context = self.reward_model.model.block_size
+            if context < self.reference.block_size:
+                raise UserError(f"reward={cfg.reward} has a context of {context} tokens, shorter "
+                                f"than the {self.reference.block_size} of the model to train: "
+                                "train a reward model with stages/reward.py, from the same model")
 
     def rewards(self, found, ids, is_answer):
         """The rewards (B,) of Answered answers, whose ids are also given as Encoding.pad returns

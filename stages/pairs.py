@@ -8,7 +8,7 @@ from pathlib import Path
 
 from internals.errors import UserError
 from internals.jsonlines import read_json_lines, write_json_lines
-from stages.common import step_examples
+from stages.common import check_prompts, step_examples
 from stages.tasks import shuffled
 
 PAIR = ("prompt", "chosen", "rejected")  # what a line of pairs.jsonl has
@@ -20,6 +20,9 @@ FIXED = ("pairs", "sampled_pairs", "test_pairs", "eval_prompts", "max_new_tokens
 def collect(policy):
     """Pairs in a random order, and answers to the test prompts, as lists of dicts."""
     cfg = policy.cfg
+    # if there are fewer tests than eval_prompts, they are answered several times
+    tests = step_examples(policy.task.tests, 0, cfg.eval_prompts, cfg.seed)
+    check_prompts(tests, policy)
     if cfg.pairs in ("rule", "ask"):
         pairs = sample_pairs(policy)
     else:
@@ -27,8 +30,6 @@ def collect(policy):
     if len(pairs) <= cfg.test_pairs:
         raise UserError(f"there are only {len(pairs)} pairs, and test_pairs={cfg.test_pairs} are "
                         "held out: get more pairs, or set a smaller --test_pairs")
-    # if there are fewer tests than eval_prompts, they are answered several times
-    tests = step_examples(policy.task.tests, 0, cfg.eval_prompts, cfg.seed)
     found = policy.answer(tests, purpose=(1,))
     answers = []
     for example, text, rule in zip(tests, found.texts, found.rule, strict=True):
@@ -53,6 +54,7 @@ def sample_pairs(policy):
     prefers one."""
     cfg = policy.cfg
     examples = step_examples(policy.task.prompts, 0, cfg.sampled_pairs, cfg.seed)
+    check_prompts(examples, policy)
     first = policy.answer(examples, purpose=(2,))
     second = policy.answer(examples, purpose=(3,))
     pairs = []

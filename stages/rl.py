@@ -233,10 +233,7 @@ def main(argv=None):
     with common.opened(cfg, start) as (world, signals):
         run, policy = common.begin_stage(cfg, start, task, world)
         policy.model.eval()
-        examples = task.prompts + task.tests
-        prompts = [example.prompt for example in examples]
-        answers = [None] * len(prompts)
-        common.check_length(prompts, answers, policy)
+        common.check_prompts(task.prompts + task.tests, policy)
         frozen = Frozen(cfg, start.meta, world.device)
         if run.step == 0 and task.is_chat and cfg.reward == "rule":
             check_gate(policy)

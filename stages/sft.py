@@ -116,6 +116,7 @@ def main(argv=None):
         for answer in answers:
             policy.encoding.chat.refuse_tokens(answer)
         lengths = common.check_length(prompts, answers, policy)
+        common.check_prompts(task.tests, policy)
         with StageLog(run, cfg, world, PANELS) as log:
             log.say(f"examples have {fmean(lengths):.1f} tokens on average, at most {max(lengths)}")
             return train(run, policy, log, signals)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 import sample
 import train
 from configurator import build
-from internals import chat, checkpoint, stagelog
+from internals import chat, checkpoint, stagelog, starting
 from internals.checks import Checkpoint
 from internals.jsonlines import write_json_lines
 from model import GPT, GPTConfig
@@ -496,8 +496,12 @@ def test_bad_examples_get_one_line(line, expected, base, tmp_path, mistake):
         base, tmp_path / "out", task=tmp_path / "task.jsonl")))
 
 
-def test_other_mistakes_get_one_line(base, tuned, tmp_path, mistake, monkeypatch):
+def test_other_mistakes_get_one_line(base, tuned, scored, tmp_path, mistake, monkeypatch):
     out = tmp_path / "out"
+    short = tmp_path / "short.pt"
+    start = state(scored)
+    config = build(GPTConfig, start.model_args | {"block_size": 16})
+    checkpoint.write(starting.cropped(start, config), short)
     for main, changes, expected in (
             (rl.main, {"batch_size": 8}, "the model has no chat format: train it with stages/sft"),
             (rl.main, {"init_from": tuned, "batch_size": 8, "reward": tuned},
@@ -506,6 +510,13 @@ def test_other_mistakes_get_one_line(base, tuned, tmp_path, mistake, monkeypatch
             (rl.main, {"init_from": tuned, "batch_size": 16}, "below gate=0.9: "),
             (rl.main, {"init_from": tuned, "batch_size": 8, "max_new_tokens": 30},
              "the longest prompt with its answer has 37 tokens, but the context of the model"),
+            (sft.main, {"max_new_tokens": 30}, "has 36 tokens, but the context of the model"),
+            (reward.main, {"init_from": tuned, "max_new_tokens": 26},
+             "has 33 tokens, but the context of the model"),
+            (reward.main, {"init_from": tuned, "max_new_tokens": 30, "pairs": "no.jsonl"},
+             "has 36 tokens, but the context of the model"),
+            (rl.main, {"init_from": tuned, "batch_size": 8, "reward": short},
+             "has a context of 16 tokens, shorter than the 32 of the model to train"),
             (sft.main, {"task": "sumz"}, "task=sumz is unknown"),
             (sft.main, {"init_from": "scratch"}, "init_from=scratch is not a trained model"),
             (reward.main, {"init_from": tuned}, "pairs, and test_pairs=100 are held out")):
