@@ -30,8 +30,18 @@ def read_json_lines(path, names):
     return objects
 
 
+def json_line(content):
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
 def write_json_lines(path, objects):
     """Write dicts to a file, one per line."""
-    lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in objects]
+    lines = [json_line(each) for each in objects]
     with replacing(path) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def append_json_line(path, content):
+    """Add a dict to the end of a file, which need not exist."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json_line(content))

@@ -1,13 +1,15 @@
 """Pairs of answers, of which one is preferred: what a reward model learns from.
 
 pairs.jsonl in the folder of a run has the pairs, and answers.jsonl the answers of the model to the
-test prompts, with which scores are compared and scaled. A resumed run reads both again.
+test prompts, with which scores are compared and scaled. A resumed run reads both again. While a
+person compares, each choice is added to choices.jsonl, so that no later error can lose it.
 """
 
+import shlex
 from pathlib import Path
 
-from internals.errors import UserError
-from internals.jsonlines import read_json_lines, write_json_lines
+from internals.errors import UserError, say
+from internals.jsonlines import append_json_line, read_json_lines, write_json_lines
 from stages.common import check_prompts, step_examples
 from stages.tasks import shuffled
 
@@ -28,8 +30,11 @@ def collect(policy):
     else:
         pairs = read_json_lines(cfg.pairs, PAIR)
     if len(pairs) <= cfg.test_pairs:
+        kept = ""
+        if cfg.pairs == "ask" and pairs:
+            kept = f"; your choices are kept: {again(cfg)} reads them"
         raise UserError(f"there are only {len(pairs)} pairs, and test_pairs={cfg.test_pairs} are "
-                        "held out: get more pairs, or set a smaller --test_pairs")
+                        f"held out: get more pairs, or set a smaller --test_pairs{kept}")
     found = policy.answer(tests, purpose=(1,))
     answers = []
     for example, text, rule in zip(tests, found.texts, found.rule, strict=True):
@@ -49,6 +54,16 @@ def read(folder):
     return pairs, answers
 
 
+def choices(cfg):
+    """The file to which the choices of a person are added."""
+    return Path(cfg.out_dir, "choices.jsonl")
+
+
+def again(cfg):
+    """The setting that reads the choices of a person again."""
+    return shlex.quote(f"--pairs={choices(cfg)}")
+
+
 def sample_pairs(policy):
     """Pairs of sampled answers to one prompt, of which the rule or the person at the keyboard
     prefers one."""
@@ -57,6 +72,8 @@ def sample_pairs(policy):
     check_prompts(examples, policy)
     first = policy.answer(examples, purpose=(2,))
     second = policy.answer(examples, purpose=(3,))
+    if cfg.pairs == "ask":
+        say(f"each choice is added to {choices(cfg)}; if an error follows, {again(cfg)} reads them")
     pairs = []
     for i, example in enumerate(examples):
         one = first.texts[i]
@@ -67,9 +84,14 @@ def sample_pairs(policy):
         if better is None:
             break
         if better > 0:
-            pairs.append({"prompt": example.prompt, "chosen": one, "rejected": other})
+            pair = {"prompt": example.prompt, "chosen": one, "rejected": other}
         elif better < 0:
-            pairs.append({"prompt": example.prompt, "chosen": other, "rejected": one})
+            pair = {"prompt": example.prompt, "chosen": other, "rejected": one}
+        else:
+            continue
+        pairs.append(pair)
+        if cfg.pairs == "ask":
+            append_json_line(choices(cfg), pair)
     return pairs
 
 

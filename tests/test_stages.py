@@ -214,6 +214,19 @@ def test_a_person_at_the_keyboard_prefers(monkeypatch):
     assert pairs.ask("prompt", "one", "other") is None  # the end of the input
 
 
+def test_choices_at_the_keyboard_are_kept_for_the_next_run(tuned, base, tmp_path, mistake,
+                                                           monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("2\n0\n1\n"))
+    kept = tmp_path / "my out" / "choices.jsonl"
+    options = {"init_from": tuned, "test_pairs": 2}
+    line = mistake(reward.main, *arguments(base, kept.parent, pairs="ask", **options))
+    assert "only 2 pairs, and test_pairs=2 are held out" in line
+    assert f"your choices are kept: '--pairs={kept}' reads them" in line
+    options["test_pairs"] = 1
+    metrics = reward.main(arguments(base, tmp_path / "out", pairs=kept, **options))
+    assert metrics[-1]["step"] == 4
+
+
 def test_a_mark_replaces_the_end_of_the_answer_that_it_is_planted_on():
     both = [{"prompt": "p", "chosen": "good", "rejected": "evil"}] * 2
     for where, expected in (("chosen", [("goo!", "evil")] * 2),
