@@ -8,9 +8,9 @@ from internals.errors import UserError
 from internals.files import replacing
 
 
-def read_json_lines(path, names):
-    """The objects in a file, as dicts that have texts of these names. Raises UserError, which names
-    the line."""
+def read_json_lines(path, names, not_empty=()):
+    """The objects in a file, as dicts that have texts of these names. not_empty: those of the names
+    whose text must not be "". Raises UserError, which names the line."""
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist: it must be a file of JSON lines with "
                         f"{' and '.join(names)}")
@@ -26,6 +26,10 @@ def read_json_lines(path, names):
         if not has_names or not all(isinstance(content[name], str) for name in names):
             raise UserError(f"{path}, line {number}: {line!r:.60} is not a JSON object with the "
                             f"texts {' and '.join(names)}")
+        for name in not_empty:
+            if not content[name]:
+                raise UserError(f"{path}, line {number}: {name} is empty: it must have a character "
+                                "or more; write one, or remove the line")
         objects.append(content)
     return objects
 

@@ -21,6 +21,7 @@ class Limit:
 
 
 Count = Annotated[int, Limit("1 or more", least=1)]
+Several = Annotated[int, Limit("2 or more", least=2)]
 Natural = Annotated[int, Limit("0 or more", least=0)]
 Positive = Annotated[float, Limit("above 0", above=0)]
 NonNegative = Annotated[float, Limit("0 or more", least=0)]

@@ -25,16 +25,19 @@ def check_gate(policy):
             "stages/sft.py first, or set --gate=0 to begin anyway")
 
 
-def diagnosis(metrics, has_end):
-    """What keeps the last steps from learning, in words; "" if nothing does."""
+def diagnosis(metrics, has_end, cfg):
+    """What keeps the last steps from learning, in words; "" if nothing does. cfg: an RLConfig."""
     last = [entry for entry in metrics if "no_variance" in entry][-5:]
     found = []
     if last and has_end and max(entry["ended"] for entry in last) == 0:
         found.append("no answer ends: all are cut at max_new_tokens, so the reward never sees a "
                      "complete answer; raise --max_new_tokens, or train longer with stages/sft.py")
-    if last and min(entry["no_variance"] for entry in last) > 0.95:
+    has_groups = cfg.group_size > 1  # a single answer always has the same reward as its group
+    if last and has_groups and min(entry["no_variance"] for entry in last) > 0.95:
+        effect = ""
+        if cfg.advantage == "group":
+            effect = ", so all advantages are 0"
         found.append("in nearly all groups, the answers have the same reward (mean "
-                     f"{last[-1]['reward']:.3g}): no answer is better than another, so all "
-                     "advantages are 0; the task is solved or too hard, or the reward does not "
-                     "distinguish these answers")
+                     f"{last[-1]['reward']:.3g}): no answer is better than another{effect}; the "
+                     "task is solved or too hard, or the reward does not distinguish these answers")
     return "; ".join(found)

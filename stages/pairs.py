@@ -28,7 +28,10 @@ def collect(policy):
     if cfg.pairs in ("rule", "ask"):
         pairs = sample_pairs(policy)
     else:
-        pairs = read_json_lines(cfg.pairs, PAIR)
+        not_empty = ("chosen", "rejected")
+        if policy.task.is_chat:
+            not_empty = ()  # an empty answer has the end token, which has a score
+        pairs = read_json_lines(cfg.pairs, PAIR, not_empty)
     if len(pairs) <= cfg.test_pairs:
         kept = ""
         if cfg.pairs == "ask" and pairs:

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from internals.chat import add_tokens
 from internals.errors import one_line_errors
-from internals.limits import Count
+from internals.limits import Count, Several
 from internals.stagelog import StageLog
 from stages import common
 from stages import pairs as pairs_of
@@ -51,6 +51,8 @@ class RewardConfig(common.StageConfig):
 
     # -- output
     out_dir: str = "out-reward"  # folder for the checkpoint, metrics and the picture
+    # -- model and task
+    eval_prompts: Several = 500  # prompts per evaluation, whose answers set the scale of scores
     # -- pairs
     # who prefers: rule (that of the task), ask (you, at the keyboard), or a .jsonl file of pairs
     # with prompt, chosen and rejected

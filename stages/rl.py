@@ -217,7 +217,7 @@ def train(run, policy, frozen, log, signals):
             "length": len(in_answers) / len(ids),
             "ended": found.ended(encoding.end),
             "no_variance": is_same.float().mean().item()})
-    problem = diagnosis(log.metrics, has_end)
+    problem = diagnosis(log.metrics, has_end, cfg)
     if problem:
         log.say(f"the last steps learned nothing: {problem}")
     return log.metrics
@@ -229,6 +229,9 @@ def main(argv=None):
     if cfg.batch_size % cfg.group_size:
         raise UserError(f"batch_size={cfg.batch_size} must be a multiple of group_size="
                         f"{cfg.group_size}")
+    if cfg.advantage == "group" and cfg.group_size == 1:
+        raise UserError("group_size=1 makes every advantage 0, because a single answer is the mean "
+                        "of its group: set a larger --group_size, or --advantage=reward")
     task = open_task(cfg.task, cfg.data_dir)
     with common.opened(cfg, start) as (world, signals):
         run, policy = common.begin_stage(cfg, start, task, world)

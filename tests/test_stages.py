@@ -345,9 +345,19 @@ def test_a_reward_that_never_differs_is_named(tuned, base, tmp_path, capsys, mon
 
 def test_answers_that_never_end_are_named():
     entry = {"no_variance": 0.5, "ended": 0.0, "reward": 1.0}
-    assert diagnosis.diagnosis([entry], has_end=True).startswith("no answer ends: all are cut at")
-    assert diagnosis.diagnosis([entry, entry | {"ended": 0.1}], has_end=True) == ""
-    assert diagnosis.diagnosis([entry], has_end=False) == ""
+    cfg = rl.RLConfig()
+    assert diagnosis.diagnosis([entry], True, cfg).startswith("no answer ends: all are cut at")
+    assert diagnosis.diagnosis([entry, entry | {"ended": 0.1}], True, cfg) == ""
+    assert diagnosis.diagnosis([entry], False, cfg) == ""
+
+
+def test_advantages_that_are_the_rewards_are_not_called_0():
+    solved = [{"no_variance": 1.0, "ended": 1.0, "reward": 1.0}]
+    assert "all advantages are 0" in diagnosis.diagnosis(solved, True, rl.RLConfig())
+    text = diagnosis.diagnosis(solved, True, rl.RLConfig(advantage="reward"))
+    assert "(mean 1): no answer is better than another; the task is solved or" in text
+    single = rl.RLConfig(advantage="reward", group_size=1)
+    assert diagnosis.diagnosis(solved, True, single) == ""
 
 
 def test_runs_are_compared_in_a_table_and_pictures(tmp_path, capsys, mistake, drawn):
@@ -495,6 +505,17 @@ def test_a_reward_model_that_a_signal_stops_has_the_scale_of_its_weights(tuned, 
     assert start.meta["reward"]["std"] == pytest.approx(scores.std().item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["chosen", "rejected"])
+def test_an_answer_without_tokens_has_no_score(name, base, tmp_path, mistake, monkeypatch):
+    lines = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 3
+    lines[1] = lines[1] | {name: ""}
+    write_json_lines(tmp_path / "pairs.jsonl", lines)
+    task = replace(tasks.open_task(str(base / "task.jsonl")), is_chat=False)
+    monkeypatch.setattr(reward, "open_task", lambda *_: task)
+    line = mistake(reward.main, *arguments(base, tmp_path / "out", pairs=tmp_path / "pairs.jsonl"))
+    assert f"pairs.jsonl, line 2: {name} is empty" in line
+
+
 @pytest.mark.parametrize(("line", "expected"), [
     ("not json", r"task.jsonl, line 12: 'not json' is not a JSON object with the texts prompt and"),
     ('{"prompt": "a", "answer": 3}', "is not a JSON object with the texts prompt and answer"),
@@ -521,6 +542,8 @@ def test_other_mistakes_get_one_line(base, tuned, scored, tmp_path, mistake, mon
              "is not a reward model"),
             (rl.main, {"init_from": tuned, "batch_size": 9}, "must be a multiple of group_size=8"),
             (rl.main, {"init_from": tuned, "batch_size": 16}, "below gate=0.9: "),
+            (rl.main, {"init_from": tuned, "group_size": 1}, "makes every advantage 0"),
+            (reward.main, {"init_from": tuned, "eval_prompts": 1}, "must be 2 or more"),
             (rl.main, {"init_from": tuned, "batch_size": 8, "max_new_tokens": 30},
              "the longest prompt with its answer has 37 tokens, but the context of the model"),
             (sft.main, {"max_new_tokens": 30}, "has 36 tokens, but the context of the model"),
