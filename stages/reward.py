@@ -98,10 +98,15 @@ def preference_loss(chosen, rejected):
 def text_scores(policy, prompts, answers):
     """The scores (B,) of answers to prompts, two lists of texts."""
     encoding = policy.encoding
-    ids, is_answer = encoding.pad_texts(prompts, answers)
     token = score_token(encoding.meta)
     where = policy.cfg.score
-    return scores(policy.model, ids, is_answer, token, where)
+    count = 2 * policy.cfg.batch_size  # those of a training step; all at once need more memory
+    found = []
+    for first in range(0, len(prompts), count):
+        last = first + count
+        ids, is_answer = encoding.pad_texts(prompts[first:last], answers[first:last])
+        found.append(scores(policy.model, ids, is_answer, token, where))
+    return torch.cat(found)
 
 
 def pair_scores(policy, pairs):
