@@ -3,7 +3,7 @@
 from os.path import expanduser
 
 # settings whose value is text, so a ~ in it has no meaning
-TEXTS = ("start", "stop", "separator")
+TEXTS = ("start", "stop", "separator", "new_chars", "mark")
 
 
 def expand_home(name, value):
