@@ -38,7 +38,10 @@ class Encoding:
             self.end = self.ids(self.chat.end)[0]
 
     def ids(self, text):
-        return self.tokenizer.encode(text, special=True).tolist()
+        try:
+            return self.tokenizer.encode(text, special=True).tolist()
+        except UserError as error:
+            raise UserError(f"{error}, or add them with --new_chars of stages/sft.py") from None
 
     def prompt(self, text):
         """The ids of a prompt, up to the token after which the answer begins."""

@@ -6,6 +6,7 @@ import torch
 
 from configurator import build
 from internals import checkpoint
+from internals.checks import Checkpoint
 from internals.errors import UserError
 from internals.starting import read_model
 from model import GPT, GPTConfig
@@ -25,11 +26,11 @@ class Frozen:
         reward model is too short."""
         self.is_new = cfg.init_from != "resume"
         self.copies = {}  # {path: Checkpoint}
-        start = self.read(cfg.init_from, Path(cfg.out_dir, "reference.pt"))
+        start = self.read(cfg.init_from, read_model, Path(cfg.out_dir, "reference.pt"))
         self.reference = load(start, device)
         self.reward_model = None
         if cfg.reward != "rule":
-            start = self.read(cfg.reward, Path(cfg.out_dir, "reward.pt"))
+            start = self.read(cfg.reward, read_reward_model, Path(cfg.out_dir, "reward.pt"))
             self.reward_model = RewardModel(start, cfg.reward, meta, device)
             context = self.reward_model.model.block_size
             if context < self.reference.block_size:
@@ -45,15 +46,24 @@ class Frozen:
             return rule.float()
         return self.reward_model.rewards(ids, is_answer)
 
-    def read(self, path, copy):
+    def read(self, path, read_original, copy):
         if not self.is_new:
             return checkpoint.read(copy)
-        self.copies[copy] = read_model(path)
+        self.copies[copy] = read_original(path)
         return self.copies[copy]
 
     def write_copies(self):
         for path, start in self.copies.items():
             checkpoint.write(start, path)
+
+
+def read_reward_model(path):
+    """The Checkpoint of a run of stages/reward.py, without its optimizer. Raises UserError."""
+    try:
+        found = checkpoint.first_undamaged(path, "ckpt.pt")
+    except UserError as error:
+        raise UserError(f"reward={path} cannot be read: {error}") from None
+    return Checkpoint(found.model, found.model_args, found.meta)
 
 
 def load(start, device):

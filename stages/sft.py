@@ -21,6 +21,7 @@ if __name__ == "__main__":  # before torch is imported
     share_cores()
 
 import functools
+import shlex
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -96,7 +97,8 @@ def train(run, policy, log, signals):
         loss, _ = answer_loss(run.model, examples, policy.encoding)
         norm = common.update(run, loss, cfg)
         log.step(run.step, {"loss": loss.item(), "norm": norm})
-    log.say(f"  chat         python sample.py --out_dir={cfg.out_dir} --interactive=True")
+    folder = shlex.quote(cfg.out_dir)
+    log.say(f"  chat         python sample.py --out_dir={folder} --interactive=True")
     return log.metrics
 
 

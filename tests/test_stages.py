@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 import sample
 import train
-from configurator import build
+from configurator import build, read_settings
 from internals import chat, checkpoint, stagelog, starting
 from internals.checks import Checkpoint
 from internals.jsonlines import write_json_lines
@@ -153,15 +153,22 @@ def test_each_epoch_has_every_example_once():
 
 
 def test_sft_learns_to_answer_and_sample_py_chats(base, tmp_path, capsys, monkeypatch):
+    tmp_path = tmp_path / "my chat"
     metrics = sft.main(arguments(base, tmp_path, max_iters=200, eval_interval=200, batch_size=18,
                                  learning_rate=0.02, weight_decay=0.0))
     assert metrics[-1]["ended"] == 1 and metrics[-2]["loss"] < 0.05
+    assert f"sample.py --out_dir='{tmp_path}' --inter" in capsys.readouterr().out
     monkeypatch.setattr("sys.stdin", io.StringIO("cat\ndog\nx␄\n"))
-    capsys.readouterr()
     sample.main([f"--out_dir={tmp_path}", "--interactive=True", "--temperature=0", "--device=cpu"])
     out, err = capsys.readouterr()
     assert out == "c\nd\n\n"  # each line is answered by itself, and the end token is not shown
     assert err.startswith("error: the text 'x␄' contains ␄")
+
+
+def test_characters_are_no_paths():
+    """~ is a character here, not the home folder."""
+    assert read_settings("", sft.SFTConfig, argv=["--new_chars=~"]) == {"new_chars": "~"}
+    assert read_settings("", reward.RewardConfig, argv=["--mark=~/"]) == {"mark": "~/"}
 
 
 def test_sft_trains_with_dropout_and_evaluates_without(base, tmp_path, monkeypatch):
@@ -519,7 +526,7 @@ def test_an_answer_without_tokens_has_no_score(name, base, tmp_path, mistake, mo
 @pytest.mark.parametrize(("line", "expected"), [
     ("not json", r"task.jsonl, line 12: 'not json' is not a JSON object with the texts prompt and"),
     ('{"prompt": "a", "answer": 3}', "is not a JSON object with the texts prompt and answer"),
-    ('{"prompt": "2+2", "answer": "a"}', "not among the 31 of the vocabulary.*'2'"),
+    ('{"prompt": "2+2", "answer": "a"}', "not among the 31 of the vocabulary.*'2'.*--new_chars of"),
     ('{"prompt": "a", "answer": "' + "b" * 40 + '"}', "has 44 tokens, but the context"),
     ('{"prompt": "a", "answer": "b␄"}', "contains ␄, which marks who speaks"),
 ])
@@ -540,6 +547,8 @@ def test_other_mistakes_get_one_line(base, tuned, scored, tmp_path, mistake, mon
             (rl.main, {"batch_size": 8}, "the model has no chat format: train it with stages/sft"),
             (rl.main, {"init_from": tuned, "batch_size": 8, "reward": tuned},
              "is not a reward model"),
+            (rl.main, {"init_from": tuned, "batch_size": 8, "reward": base / "no"},
+             f"reward={base / 'no'} cannot be read: {base / 'no'} has no checkpoint"),
             (rl.main, {"init_from": tuned, "batch_size": 9}, "must be a multiple of group_size=8"),
             (rl.main, {"init_from": tuned, "batch_size": 16}, "below gate=0.9: "),
             (rl.main, {"init_from": tuned, "group_size": 1}, "makes every advantage 0"),

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -427,7 +428,7 @@ def plan_ladder(cfg):
     print(f"\nThe last line is the large run. The ladder has {len(SEEDS)} runs of each other line, "
           f"and {len(chosen.corners())} runs search\nfor learning rates: about {most:.0f} minutes "
           f"on {cfg.processes} quiet cores. Next: python tools/scaling.py run "
-          f"--out_dir={cfg.out_dir}")
+          f"--out_dir={shlex.quote(cfg.out_dir)}")
 
 
 def train_runs(cfg):
@@ -438,7 +439,7 @@ def train_runs(cfg):
     for path in predictions(cfg.out_dir):
         jobs.append((read_json(path)["settings"], path.parent))
     train_all(jobs, cfg.processes)
-    print(f"done. Next: python tools/scaling.py fit --out_dir={cfg.out_dir}")
+    print(f"done. Next: python tools/scaling.py fit --out_dir={shlex.quote(cfg.out_dir)}")
 
 
 def predictions(out_dir):
@@ -540,7 +541,7 @@ def predict_target(cfg):
           f"compute-optimal for these FLOPs: N={best_N:,.0f}, D={best_D:,.0f}, loss "
           f"{found.law.loss(best_N, best_D):.4f}\n"
           f"written to {folder / 'prediction.json'}. Next: python tools/scaling.py run "
-          f"--out_dir={cfg.out_dir}")
+          f"--out_dir={shlex.quote(cfg.out_dir)}")
     draw(plan, found)
 
 
