@@ -120,7 +120,8 @@ def policy_loss(log_p, log_q, ids, is_answer, advantage, cfg):
     in nats.
 
     log_p, log_q: of the policy and of the reference, (B, T - 1, V). advantage: (B,). Each token of
-    an answer is credited with the advantage of the whole answer."""
+    an answer is credited with the advantage of the whole answer. The gradient of KL leaves out that
+    a token also decides in which contexts the later ones are sampled (docs/stages.md)."""
     is_prompt = ~is_answer[:, 1:]  # and padding
     log_chosen = of_ids(log_p, ids)  # (B, T - 1)
     log_chosen = log_chosen.masked_fill(is_prompt, 0.0)

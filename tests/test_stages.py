@@ -215,6 +215,21 @@ def test_a_score_is_the_mean_over_the_answer_or_at_its_end_whatever_the_padding(
         assert together[row].item() == pytest.approx(by_hand.item(), abs=1e-5)
 
 
+def test_an_evaluation_scores_as_many_answers_at_once_as_a_step(tuned, base, tmp_path, monkeypatch):
+    def watched(model, ids, *others):
+        seen.append(len(ids))
+        return scores(model, ids, *others)
+
+    seen = []
+    scores = reward.scores
+    monkeypatch.setattr(reward, "scores", watched)
+    both = [{"prompt": "cat", "chosen": "c" * n, "rejected": "d"} for n in range(1, 20)]
+    write_json_lines(tmp_path / "pairs.jsonl", both)
+    reward.main(arguments(base, tmp_path / "out", init_from=tuned, pairs=tmp_path / "pairs.jsonl",
+                          test_pairs=9, eval_prompts=30, max_iters=1))
+    assert max(seen) == 8  # batch_size=4 pairs
+
+
 def test_a_person_at_the_keyboard_prefers(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("3\n2\n"))
     assert pairs.ask("prompt", "one", "other") == -1  # 3 is asked again
