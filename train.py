@@ -335,12 +335,15 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
     if run.step > 0 and (is_better or saves_anyway):
         save(run, cfg, data, log, "ckpt.pt")
         run.saved_step = run.step
-    if tokenizer and math.isfinite(losses["val"]):  # a model with NaN cannot be sampled
-        # sampling uses cumsum, which has no deterministic algorithm on CUDA
-        with autocast, devices.allow_nondeterministic():
-            text = complete(run.model, tokenizer, tokenizer.default_start, cfg.sample_tokens,
-                            seed=cfg.seed)
-        log.sample(text)
+    if tokenizer:
+        try:
+            # sampling uses cumsum, which has no deterministic algorithm on CUDA
+            with autocast, devices.allow_nondeterministic():
+                text = complete(run.model, tokenizer, tokenizer.default_start, cfg.sample_tokens,
+                                seed=cfg.seed)
+            log.sample(text)
+        except UserError as error:  # logits are NaN
+            warn(f"there is no sample: {error}")
     log.after_evaluation(run.step)  # plots; the evaluation does not count as training time
 
 
@@ -492,7 +495,7 @@ def main(argv=None):
         devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
         # an error before anything is written, if the processes cannot share the micro-batches
         world.per_process(cfg.gradient_accumulation_steps, "gradient_accumulation_steps")
-        with devices.out_of_memory_hint(cfg), StopSignals() as signals:
+        with devices.training_memory_hint(cfg), StopSignals() as signals:
             run = begin(cfg, model_cfg, start, world)
             # the lock fails if another run is alive, or has written since `start` was read
             with (outdir.locked(cfg, world, start.written_at),

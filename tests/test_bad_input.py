@@ -84,10 +84,20 @@ def trained(data_dir, tmp_path_factory):
     (["--top_p=0"], "top_p=0.0 must be above 0 and at most 1"),
     (["--interactive=True", "--cache=False"], "interactive=True needs cache=True"),
     (["--interactive=True", "--start=A"], "and excludes start and out"),
+    (["--num_samples=1000000000000"], "for keys and values, but cpu has"),
     (["--dtype=int8", "--compile=True"], "dtype=int8 cannot be combined with compile=True"),
 ])
 def test_sample_refuses(mistake, trained, words, message):
     assert message in mistake(sample.main, f"--out_dir={trained}", *words)
+
+
+def test_too_many_samples_for_the_memory_are_one_line(mistake, trained, monkeypatch):
+    def too_large(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(sample, "continue_text", too_large)
+    found = mistake(sample.main, f"--out_dir={trained}", "--num_samples=7")
+    assert found == "error: out of memory with num_samples=7: use fewer samples"
 
 
 @pytest.mark.parametrize("words, message", [

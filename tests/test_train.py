@@ -388,8 +388,9 @@ def test_out_of_memory_names_the_settings_to_change(tiny, monkeypatch, mistake):
 def test_a_validation_loss_that_is_nan_shows_no_sample_and_saves_the_checkpoint(
         tiny, tmp_path, capsys):
     main(tiny(learning_rate=1e15, warmup_iters=0, max_iters=9, sample_tokens=20, grad_clip=0))
-    printed = capsys.readouterr().out
+    printed, err = capsys.readouterr()
     assert "val nan" in printed and state(tmp_path / "out").step == 9
+    assert "there is no sample: the model's logits are not numbers (NaN)" in err
     assert not (tmp_path / "out" / "best.pt").exists()
     assert "best.pt" not in printed  # it names what there is
 
