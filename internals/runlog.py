@@ -257,8 +257,9 @@ class RunLog:
         self.say("  checkpoints  " + ", ".join(str(self.out_dir / name) for name in checkpoints))
         self.say(f"  metrics      {self.out_dir / 'metrics.jsonl'}")
         self.say(f"  picture      {self.out_dir / 'loss.png'}")
-        self.say(f"  sample       python sample.py --out_dir={folder}")
-        self.say(f"  look inside  python tools/look.py --out_dir={folder}")
+        if self.data.meta["tokenizer"] != "none":  # its ids have a text
+            self.say(f"  sample       python sample.py --out_dir={folder}")
+            self.say(f"  look inside  python tools/look.py --out_dir={folder}")
 
 
 class DryRunLog(RunLog):
