@@ -431,6 +431,50 @@ def test_the_page_switches_parts_off_as_pytorch_does(tab, site):
     assert tab.text("off-note") == ""
 
 
+def logits_without_a_head(model, text):
+    """PyTorch's logits (T, V) without head 1 of layer 2."""
+    attend = model.transformer.h[1].attn.attend
+    attend.off = 0
+    logits = logits_of(model, text)
+    attend.off = None
+    return logits
+
+
+def test_a_model_without_a_part_sees_the_same_window_as_the_model_itself(tab, site):
+    """However the text has changed since sampling has halved the window of 32 tokens, and at an
+    earlier step of the training."""
+    models = {0: rounded(model_of(LIVE, seed=0, spread=0.1), 31), 2: site[0]}
+
+    def check(start):
+        text = tab.written()[start:]
+        for moment, model in models.items():
+            tab.js("setMoment(arguments[0])", moment)
+            assert tab.js("return windowStart()") == start
+            expected = logits_without_a_head(model, text)
+            torch.testing.assert_close(tab.logits(), expected, **CLOSE)
+            loss = F.cross_entropy(expected[:-1], ids_of(text)[0, 1:]).item()
+            assert tab.js("return seenNow().loss") == pytest.approx(loss, abs=1e-4)
+            plain = tab.js("return seenNow().plain.map((entry) => Array.from(entry.logits))")
+            torch.testing.assert_close(torch.tensor(plain), logits_of(model, text), **CLOSE)
+
+    tab.write("ROMEO: heard some other name so ")
+    tab.click("#sample-one")
+    tab.js("toggle('1.0')")
+    check(17)
+    tab.write(tab.written() + "so it")
+    check(17)
+    tab.js("for (let n = 0; n < 12; n++) sampleOne()")
+    check(34)
+    tab.js("for (let n = 0; n < 14; n++) goBack(page.past, page.future)")
+    tab.js("for (let n = 0; n < 14; n++) goBack(page.future, page.past)")
+    check(34)
+    tab.write("e" + tab.written())
+    check(19)
+    tab.click("#reset")
+    check(0)
+    assert tab.errors() == []
+
+
 # ---- guides and sharing
 
 
