@@ -2,7 +2,7 @@
 "use strict";
 
 /** The number of tokens before those that the model sees. */
-const windowStart = () => ages[page.moment].live?.start ?? 0;
+const windowStart = () => seenNow().before.length;
 
 /** Show another text. token: the selection, counted from the beginning of the text. */
 function setText(ids, promptLength, token) {

@@ -54,8 +54,8 @@ function computed({live, without, ablated}) {
 /** The text of the page at a step whose model is still being built. */
 function expected() {
   return {
-    ids: page.ids.slice(-config.block_size), entries: [], plain: [], before: [], cache: null,
-    promptLength: page.promptLength, loss: null, plainLoss: null, ablated: null, isLive: true,
+    ...computed(ages[page.main]), // it will see the same tokens as the main model
+    entries: [], plain: [], loss: null, plainLoss: null, ablated: null, cache: null,
   };
 }
 

@@ -90,6 +90,7 @@ async function startModels() {
     if (!(page.difference < TOLERANCE)) return stopModels();
     if (age === main) goLive();
     age.setIds(page.ids);
+    age.live.follow(ages[page.main].live); // the slider compares the ages on the same tokens
     age.setOff(page.off);
     if (page.prompt !== recordedPrompt) age.setPrompt(page.prompt);
     startWork();
