@@ -431,6 +431,23 @@ def test_the_page_switches_parts_off_as_pytorch_does(tab, site):
     assert tab.text("off-note") == ""
 
 
+def test_the_die_is_shown_only_for_the_token_that_it_has_chosen(tab):
+    """Not for another token that takes its place, in any way that the text can change."""
+    tab.write("ROMEO heard")
+    changes = ("$('undo').click()", "$('reset').click()", "$('tour-buttons').firstChild.click()",
+               "select(4); $('candidates').querySelector('button').click()",
+               "$('typed').value = 'ROMEOM'; $('typed').dispatchEvent(new Event('input'))")
+    for change in changes:
+        tab.js("select(4)")
+        tab.click("#sample-one")
+        chosen = tab.js("return visible(vocab[page.ids[5]])")
+        assert tab.texts("#roll-text .token") == [chosen]
+        assert tab.text("roll-text").startswith("The die rolled")
+        tab.js(change)
+        tab.js("select(5)")
+        assert tab.text("roll-text").startswith("To sample, a random number"), change
+
+
 def logits_without_a_head(model, text):
     """PyTorch's logits (T, V) without head 1 of layer 2."""
     attend = model.transformer.h[1].attn.attend

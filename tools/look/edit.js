@@ -8,6 +8,7 @@ const windowStart = () => seenNow().before.length;
 function setText(ids, promptLength, token) {
   page.ids = ids;
   page.promptLength = promptLength;
+  page.roll = null; // it chose a token of the old text
   for (const age of ages) age.setIds(ids);
   at.token = Math.max(0, token - windowStart());
   page.changed = performance.now();
@@ -170,6 +171,5 @@ function listenToText() {
     setSampling(false);
     keepForUndo();
     continueWith(Number(button.dataset.id));
-    page.roll = null;
   });
 }
