@@ -598,7 +598,36 @@ def test_the_numbers_of_the_walkthrough_are_pytorchs(tab, site):
     numbers = tab.text("walk")
     assert f"it is the score, {score:+.2f}.".replace("-", MINUS) in numbers
     assert f"makes it {tab.percent(attn.attend.weights[0, 1, 6, s].item())}" in numbers
-    assert len(tab.find("css selector", ".neurons li")) == 5
+
+
+def test_the_walkthrough_names_the_tokens_that_a_neuron_raises_as_pytorch_does(tab, site):
+    """Those with the largest direct effect on their logits, through the final norm."""
+    tab.write("ROMEO heard")
+    tab.js("selectHead(1, 1); select(6)")
+    tab.js("for (const step of $('walk').querySelectorAll('details')) step.open = true")
+    shown = tab.js(
+        "return [...document.querySelectorAll('.neurons li')].map((item) => item.textContent)")
+    model = site[0]
+    c_proj = model.transformer.h[1].mlp.c_proj
+    kept = []
+    hooks = [part.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0][0, 6]))
+             for part in (c_proj, model.transformer.ln_f)]
+    logits_of(model, "ROMEO heard")
+    for hook in hooks:
+        hook.remove()
+    neurons, x = kept
+    every = torch.arange(len(CHARS))
+    x = x.expand(len(CHARS), -1)
+    # (V, C): the effect on each logit, compared with that on the logit of token 0
+    u, _ = recording.gap_direction(model, x, every, torch.zeros_like(every))
+    expected = []
+    for neuron in (neurons.abs() * c_proj.weight.norm(dim=0)).topk(5).indices.tolist():
+        raised = u @ (c_proj.weight[:, neuron] * neurons[neuron])
+        names = tab.js("return arguments[0].map((id) => visible(vocab[id]))",
+                       raised.topk(5).indices.tolist())
+        value = f"{neurons[neuron]:+.2f}".replace("-", MINUS)
+        expected.append(" ".join((f"neuron {neuron + 1}: {value} ", *names)))
+    assert shown == expected
 
 
 # ---- the model
