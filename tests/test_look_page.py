@@ -778,6 +778,13 @@ def test_a_page_without_the_weights_of_the_snapshots_shows_recorded_values_at_th
         browser, tmp_path, monkeypatch):
     monkeypatch.setattr(look, "MAX_WEIGHTS", 0)
     browser.open(write_page(tmp_path)[1])
+    lengths = "return ages.map((age) => age.filmIds.length)"
+    browser.write("heard")
+    assert browser.js(lengths) == [0, 0, 60]  # what was recorded continues another prompt
+    note = "Empty rows: the weights of these steps are not in the page."
+    assert note in browser.text("film-intro")
+    browser.write("ROMEO")
+    assert browser.js(lengths) == [60, 60, 60] and note not in browser.text("film-intro")
     browser.write("heard")
     browser.press("moment", Keys.HOME)
     assert "The weights of this step are not in the page" in browser.text("moment-note")

@@ -18,11 +18,14 @@ function setText(ids, promptLength, token) {
   remember();
 }
 
+const sameIds = (ids, others) => (
+  ids.length === others.length && ids.every((id, i) => id === others[i]));
+
 /** Continue another prompt in the filmstrip, if it is one. */
 function setPrompt(ids) {
-  if (ids.length === page.prompt.length && ids.every((id, i) => id === page.prompt[i])) return;
+  if (sameIds(ids, page.prompt)) return;
   page.prompt = ids;
-  for (const age of ages) age.setPrompt(ids);
+  for (const age of ages) age.setPrompt(ids, sameIds(ids, recordedPrompt));
 }
 
 /** The characters of a text that the model knows, and those that it does not. */

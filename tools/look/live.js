@@ -224,11 +224,13 @@ class Age {
     this.without?.follow(this.live);
   }
 
-  /** Begin to continue another prompt. */
-  setPrompt(ids) {
+  /** Begin to continue another prompt. Without its model, an age only has the continuation of the
+   *  recorded prompt. isRecorded: whether this is the prompt. */
+  setPrompt(ids, isRecorded) {
+    const isKept = isRecorded && !this.live;
+    this.filmIds = isKept ? this.moment.film_ids : [];
+    this.filmProbs = isKept ? this.moment.film_probs : [];
     if (!this.live) return;
-    this.filmIds = [];
-    this.filmProbs = [];
     this.film = new LiveText(this.live.model, this.nVocab);
     this.film.setIds(ids);
   }

@@ -92,7 +92,7 @@ async function startModels() {
     age.setIds(page.ids);
     age.live.follow(ages[page.main].live); // the slider compares the ages on the same tokens
     age.setOff(page.off);
-    if (page.prompt !== recordedPrompt) age.setPrompt(page.prompt);
+    if (page.prompt !== recordedPrompt) age.setPrompt(page.prompt, false);
     startWork();
     redraw();
   }
