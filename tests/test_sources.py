@@ -19,7 +19,7 @@ from helpers import command_line, finished
 import prepare
 from internals.data import formats, sources, units
 from internals.data.formats import decoded, json_documents, read_text
-from internals.data.sources import File, find_sources
+from internals.data.sources import File, Reader, find_sources
 from internals.dataset import load
 from internals.errors import UserError
 from internals.streaming import read_prompt
@@ -346,6 +346,8 @@ def test_a_parquet_file_that_cannot_be_read_is_named(refused, tmp_path, monkeypa
     parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), path)
     assert "a.parquet has no column 'text', but 'body, n'" in refused(path)
     assert "column n cannot be read as text" in refused(path, "--text_field=n")
+    parquet.write_table(pyarrow.table({"text": [b"a", b"b\xff"] * 99}), path)
+    assert "column text is not UTF-8 in row 2: replace what is invalid with" in refused(path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "needs an additional package: pip install pyarrow" in refused(path)
 
@@ -461,6 +463,30 @@ def test_a_dry_run_and_a_disk_that_is_too_small_write_nothing(refused, tmp_path,
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=7000))
     line = refused(path)
     assert "the bins need about 2.0 MB" in line and "only 7.0 kB free" in line
+
+
+STORIES = [story(i, words=500) for i in range(400)]
+
+
+@pytest.mark.parametrize("name, texts", [
+    ("a.txt", STORIES), ("a.parquet", STORIES),
+    ("a.parquet", ["".join(STORIES)]), ("a.parquet", ["a" * 1000] * 5000),  # 0.9 bytes per row
+], ids=["text", "rows", "one row", "equal rows"])
+def test_the_estimate_from_the_first_text_is_right_for_all_of_it(tmp_path, monkeypatch, capsys,
+                                                                name, texts):
+    path = tmp_path / name
+    if name == "a.txt":
+        path.write_text("".join(texts))
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        import pyarrow
+        parquet.write_table(pyarrow.table({"text": texts}), path)
+    monkeypatch.setattr(Reader.excerpt, "__defaults__", (1000,))
+    for n_files in (1, 2):
+        main([str(path)] * n_files + [f"--data_dir={tmp_path / 'data'}", "--dry_run"])
+        tokens = capsys.readouterr().out.split("about ")[1].split(" tokens")[0]
+        tokens = int(tokens.replace(",", ""))
+        assert tokens == pytest.approx(n_files * sum(map(len, texts)), rel=0.03)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")

@@ -282,11 +282,13 @@ def parquet_documents(file, advance, errors, text_field):
             read = 0
             for batch in table.iter_batches(64, columns=[text_field], use_threads=False):
                 for text in batch.column(0).cast(arrow.binary()).to_pylist():
+                    # before the text is used: an estimate may stop after the first row. A row can
+                    # have less than a byte, because equal texts are stored once
+                    advance(file.size / rows)
+                    read += 1
                     yield normalized((text or b"").decode("utf-8", errors))
-                advance(file.size * (read + len(batch)) // rows - file.size * read // rows)
-                read += len(batch)
     except UnicodeDecodeError:
-        raise UserError(f"{file.name}, column {text_field} is not UTF-8 after row {read:,}: "
+        raise UserError(f"{file.name}, column {text_field} is not UTF-8 in row {read:,}: "
                         "replace what is invalid with --errors=replace") from None
     except (arrow.ArrowException, OSError) as error:
         raise UserError(f"{file.name}, column {text_field} cannot be read as text "

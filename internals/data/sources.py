@@ -56,7 +56,8 @@ class File:
         return self.suffix in (*TEXT, *JSON, ".parquet")
 
     def open(self, advance):
-        """The file, open for reading bytes. advance(n) is called for each n bytes that are read."""
+        """The file, open for reading bytes. advance(n) is called when n bytes have been read, before
+        their text is used."""
         return io.BufferedReader(CountedFile(self.name, advance), READ)
 
     def content(self, advance):
