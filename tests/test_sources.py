@@ -469,14 +469,21 @@ STORIES = [story(i, words=500) for i in range(400)]
 
 
 @pytest.mark.parametrize("name, texts", [
-    ("a.txt", STORIES), ("a.parquet", STORIES),
+    ("a.txt", STORIES), ("a.txt.gz", ["abcde" * 1000] * 1000), ("a.jsonl", STORIES),
+    ("a.json", STORIES), ("a.parquet", STORIES),
     ("a.parquet", ["".join(STORIES)]), ("a.parquet", ["a" * 1000] * 5000),  # 0.9 bytes per row
-], ids=["text", "rows", "one row", "equal rows"])
+], ids=["text", "archive", "lines", "array", "rows", "one row", "equal rows"])
 def test_the_estimate_from_the_first_text_is_right_for_all_of_it(tmp_path, monkeypatch, capsys,
                                                                 name, texts):
     path = tmp_path / name
     if name == "a.txt":
         path.write_text("".join(texts))
+    elif name == "a.txt.gz":
+        path.write_bytes(gzip.compress("".join(texts).encode()))
+    elif name == "a.jsonl":
+        write_lines(path, texts)
+    elif name == "a.json":
+        path.write_text(json.dumps([{"text": text} for text in texts]))
     else:
         parquet = pytest.importorskip("pyarrow.parquet")
         import pyarrow

@@ -31,7 +31,7 @@ def announce(reader, excerpt, encode, workers, folder):
     tokens = len(encode(["".join(blocks)], False) if reader.one_text else encode(blocks))
     encode_seconds = time.perf_counter() - started
     share = reader.size / excerpt.size  # of all text to the excerpt
-    encoded_share = share * sum(map(len, excerpt.blocks)) / characters
+    encoded_share = share * excerpt.characters / characters
     passes = 2 if reader.one_text else 1  # the first one counts the characters
     seconds = share * passes * excerpt.seconds + encoded_share * encode_seconds / workers
     tokens *= encoded_share

@@ -56,7 +56,7 @@ class File:
         return self.suffix in (*TEXT, *JSON, ".parquet")
 
     def open(self, advance):
-        """The file, open for reading bytes. advance(n) is called when n bytes have been read, before
+        """The file, open for reading bytes. advance(n) is called for n bytes that are read, before
         their text is used."""
         return io.BufferedReader(CountedFile(self.name, advance), READ)
 
@@ -155,27 +155,39 @@ class Reader:
         """The Excerpt of the first blocks of text, with at least `length` characters if it has as
         many. Raises UserError if there is no text, or if much of it is not UTF-8."""
         started = time.perf_counter()
-        read, blocks, characters = [], [], 0
-        for block in self.blocks(read.append):
-            blocks.append(block)
-            characters += len(block)
-            if characters >= length:
+        read = size = characters = replaced = 0
+        blocks = []
+
+        def advance(n):
+            nonlocal read
+            read += n
+
+        for block in self.blocks(advance):
+            # A block that needs no more bytes is counted, because bytes are read ahead: all of an
+            # array in JSON, or the first bytes of an archive, which can be a long text
+            if characters >= length and read > size:
                 break
+            size = read
+            if characters < length:
+                blocks.append(block)
+            characters += len(block)
+            replaced += block.count(REPLACED)
         name = self.sources[0].name
         if characters == 0:
             raise UserError(f"{name} is empty" if self.one_text else "the sources have no text")
-        replaced = sum(block.count(REPLACED) for block in blocks)
         if self.errors == "replace" and replaced > MOST_REPLACED * characters:
             raise UserError(f"{name} is not UTF-8: {replaced:,} of the first {characters:,} "
                             f"characters are invalid; {formats.ICONV.format('ENCODING')}")
-        return Excerpt(blocks, sum(read), time.perf_counter() - started)
+        return Excerpt(blocks, characters, size, time.perf_counter() - started)
 
 
 class Excerpt(NamedTuple):
-    """The beginning of the text of a Reader. size: the bytes of the sources that contain it.
-    seconds: the time to read it."""
+    """The beginning of the text of a Reader. blocks: its first blocks. characters: how many were
+    read, which can be more than the blocks have. size: the bytes of the sources that contain them.
+    seconds: the time to read them."""
 
     blocks: list
+    characters: int
     size: int
     seconds: float
 
