@@ -6,7 +6,6 @@ They grow in the folder `partial` of the dataset. The old dataset stays until th
 import hashlib
 import json
 import os
-import shutil
 from contextlib import suppress
 
 import numpy as np
@@ -25,13 +24,20 @@ class Partial:
         """folder: of the dataset."""
         self.target = folder
         self.folder = folder / "partial"
-        shutil.rmtree(self.folder, ignore_errors=True)  # of a process that was killed
-        self.folder.mkdir(parents=True)
+        self.remove()  # of a process that was killed
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.files = {split: open(self.path(split), "wb") for split in SPLITS}
         self.hashes = {split: hashlib.sha256() for split in SPLITS}
 
     def path(self, split):
         return self.folder / f"{split}.bin"
+
+    def remove(self):
+        """Remove the bins and their folder, but nothing else that is in it."""
+        with suppress(OSError):
+            for split in SPLITS:
+                self.path(split).unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def __enter__(self):
         return self
@@ -40,7 +46,7 @@ class Partial:
         for file in self.files.values():
             with suppress(OSError):  # on a full disk, closing cannot write the buffer
                 file.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.remove()
         with suppress(OSError):  # it stays if it has a dataset
             self.target.rmdir()
 
@@ -76,7 +82,14 @@ class Partial:
 
 def announce_replacing(folder):
     """Say that a new dataset replaces the one in `folder`, if there is one. Raises UserError if
-    another program made it."""
+    another program made it, or if `partial` has other files than the bins."""
+    partial = folder / "partial"
+    others = [path for path in partial.glob("*") if path.name not in ("train.bin", "val.bin")]
+    if partial.is_file() or partial.is_symlink():
+        others = [partial]
+    if others:
+        raise UserError(f"{others[0]} is in the way, because prepare.py uses the folder {partial} "
+                        "for bins that are not complete: move it away, or choose another --name")
     if (folder / "train.bin").exists():
         if not (folder / "meta.json").exists():
             raise UserError(f"{folder / 'train.bin'} has no meta.json next to it, so prepare.py "
