@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from internals.dataset import read_meta
 from internals.errors import UserError, say
 from internals.files import relative, replacing
 
@@ -90,8 +91,15 @@ def announce_replacing(folder):
     if others:
         raise UserError(f"{others[0]} is in the way, because prepare.py uses the folder {partial} "
                         "for bins that are not complete: move it away, or choose another --name")
-    if (folder / "train.bin").exists():
-        if not (folder / "meta.json").exists():
-            raise UserError(f"{folder / 'train.bin'} has no meta.json next to it, so prepare.py "
-                            "did not write it: move it away, or choose another --name")
-        say(f"{relative(folder)}: this replaces the dataset of that name")
+    names = ("train.bin", "val.bin", "meta.json")
+    found = [name for name in names if (folder / name).exists()]
+    if not found:
+        return
+    meta = None
+    with suppress(UserError):  # it is damaged
+        meta = read_meta(folder)
+    # an interrupted `publish` leaves a meta.json with checksums too, so it can be repeated
+    if meta is None or "train_sha256" not in meta:
+        raise UserError(f"{folder} has {' and '.join(found)}, but no meta.json with checksums, so "
+                        "prepare.py did not write that: move it away, or choose another --name")
+    say(f"{relative(folder)}: this replaces the dataset of that name")
