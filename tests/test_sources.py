@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import random
+import re
 import sys
 import threading
 from types import SimpleNamespace
@@ -217,6 +218,7 @@ def test_the_content_says_how_a_file_is_compressed(run, tmp_path):
         for name in ("a.txt", "b.txt.gz", "d"):
             (tmp_path / name).write_bytes(content)
             found.add(sha(run(tmp_path / name)))
+            assert read_text(tmp_path / name) == text.decode()
     assert len(found) == 1
 
 
@@ -253,15 +255,17 @@ TAR = b"a.txt".ljust(257, b"\0") + b"ustar\0"
     (b"a" * 2**19 + b"\0", "is not text, because it has a NUL, at byte 524288: "),
     (gzip.compress(TAR), "is a tar archive: unpack it with `tar -xf`"),
     (b"PK\x03\x04", "is a zip archive, or a .docx, .xlsx or .epub file"),
-    (gzip.compress(gzip.compress(b"text")), "is compressed in a way that prepare.py does not read"),
+    (gzip.compress(gzip.compress(b"text")), "is compressed in a way that is not supported, or"),
     (b"%PDF-1.7\n", "is a PDF file: convert"), (b"\xd0\xcf\x11\xe0\xa1\xb1", "is an Office docu"),
-    (b"PAR1\x15\x04", "is a parquet file: give it as an uncompressed file whose name ends in"),
+    (b"PAR1\x15\x04", "is a parquet file: prepare.py reads it as an uncompressed file whose n"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a pointer of Git LFS: get"),
 ], ids=lambda value: value[:30] if isinstance(value, str) else "file")
 def test_a_file_that_is_not_text_is_named_and_refused(refused, tmp_path, content, message):
     for name, errors in (("a.txt", "strict"), ("b.jsonl", "replace")):
         (tmp_path / name).write_bytes(content)
         assert f"{name} {message}" in refused(tmp_path / name, f"--errors={errors}")
+        with pytest.raises(UserError, match=re.escape(f"{name} {message}")):
+            read_text(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", ["gz", "xz", "bz2", "zst"])
@@ -276,6 +280,8 @@ def test_a_damaged_archive_is_named(refused, tmp_path, suffix):
     for content in (packed[:-1], packed + b"more text", changed):
         path.write_bytes(content)
         assert f"a.txt.{suffix} is damaged or incomplete" in refused(path), content[-9:]
+        with pytest.raises(UserError, match="is damaged or incomplete"):
+            read_text(path)
 
 
 @pytest.mark.parametrize("name, content, options, message", [

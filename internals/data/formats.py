@@ -12,7 +12,6 @@ import json
 import lzma
 import re
 import zlib
-from pathlib import Path
 
 from internals.errors import UserError, reason, shown
 
@@ -33,17 +32,17 @@ HEAD = 512  # bytes that show the format of a file
 NOT_TEXT = [
     (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", ICONV.format("UTF-32")),
     (rb"\xff\xfe|\xfe\xff", "UTF-16", ICONV.format("UTF-16")),
-    (rb".{257}ustar", "a tar archive", "unpack it with `tar -xf`, and give the folder"),
+    (rb".{257}ustar", "a tar archive", "unpack it with `tar -xf`"),
     (rb"PK(\x03\x04|\x05\x06)", "a zip archive, or a .docx, .xlsx or .epub file",
      "unpack it, or save it as plain text"),
     (rb"7z\xbc\xaf|Rar!\x1a", "a 7z or rar archive", "unpack it"),
     (rb"\x1f[\x8b\x9d]|BZh[1-9]1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18",
-     "compressed in a way that prepare.py does not read, or twice", "unpack it"),
+     "compressed in a way that is not supported, or twice", "unpack it"),
     (rb"%PDF-", "a PDF file", "convert it to text, for example with pdftotext"),
     (rb"\{\\rtf", "a document in RTF", EXPORT),
     (rb"\xd0\xcf\x11\xe0", "an Office document", EXPORT),
     (rb"PAR1[\x15\x19\x1c]", "a parquet file",
-     "give it as an uncompressed file whose name ends in .parquet"),
+     "prepare.py reads it as an uncompressed file whose name ends in .parquet"),
     (rb"version https://git-lfs", "a pointer of Git LFS", "get the file with `git lfs pull`"),
 ]
 
@@ -305,10 +304,11 @@ def package(name, what):
 
 
 def read_text(path):
-    """The text of a UTF-8 file, as `normalized`. Raises UserError if the file is empty, not
-    UTF-8, or not text."""
-    content = Path(path).read_bytes()
-    text = "".join(decoded(checked([content], path), path, "strict"))
+    """The text of a UTF-8 file, which may be compressed, as `normalized`. Raises UserError if the
+    file is empty, not UTF-8, or not text."""
+    with open(path, "rb") as file:
+        blocks = checked(unpacked(file, path), path)
+        text = "".join(decoded(blocks, path, "strict"))
     if not text:
         raise UserError(f"{path} is empty")
     return text
