@@ -294,6 +294,8 @@ def test_a_damaged_archive_is_named(refused, tmp_path, suffix):
     ("a.jsonl", '{"text": "one"}', "", "only one distinct document"),
     ("a.json", '[{"text": "one"}, 3]', "", "a.json, entry 2 has no field 'text', but 'int'"),
     ("a.txt", "words", "--text_field=body", "text_field=body is for JSON and parquet, but all"),
+    ("a.jsonl", '{"text": "two"}', "--separator=@@", "separator='@@' is for text files, but all"),
+    ("a", '[{"text": "two"}]', "--separator=@@", "separator='@@' is for text files, but all"),
     ("a.tsv.gz", "n\ttext", "", r"a.tsv.gz is a table: convert it to JSON lines"),
     ("a.png", "words", "", "has no text: none of its 1 files ends in .txt"),
 ])
@@ -372,8 +374,11 @@ def test_a_text_is_cut_into_documents_at_the_separator(run, tmp_path, capsys, to
     assert message not in capsys.readouterr().out
     run(tmp_path / "a.txt", tokenizer=tokenizer)
     assert message in capsys.readouterr().out
-    blocks = "one--\ntwo----\n \n--three\n\nfour-"  # of one character each
-    assert list(formats.split_at(blocks, "--", "a")) == ["one", "two", "three\n\nfour-"]
+    blocks = "\none--\ntwo----\n \n--three\n\nfour-"  # of one character each
+    assert list(formats.split_at(blocks, "--", "a")) == ["\none", "two", "three\n\nfour-"]
+    assert list(formats.split_at("\n", "--", "a")) == []
+    assert list(formats.split_at("\n\none", "--", "a")) == ["\n\none"]
+    assert list(formats.split_at("--\n\none", "--", "a")) == ["\none"]
 
 
 def test_characters_that_the_vocabulary_lacks_are_all_named_and_can_be_removed(run, mistake,

@@ -170,16 +170,18 @@ def split_at(blocks, separator, name):
     """Yields the documents of a text in blocks, as str: what is between two separators, without the
     line break that follows a separator. Documents of white space are left out."""
     rest = ""
+    line_break = ""  # what is removed; no separator precedes the first document
     for block in blocks:
         *complete, rest = (rest + block).split(separator)
         for document in complete:
             if document.strip():
-                yield document.removeprefix("\n")
+                yield document.removeprefix(line_break)
+            line_break = "\n"
         if len(rest) > LONGEST_LINE:
             raise UserError(f"{name} has more than {LONGEST_LINE / 1e6:.0f} million characters "
                             f"without the separator {separator!r}: give another --separator")
     if rest.strip():
-        yield rest.removeprefix("\n")
+        yield rest.removeprefix(line_break)
 
 
 def begins_with_object(beginning):

@@ -196,10 +196,11 @@ class Excerpt(NamedTuple):
 # From the command line to files
 
 
-def find_sources(words, builtin, folder, text_field=None):
+def find_sources(words, builtin, folder, text_field=None, separator=None):
     """The sources that words of the command line name: files, folders, patterns such as '*.txt',
     pipes, and - for stdin. builtin: names for "did you mean". folder: for the temporary files of
-    pipes. text_field: as the user has given it; if not None, one of the sources must have it."""
+    pipes. text_field, separator: as the user has given them; if not None, they must apply to one of
+    the sources."""
     found = []
     for word in words:
         path = Path(word)
@@ -228,6 +229,10 @@ def find_sources(words, builtin, folder, text_field=None):
     if text_field is not None and all(source.is_text for source in found):
         raise UserError(f"text_field={text_field} is for JSON and parquet, but all sources are "
                         "text: leave it out, or rename files with JSON lines to .jsonl")
+    if separator is not None and not any(source.is_text for source in found):
+        raise UserError(f"separator={separator!r} is for text files, but all sources are JSON "
+                        "or parquet, in which each object or row is a document: leave it out, or "
+                        "rename files with text to .txt")
     return found
 
 
