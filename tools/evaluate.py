@@ -50,7 +50,8 @@ class EvaluateConfig:
     # folder of a run or of a model in Hugging Face's format, or a .pt file
     init_from: str = "resume"
     out_dir: str = "out"  # folder of a run, or a checkpoint file
-    text: str | None = None  # a UTF-8 file whose perplexity is measured
+    # a UTF-8 file, compressed or not, whose perplexity is measured
+    text: str | None = None
     stride: Count | None = None  # tokens from one window to the next; None: half of block_size
     hellaswag: str | None = None  # hellaswag_val.jsonl, or a file in its format
     limit: Count | None = None  # use only this many examples of HellaSwag, the first; None: all
