@@ -350,7 +350,8 @@ def main(argv=None):
         prepare_corpus(data_dir / first, command, cfg, **options)
     else:
         folder = data_dir / sources.dataset_name(cfg.name, first, builtin)
-        found = sources.find_sources(cfg.sources, builtin, data_dir, given.get("text_field"))
+        found = sources.find_sources(
+            cfg.sources, builtin, data_dir, given.get("text_field"), cfg.separator)
         reader = Reader(found, cfg.errors, cfg.text_field, cfg.separator)
         source = ", ".join(cfg.sources)
         prepare_sources(reader, folder, cfg.tokenizer, source, command, cfg)

@@ -20,7 +20,7 @@ import itertools
 import sys
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from os.path import expanduser
 from pathlib import Path
 from typing import Literal
@@ -33,9 +33,11 @@ from internals.chat import chat_format
 from internals.devices import (
     attention_over_static_cache,
     attention_without_plans,
+    check_cache_fits,
     find_device,
     for_sampling,
     num_params,
+    out_of_memory_hint,
     read_late,
 )
 from internals.errors import UserError, one_line_errors, warn
@@ -72,7 +74,7 @@ class SampleConfig:
     repetition_penalty: Positive = 1.0  # above 1: tokens of the context become less likely
     seed: Seed = 1337  # sample i uses seed + i
     # -- system
-    cache: bool = True  # keep keys and values of past tokens; False: the same text, slower
+    cache: bool = True  # keep keys and values of past tokens; False: slower, same but for rounding
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the weights
     compile: bool = False  # torch.compile: takes half a minute, so it pays only for many tokens
@@ -323,7 +325,7 @@ def complete(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int 
              stop: str | None = None, **filters: float) -> str:
     """The prompt and its continuation as text, up to `stop` or the end of text. filters: see
     Sampler. Dropout is off meanwhile. Raises ValueError if the prompt is empty or a value is not
-    within its limits, and UserError for an unknown character."""
+    within its limits, and UserError for an unknown character or if the logits are NaN."""
     if not prompt:
         raise ValueError("the prompt is empty: the model needs at least one character to continue")
     if max_new_tokens < 0:
@@ -335,8 +337,8 @@ def complete(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int 
     try:
         idx = encode_prompt(model, tokenizer, prompt)
         tokens = stream(model, idx, sampler, make_cache(model, 1))
-        for ids, _ in itertools.islice(tokens, max_new_tokens):
-            sample.add(ids.item(), logprob=0.0)  # complete returns no log-probabilities
+        for ids, logprobs in with_logprobs(itertools.islice(tokens, max_new_tokens)):
+            sample.add(ids.item(), logprobs.item())
             if sample.done:
                 break
     finally:
@@ -418,8 +420,8 @@ def interact(model, tokenizer, cfg, loaded):
     if on_terminal:
         print(f"{loaded}\nCtrl-C ends an answer, Ctrl-D the conversation", file=sys.stderr)
     chat = chat_format(tokenizer.meta)
-    if chat and cfg.stop is None:
-        cfg = replace(cfg, stop=chat.end)
+    if chat:  # an answer ends with this token
+        tokenizer.end_of_text = tokenizer.encode(chat.end, special=True).item()
     cache = make_cache(model, 1, static=cfg.compile)
     for turn in itertools.count():
         try:
@@ -427,6 +429,7 @@ def interact(model, tokenizer, cfg, loaded):
         except EOFError:
             print()
             return
+        line = line.removesuffix("\r").removeprefix("\ufeff")  # of a file made on Windows
         try:
             if chat:
                 prompt = chat.prompt(line)
@@ -455,10 +458,12 @@ def main(argv=None):
         interact(model, tokenizer, cfg, loaded)
         return
     prompt = read_prompt(cfg.start, tokenizer)
+    check_cache_fits(model.config, cfg.num_samples, find_device(cfg.device))
     seeds = range(cfg.seed, cfg.seed + cfg.num_samples)
     cache = make_cache(model, cfg.num_samples, keep=cfg.cache, static=cfg.compile)
     started = time.perf_counter()
-    samples = continue_text(model, tokenizer, cfg, prompt, seeds, cache)
+    with out_of_memory_hint(f"num_samples={cfg.num_samples}", "use fewer samples"):
+        samples = continue_text(model, tokenizer, cfg, prompt, seeds, cache)
     seconds = time.perf_counter() - started
     count = sum(len(sample.tokens) for sample in samples)
     speed = count / seconds

@@ -58,7 +58,7 @@ class TrainConfig:
     dry_run: bool = False  # measure a few steps, print what a run takes, save nothing
     always_save_checkpoint: bool = True  # False: only after the best evaluation so far
     snapshots: bool = False  # save the weights at steps 0, 5, 10, 20, 40, ..., for look.py
-    patience: Natural = 0  # stop after so many evaluations without improvement; 0: never
+    patience: Natural = 0  # stop after patience x eval_interval steps without improvement; 0: never
     sample_tokens: Natural = 200  # length of the sample shown at an evaluation; 0: none
     wandb_log: bool = False  # also log to a tracker
     tracker: Literal["wandb", "trackio"] = "wandb"  # both have the same interface
@@ -324,7 +324,7 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
     if losses is None:
         return
     is_better = losses["val"] < run.best_loss
-    log.evaluation(run.step, losses, is_better)
+    log.evaluation(run.step, losses, is_better and not cfg.eval_only)
     if is_better:
         run.best_loss = losses["val"]
         run.best_step = run.step
@@ -335,12 +335,15 @@ def evaluate_and_save(run, cfg, data, tokenizer, world, log, signals):
     if run.step > 0 and (is_better or saves_anyway):
         save(run, cfg, data, log, "ckpt.pt")
         run.saved_step = run.step
-    if tokenizer and math.isfinite(losses["val"]):  # a model with NaN cannot be sampled
-        # sampling uses cumsum, which has no deterministic algorithm on CUDA
-        with autocast, devices.allow_nondeterministic():
-            text = complete(run.model, tokenizer, tokenizer.default_start, cfg.sample_tokens,
-                            seed=cfg.seed)
-        log.sample(text)
+    if tokenizer:
+        try:
+            # sampling uses cumsum, which has no deterministic algorithm on CUDA
+            with autocast, devices.allow_nondeterministic():
+                text = complete(run.model, tokenizer, tokenizer.default_start, cfg.sample_tokens,
+                                seed=cfg.seed)
+            log.sample(text)
+        except UserError as error:  # logits are NaN
+            warn(f"there is no sample: {error}")
     log.after_evaluation(run.step)  # plots; the evaluation does not count as training time
 
 
@@ -463,10 +466,10 @@ def train(run, cfg, data, world, log, signals):
                     f"step {run.step}: try a learning_rate below {cfg.learning_rate}, or "
                     "dtype=float32")
 
-    # Save the end, unless the newest ckpt.pt has it already. In a run of 0 steps, saved_step is 0
-    # as at its start, but there is no file
-    nothing_saved = run.step == 0 and not stopping
-    if run.saved_step != run.step or nothing_saved:
+    # Save the end, unless the newest ckpt.pt has it already. A run that is stopped before its first
+    # step has nothing to save
+    has_begun = run.step > 0 or not stopping
+    if run.saved_step != run.step and has_begun:
         save(run, cfg, data, log, "ckpt.pt")
     log.end(stopping, out_of_patience)
     if stopping or signals.arrived:  # a signal may have come while the end was saved
@@ -490,7 +493,9 @@ def main(argv=None):
         # a new model gets the vocabulary size of the dataset; another one is compared with it
         model_cfg = fit_to_data(model_cfg, data, cfg, start, given)
         devices.check_model_fits(model_cfg, world.device, training=not cfg.eval_only)
-        with devices.out_of_memory_hint(cfg), StopSignals() as signals:
+        # an error before anything is written, if the processes cannot share the micro-batches
+        world.per_process(cfg.gradient_accumulation_steps, "gradient_accumulation_steps")
+        with devices.training_memory_hint(cfg), StopSignals() as signals:
             run = begin(cfg, model_cfg, start, world)
             # the lock fails if another run is alive, or has written since `start` was read
             with (outdir.locked(cfg, world, start.written_at),

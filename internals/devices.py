@@ -325,18 +325,33 @@ def allow_nondeterministic():
         torch.use_deterministic_algorithms(deterministic)
 
 
+def check_cache_fits(c, batch_size, device):
+    """Raises UserError if the keys and values of so many samples of a model of GPTConfig c cannot
+    fit into the memory of the device."""
+    needed = 2 * c.n_layer * batch_size * c.block_size * c.n_embd * 2  # 2 bytes per number or more
+    available = memory_bytes(device)
+    if available is not None and needed > available:
+        raise UserError(f"num_samples={batch_size} needs at least {needed / 1e9:,.0f} GB for keys "
+                        f"and values, but {device} has {available / 1e9:,.0f} GB: use fewer")
+
+
+def training_memory_hint(cfg):
+    """out_of_memory_hint for a training run with the settings of TrainConfig."""
+    hint = "use a smaller model or block_size"
+    if cfg.batch_size > 1:
+        hint = ("a smaller batch_size with more gradient_accumulation_steps needs less memory for "
+                "the same number of tokens per step")
+    return out_of_memory_hint(f"batch_size={cfg.batch_size}", hint)
+
+
 @contextmanager
-def out_of_memory_hint(cfg):
-    """A context manager: an out-of-memory error in its body becomes a UserError that suggests
-    settings which need less memory."""
+def out_of_memory_hint(setting, hint):
+    """A context manager: an out-of-memory error in its body becomes a UserError, which names a
+    setting with its value, and what needs less memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not known and "allocate memory" not in str(error):  # in the CPU allocator's message
             raise
-        hint = "use a smaller model or block_size"
-        if cfg.batch_size > 1:
-            hint = ("a smaller batch_size with more gradient_accumulation_steps needs less memory "
-                    "for the same number of tokens per step")
-        raise UserError(f"out of memory with batch_size={cfg.batch_size}: {hint}") from None
+        raise UserError(f"out of memory with {setting}: {hint}") from None

@@ -139,6 +139,9 @@ def read(name):
                 continue
             if stored_name != "lm_head.weight":
                 name = "transformer." + name
+            if name in weights:
+                raise ValueError(f"{stored_name} is in two of its files: {folder} has the files of "
+                                 "two downloads, so remove the old ones")
             weight = dense(weight, f"{stored_name} in {path}")
             if name.endswith(TRANSPOSED):
                 weight = weight.t()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -56,11 +57,11 @@ def prepare_folder(out_dir, run, cfg, settings, say):
         keep_previous(out_dir, say)
     elif run.restarts_best:  # its evaluations use other sequences than before
         keep_best(out_dir, run.step)
-    for leftover in out_dir.glob("*.pt.*.tmp"):  # of a run that was killed while it saved
-        leftover.unlink()
+    for name in FILES:
+        for leftover in out_dir.glob(f"{name}.*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
     remove_snapshots_after(out_dir, run.step)
-    is_due = run.step % cfg.eval_interval == 0 or run.step == cfg.max_iters  # as in train
-    metrics = read_metrics(out_dir / "metrics.jsonl", run.step, is_due)
+    metrics = read_metrics(out_dir / "metrics.jsonl", run.step)
     with replacing(out_dir / "metrics.jsonl") as temporary:
         lines = "".join(json.dumps(entry) + "\n" for entry in metrics)
         temporary.write_text(lines, encoding="utf-8")
@@ -72,6 +73,11 @@ def prepare_folder(out_dir, run, cfg, settings, say):
 def keep_previous(out_dir, say):
     """Move the files of an earlier run from out_dir to out_dir/previous-1, previous-2, ...; ckpt.pt
     is moved last, so that init_from=auto still finds the run if this is interrupted."""
+    checkpoints = list(out_dir.glob("*.pt"))
+    if (out_dir / "config.json").exists() and not checkpoints:
+        if not (out_dir / "metrics.jsonl").exists():  # for example a model of Hugging Face
+            raise UserError(f"out_dir={out_dir} has the config.json of another program: choose "
+                            "another folder")
     left = sorted(out_dir.glob("best-until-*.pt"))
     left += [out_dir / name for name in FILES if (out_dir / name).exists()]
     if not left:
@@ -104,10 +110,9 @@ def remove_snapshots_after(out_dir, step):
             path.unlink()
 
 
-def read_metrics(path, step, is_due):
+def read_metrics(path, step=sys.maxsize):
     """The lines of metrics.jsonl that a run resumed at `step` keeps. Later lines come from a run
-    that was killed before its next checkpoint; their steps will be trained and logged again. The
-    evaluation at `step` itself will be logged again if it is due."""
+    that was killed before its next checkpoint; their steps will be trained and logged again."""
     if not path.exists():
         return []
     entries = []
@@ -116,8 +121,7 @@ def read_metrics(path, step, is_due):
             entry = json.loads(line)
             if is_entry(entry):
                 entries.append(entry)
-    return [m for m in entries
-            if m["step"] < step or (m["step"] == step and ("loss" in m or not is_due))]
+    return [entry for entry in entries if entry["step"] <= step]
 
 
 def is_entry(entry):

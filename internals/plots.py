@@ -69,7 +69,7 @@ def draw_losses(metrics, path):
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, **style)
             if points and key == "val_loss":
-                best = min(points, key=lambda point: point[1])
+                best = best_evaluation(metrics)
                 axes.plot(*best, "o", color="tab:orange", label=f"best: {best[1]:.4f}")
         axes.set(xlabel="step", ylabel="loss (nats per token)")
         axes.set_title(path.parent.name, parse_math=False)  # a folder's name may have a $
@@ -77,6 +77,19 @@ def draw_losses(metrics, path):
         cut_beginning(axes, [drawn])
         if drawn:
             axes.legend()
+
+
+def best_evaluation(metrics):
+    """(step, loss) of the lowest validation loss; None if there is none. Only the evaluations count
+    that use the same sequences as the last one."""
+    best = None
+    for entry in metrics:
+        if entry.get("restart"):
+            best = None
+        loss = entry.get("val_loss")
+        if loss is not None and (best is None or loss < best[1]):
+            best = (entry["step"], loss)
+    return best
 
 
 def cut_beginning(axes, runs):

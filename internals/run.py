@@ -30,7 +30,7 @@ class Run:
     first_step: int  # the step at which this process began
     was_trained: bool  # whether the model was trained before this process began
     restarts_best: bool  # best_loss starts over, because evaluations use other sequences now
-    saved_step: int  # the step of the checkpoint that was read or written last; 0: none
+    saved_step: int | None  # the step of the ckpt.pt that this process has written last
 
     @classmethod
     def starting_at(cls, start, **parts):
@@ -39,7 +39,7 @@ class Run:
         return cls(
             **parts, step=start.step, sequences=start.sequences, best_loss=start.best_loss,
             best_step=start.best_step, first_step=start.step, was_trained=start.model is not None,
-            restarts_best=start.restarts_best, saved_step=start.step)
+            restarts_best=start.restarts_best, saved_step=None)
 
     def checkpoint(self, cfg, meta):
         """The Checkpoint of the run. cfg: its TrainConfig. meta: of its dataset."""

@@ -51,7 +51,7 @@ class RunLog:
         self.failed = set()  # the parts of the log that have failed
         if self.writes:
             self.open_files()
-        self.epoch_tokens = len(data.train)
+        self.data = data
         self.step_tokens = (cfg.gradient_accumulation_steps * cfg.batch_size
                             * run.model.config.block_size)
         self.print_summary(data)
@@ -127,7 +127,8 @@ class RunLog:
         self.say(data.summary())
         self.say(f"{num_params(run.model) / 1e6:.2f}M parameters: {c.n_layer} layers, {c.n_head} "
                  f"heads, {c.n_embd} channels, context of {c.block_size} tokens")
-        self.say(f"{cfg.max_iters:,} steps ({cfg.warmup_steps} of warmup) of {self.step_tokens:,} "
+        warmup = cfg.warmup_steps if cfg.decay_lr else 0
+        self.say(f"{cfg.max_iters:,} steps ({warmup} of warmup) of {self.step_tokens:,} "
                  f"tokens: {epochs:.2f} epochs")
         if cfg.decay_lr and cfg.min_lr == 0 and cfg.decay_steps < cfg.max_iters:
             self.say(f"the learning rate is 0 from step {cfg.decay_steps:,} on: set "
@@ -149,6 +150,8 @@ class RunLog:
         if not self.world.is_master:
             return
         entry = {k: v if math.isfinite(v) else None for k, v in entry.items()}
+        if self.has_already(entry):
+            return
         self.metrics.append(entry)
         if self.writes:
             with (self.optional("metrics.jsonl"),
@@ -158,6 +161,14 @@ class RunLog:
             with self.optional(self.cfg.tracker):
                 self.tracker.log(entry, step=entry["step"])
 
+    def has_already(self, entry):
+        """Whether an entry repeats what the run had logged before it was stopped: a resumed run
+        evaluates again at the step of its checkpoint."""
+        if entry["step"] != self.run.first_step:
+            return False
+        return any(old["step"] == entry["step"] and old.keys() == entry.keys()
+                   for old in self.metrics)
+
     def evaluation(self, step, losses, better):
         """Log the losses {"train": ..., "val": ...} of an evaluation, in nats per token."""
         perplexity = math.exp(min(losses["val"], 99))
@@ -166,7 +177,10 @@ class RunLog:
         if better:
             columns.append("best")
         self.say(" | ".join(columns))
-        self.record(step=step, train_loss=losses["train"], val_loss=losses["val"])
+        entry = {"train_loss": losses["train"], "val_loss": losses["val"]}
+        if self.run.restarts_best and step == self.run.first_step:
+            entry["restart"] = 1  # from here on, evaluations use other sequences
+        self.record(step=step, **entry)
 
     def sample(self, text):
         for line in text.strip().splitlines():
@@ -233,8 +247,9 @@ class RunLog:
                         f"{run.best_step:,}")
             self.say(f"done in {duration(time.perf_counter() - self.started)}{best}")
         if out_of_patience and not stopped:
-            self.say(f"the validation loss did not improve in the last {self.cfg.patience} "
-                     "evaluations")
+            self.say(f"the validation loss has not improved since step {run.best_step:,}, for "
+                     f"patience x eval_interval = {self.cfg.patience * self.cfg.eval_interval:,} "
+                     "steps or more")
         if not self.writes or not step:
             return
         self.plot(step)
@@ -242,8 +257,9 @@ class RunLog:
         self.say("  checkpoints  " + ", ".join(str(self.out_dir / name) for name in checkpoints))
         self.say(f"  metrics      {self.out_dir / 'metrics.jsonl'}")
         self.say(f"  picture      {self.out_dir / 'loss.png'}")
-        self.say(f"  sample       python sample.py --out_dir={folder}")
-        self.say(f"  look inside  python tools/look.py --out_dir={folder}")
+        if self.data.meta["tokenizer"] != "none":  # its ids have a text
+            self.say(f"  sample       python sample.py --out_dir={folder}")
+            self.say(f"  look inside  python tools/look.py --out_dir={folder}")
 
 
 class DryRunLog(RunLog):
@@ -270,15 +286,20 @@ class DryRunLog(RunLog):
             larger = larger_batch(
                 cfg, self.world.size, 16 * weights, peak, memory_bytes(device))
         evaluations = cfg.max_iters // cfg.eval_interval + 1
-        evaluation = self.evaluation_seconds * cfg.eval_iters  # it was of one batch
+        batches = 0.0  # of an evaluation; that of the dry run had one of each split
+        for ids in (self.data.train, self.data.val):
+            available = (len(ids) - 1) // self.run.model.block_size / cfg.batch_size
+            batches += min(cfg.eval_iters, available)
+        evaluation = self.evaluation_seconds * batches / 2
         total = cfg.max_iters * seconds + evaluations * evaluation
         self.say(f"dry run: nothing was written to {self.out_dir}")
         self.say(f"  parameters  {weights:,}")
         self.say(f"  memory      {memory}")
         if larger:
             self.say(f"  faster      {larger}")
-        self.say(f"  data        {self.epoch_tokens:,} tokens per epoch, "
-                 f"{self.epoch_tokens / self.step_tokens:,.0f} steps")
+        epoch_tokens = len(self.data.train)
+        self.say(f"  data        {epoch_tokens:,} tokens per epoch, "
+                 f"{epoch_tokens / self.step_tokens:,.0f} steps")
         self.say(f"  speed       {seconds * 1e3:.0f} ms per step, "
                  f"{short(self.step_tokens / seconds)} tok/s")
         self.say(f"  time        {duration(total)}: {cfg.max_iters:,} steps, and {evaluations:,} "

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from configurator import build
 from internals import huggingface
+from internals.chat import chat_format
 from internals.checkpoint import first_undamaged, no_checkpoint, written_at
 from internals.checks import NOT_INHERITED, Checkpoint
 from internals.dataset import GPT2_META, check_meta, read_meta
@@ -155,6 +156,9 @@ def fit_to_data(model_cfg, data, cfg, start, given):
     if start.model is not None and not data.same_tokenizer(start.meta):
         if "none" in (start.meta["tokenizer"], data.meta["tokenizer"]):
             raise UserError(f"{data.folder} has another vocabulary than the model to start from")
+        if chat_format(start.meta):
+            raise UserError("the model was trained to chat, and no dataset has the tokens of its "
+                            "chat: start from the model that stages/sft.py started from")
         name = "gpt2" if start.meta.get("tokenizer") == "gpt2" else "NAME, the model's dataset"
         raise UserError(f"{data.folder} has a different tokenizer than the model to start from: "
                         f"prepare the text with --tokenizer={name}")

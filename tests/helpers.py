@@ -189,7 +189,7 @@ def log_of(cfg, size=1):
     """
     model = model_of(GPT2_TINY)
     run = SimpleNamespace(model=model, step=0, best_loss=math.inf, dtype="float32", how="eager",
-                          restarts_best=False)
+                          first_step=0, restarts_best=False)
     data = SimpleNamespace(train=range(1000), summary=lambda: "")
     world = SimpleNamespace(is_master=True, size=size, is_distributed=False,
                             device=torch.device("cpu"))

@@ -88,6 +88,22 @@ def test_each_wrong_sum_is_counted_and_the_first_ones_are_shown(sums, capsys, mo
     assert shown[0].startswith("  9+9=99, but the correct line is ")
 
 
+@pytest.mark.parametrize("n, end, whole", [(100, "\n", 10), (95, "\n", 9), (93, "", 9)])
+def test_the_sums_can_be_a_text_that_is_cut_inside_a_line(tiny, tmp_path, capsys, n, end, whole):
+    """Lines of 6 characters. The last tenth are 60, 57 and 56 characters, without a last newline.
+    """
+    lines = []
+    for i in range(n):
+        a, b = divmod(i, 10)
+        lines.append(f"{a}+{b}={(a + b) % 10}\n")
+    (tmp_path / "sums.txt").write_text("".join(lines).removesuffix("\n") + end)
+    prepare.main([str(tmp_path / "sums.txt"), f"--data_dir={tmp_path}"])
+    train.main(tiny(dataset="sums", data_dir=tmp_path, max_iters=1))
+    capsys.readouterr()
+    add.main([f"--out_dir={tmp_path / 'out'}", "--device=cpu"])
+    assert re.match(rf"exact: \d of {whole} ", capsys.readouterr().out)
+
+
 def test_sums_other_than_those_of_the_training_are_not_counted(sums, tiny, mistake, tmp_path):
     made(tmp_path, "--digits=1", "--reverse=False")
     assert "is not what the model" in mistake(add.main, f"--out_dir={sums}")

@@ -84,10 +84,20 @@ def trained(data_dir, tmp_path_factory):
     (["--top_p=0"], "top_p=0.0 must be above 0 and at most 1"),
     (["--interactive=True", "--cache=False"], "interactive=True needs cache=True"),
     (["--interactive=True", "--start=A"], "and excludes start and out"),
+    (["--num_samples=1000000000000"], "for keys and values, but cpu has"),
     (["--dtype=int8", "--compile=True"], "dtype=int8 cannot be combined with compile=True"),
 ])
 def test_sample_refuses(mistake, trained, words, message):
     assert message in mistake(sample.main, f"--out_dir={trained}", *words)
+
+
+def test_too_many_samples_for_the_memory_are_one_line(mistake, trained, monkeypatch):
+    def too_large(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(sample, "continue_text", too_large)
+    found = mistake(sample.main, f"--out_dir={trained}", "--num_samples=7")
+    assert found == "error: out of memory with num_samples=7: use fewer samples"
 
 
 @pytest.mark.parametrize("words, message", [
@@ -153,12 +163,40 @@ def test_a_pickle_is_never_run(mistake, tiny, dataset, tmp_path):
 # ---- preparing
 
 
-def test_prepare_does_not_overwrite_bins_it_did_not_make(mistake, tmp_path, dataset):
-    folder = dataset("mine", [1] * 9, [2] * 9)
+@pytest.mark.parametrize("content", ["mine", '{"tokenizer": "gpt2", "vocab_size": 50257}'])
+@pytest.mark.parametrize("names", [
+    ["train.bin"], ["val.bin"], ["meta.json"], ["train.bin", "meta.json"], ["val.bin", "meta.pkl"],
+], ids=" ".join)
+def test_prepare_overwrites_nothing_that_it_did_not_write(mistake, tmp_path, names, content):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text(content)
     (tmp_path / "mine.txt").write_text("abc " * 100)
-    line = mistake(prepare.main, tmp_path / "mine.txt", f"--data_dir={folder.parent}")
-    assert "has no meta.json next to it" in line
-    assert np.fromfile(folder / "train.bin", dtype=np.uint16).tolist() == [1] * 9
+    line = mistake(prepare.main, tmp_path / "mine.txt", f"--data_dir={tmp_path}")
+    assert f"has {names[0]}" in line and "but no meta.json with checksums" in line
+    assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(
+        names, content)
+
+
+@pytest.mark.parametrize("name", ["partial/draft.txt", "partial/.draft", "partial/a/b", "partial"])
+def test_prepare_removes_nothing_that_it_did_not_write(mistake, tmp_path, name):
+    draft = tmp_path / "mine" / name
+    draft.parent.mkdir(parents=True)
+    draft.write_text("abc " * 100)
+    (tmp_path / "a.txt").write_text("abc " * 100)
+    line = mistake(prepare.main, tmp_path / "a.txt", f"--data_dir={tmp_path}", "--name=mine")
+    assert f"{tmp_path / 'mine' / name}".startswith(line.split()[1]) and "move it away" in line
+    assert [path for path in (tmp_path / "mine").rglob("*") if path.is_file()] == [draft]
+
+
+def test_prepare_removes_no_bins_that_a_link_points_to(mistake, tmp_path, dataset):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "partial").symlink_to(dataset("other", [1] * 9, [2] * 9))
+    (tmp_path / "a.txt").write_text("abc " * 100)
+    line = mistake(prepare.main, tmp_path / "a.txt", f"--data_dir={tmp_path}", "--name=mine")
+    assert "mine/partial is in the way" in line
+    assert (tmp_path / "data" / "other" / "train.bin").exists()
 
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(mistake, tmp_path, monkeypatch):

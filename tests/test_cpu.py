@@ -97,6 +97,12 @@ def test_a_change_that_shows_only_in_long_sequences_reaches_the_cpu(monkeypatch)
 # ---- ReLU squared
 
 
+def test_a_long_context_costs_nothing_without_dropout(monkeypatch):
+    """The comparison of two attentions takes block_size^2 numbers."""
+    monkeypatch.setattr(CPUAttend, "written_out", lambda *_: pytest.fail("it was compared"))
+    CPUAttend(0.0, 0.5, block_size=4096)
+
+
 def test_fast_relu_squared_has_the_values_and_gradients_of_the_plain_one():
     x = torch.randn(2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for a, b in zip(gradients(CPUReLU2(), x), gradients(ReLU2(), x), strict=True):

@@ -431,6 +431,67 @@ def test_the_page_switches_parts_off_as_pytorch_does(tab, site):
     assert tab.text("off-note") == ""
 
 
+def test_the_die_is_shown_only_for_the_token_that_it_has_chosen(tab):
+    """Not for another token that takes its place, in any way that the text can change."""
+    tab.write("ROMEO heard")
+    changes = ("$('undo').click()", "$('reset').click()", "$('tour-buttons').firstChild.click()",
+               "select(4); $('candidates').querySelector('button').click()",
+               "$('typed').value = 'ROMEOM'; $('typed').dispatchEvent(new Event('input'))")
+    for change in changes:
+        tab.js("select(4)")
+        tab.click("#sample-one")
+        chosen = tab.js("return visible(vocab[page.ids[5]])")
+        assert tab.texts("#roll-text .token") == [chosen]
+        assert tab.text("roll-text").startswith("The die rolled")
+        tab.js(change)
+        tab.js("select(5)")
+        assert tab.text("roll-text").startswith("To sample, a random number"), change
+
+
+def logits_without_a_head(model, text):
+    """PyTorch's logits (T, V) without head 1 of layer 2."""
+    attend = model.transformer.h[1].attn.attend
+    attend.off = 0
+    logits = logits_of(model, text)
+    attend.off = None
+    return logits
+
+
+def test_a_model_without_a_part_sees_the_same_window_as_the_model_itself(tab, site):
+    """However the text has changed since sampling has halved the window of 32 tokens, and at an
+    earlier step of the training."""
+    models = {0: rounded(model_of(LIVE, seed=0, spread=0.1), 31), 2: site[0]}
+
+    def check(start):
+        text = tab.written()[start:]
+        for moment, model in models.items():
+            tab.js("setMoment(arguments[0])", moment)
+            assert tab.js("return windowStart()") == start
+            expected = logits_without_a_head(model, text)
+            torch.testing.assert_close(tab.logits(), expected, **CLOSE)
+            loss = F.cross_entropy(expected[:-1], ids_of(text)[0, 1:]).item()
+            assert tab.js("return seenNow().loss") == pytest.approx(loss, abs=1e-4)
+            plain = tab.js("return seenNow().plain.map((entry) => Array.from(entry.logits))")
+            torch.testing.assert_close(torch.tensor(plain), logits_of(model, text), **CLOSE)
+
+    tab.write("ROMEO: heard some other name so ")
+    tab.click("#sample-one")
+    tab.js("toggle('1.0')")
+    check(17)
+    tab.write(tab.written() + "so it")
+    check(17)
+    tab.js("for (let n = 0; n < 12; n++) sampleOne()")
+    check(34)
+    tab.js("for (let n = 0; n < 14; n++) goBack(page.past, page.future)")
+    tab.js("for (let n = 0; n < 14; n++) goBack(page.future, page.past)")
+    check(34)
+    tab.write("e" + tab.written())
+    check(19)
+    tab.click("#reset")
+    check(0)
+    assert tab.errors() == []
+
+
 # ---- guides and sharing
 
 
@@ -537,7 +598,36 @@ def test_the_numbers_of_the_walkthrough_are_pytorchs(tab, site):
     numbers = tab.text("walk")
     assert f"it is the score, {score:+.2f}.".replace("-", MINUS) in numbers
     assert f"makes it {tab.percent(attn.attend.weights[0, 1, 6, s].item())}" in numbers
-    assert len(tab.find("css selector", ".neurons li")) == 5
+
+
+def test_the_walkthrough_names_the_tokens_that_a_neuron_raises_as_pytorch_does(tab, site):
+    """Those with the largest direct effect on their logits, through the final norm."""
+    tab.write("ROMEO heard")
+    tab.js("selectHead(1, 1); select(6)")
+    tab.js("for (const step of $('walk').querySelectorAll('details')) step.open = true")
+    shown = tab.js(
+        "return [...document.querySelectorAll('.neurons li')].map((item) => item.textContent)")
+    model = site[0]
+    c_proj = model.transformer.h[1].mlp.c_proj
+    kept = []
+    hooks = [part.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0][0, 6]))
+             for part in (c_proj, model.transformer.ln_f)]
+    logits_of(model, "ROMEO heard")
+    for hook in hooks:
+        hook.remove()
+    neurons, x = kept
+    every = torch.arange(len(CHARS))
+    x = x.expand(len(CHARS), -1)
+    # (V, C): the effect on each logit, compared with that on the logit of token 0
+    u, _ = recording.gap_direction(model, x, every, torch.zeros_like(every))
+    expected = []
+    for neuron in (neurons.abs() * c_proj.weight.norm(dim=0)).topk(5).indices.tolist():
+        raised = u @ (c_proj.weight[:, neuron] * neurons[neuron])
+        names = tab.js("return arguments[0].map((id) => visible(vocab[id]))",
+                       raised.topk(5).indices.tolist())
+        value = f"{neurons[neuron]:+.2f}".replace("-", MINUS)
+        expected.append(" ".join((f"neuron {neuron + 1}: {value} ", *names)))
+    assert shown == expected
 
 
 # ---- the model
@@ -688,6 +778,13 @@ def test_a_page_without_the_weights_of_the_snapshots_shows_recorded_values_at_th
         browser, tmp_path, monkeypatch):
     monkeypatch.setattr(look, "MAX_WEIGHTS", 0)
     browser.open(write_page(tmp_path)[1])
+    lengths = "return ages.map((age) => age.filmIds.length)"
+    browser.write("heard")
+    assert browser.js(lengths) == [0, 0, 60]  # what was recorded continues another prompt
+    note = "Empty rows: the weights of these steps are not in the page."
+    assert note in browser.text("film-intro")
+    browser.write("ROMEO")
+    assert browser.js(lengths) == [60, 60, 60] and note not in browser.text("film-intro")
     browser.write("heard")
     browser.press("moment", Keys.HOME)
     assert "The weights of this step are not in the page" in browser.text("moment-note")
@@ -698,7 +795,8 @@ def test_a_page_without_the_weights_of_the_snapshots_shows_recorded_values_at_th
 
 
 def test_the_main_model_runs_before_those_of_the_snapshots(browser, site, tmp_path):
-    """They wait here until it has. What is typed meanwhile is computed by all of them."""
+    """They wait here until it has. What is typed and sampled meanwhile, and the parts that are
+    switched off, are the same for all of them: here one more token than fits into the window."""
     html = site[1].read_text(encoding="utf-8")
     start = "const {weights, logits} = age.moment;"
     wait = """
@@ -712,13 +810,20 @@ def test_the_main_model_runs_before_those_of_the_snapshots(browser, site, tmp_pa
         const wait = () => (page.live ? done() : setTimeout(wait, 5));
         wait();""")
     browser.driver.execute_script("""
-        $("typed").value = "heard";
+        $("typed").value = "ROMEO: heard some other name so ";
         $("typed").dispatchEvent(new Event("input"));
+        sampleOne();
+        toggle("1.0");
         setMoment(0);
         drawTop();""")
+    shown = "return [windowStart(), at.token, decode(seenNow().ids)]"
+    expected = browser.driver.execute_script(shown)
+    assert expected[:2] == [17, 15]
     assert browser.text("moment-note") == "The model of this step is being built …"
     browser.js("go()")
-    expected = logits_of(rounded(model_of(LIVE, seed=0, spread=0.1), 31), "heard")
+    assert browser.js(shown) == expected
+    model = rounded(model_of(LIVE, seed=0, spread=0.1), 31)
+    expected = logits_without_a_head(model, browser.written()[17:])
     torch.testing.assert_close(browser.logits(), expected, **CLOSE)
     assert browser.text("moment-note") == "" and browser.errors() == []
 

@@ -41,8 +41,8 @@ def compare(tmp_path, capsys):
 
 
 def test_the_table_has_the_best_loss_its_step_the_time_and_what_differs(compare, tmp_path):
-    a = write_run(tmp_path / "a", n_layer=2, seed=1, process=7)
-    b = write_run(tmp_path / "b", LOSSES[:2], n_layer=4, seed=1, process=8)
+    a = write_run(tmp_path / "a", n_layer=2, seed=1, process=7, command="train.py a")
+    b = write_run(tmp_path / "b", LOSSES[:2], n_layer=4, seed=1, process=8, command="train.py b")
     rows, _ = compare(a, b)
     assert rows == [[a, "1.5000", "20", "30", "0m 03s", "n_layer=2"],
                     [b, "2.0000", "10", "10", "0m 01s", "n_layer=4"]]
@@ -50,6 +50,16 @@ def test_the_table_has_the_best_loss_its_step_the_time_and_what_differs(compare,
     d = write_run(tmp_path / "d", recipe=None, pos="learned", optimizer="adamw", softcap=0.0)
     rows, _ = compare(c, d)  # what follows from a recipe is not listed
     assert [row[-1] for row in rows] == ["recipe=modern", "recipe=None"]
+
+
+def test_steps_after_the_last_log_line_take_time_too_and_a_restart_has_its_own_best(
+        compare, tmp_path):
+    folder = write_run(tmp_path / "a")
+    with open(tmp_path / "a" / "metrics.jsonl", "a", encoding="utf-8") as file:
+        print(json.dumps({"step": 30, "val_loss": 3.0, "restart": 1}), file=file)
+        print(json.dumps({"step": 55, "val_loss": 2.5}), file=file)
+    rows, _ = compare(folder)
+    assert rows == [[folder, "2.5000", "55", "55", "0m 06s", "-"]]
 
 
 @pytest.mark.parametrize("words, message", [

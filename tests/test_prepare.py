@@ -121,13 +121,19 @@ def test_a_disk_that_fails_between_two_files_leaves_no_mixture(tmp_path, monkeyp
     replaced = []
     synced = []
     replace = os.replace
-    monkeypatch.setattr(os, "replace", fail)
-    monkeypatch.setattr(os, "fsync", synced.append)
-    with pytest.raises(OSError, match="Input/output"):
-        publish(tmp_path, "cd", [1] * 50, [0] * 9)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        patch.setattr(os, "fsync", synced.append)
+        with pytest.raises(OSError, match="Input/output"):
+            publish(tmp_path, "cd", [1] * 50, [0] * 9)
     assert replaced == ["meta.json", "val.bin", "train.bin"][:n] and len(synced) == 3
     with pytest.raises(UserError, match=r"train\.bin does not exist"):
         load(tmp_path)
+    (tmp_path / "partial").mkdir()
+    (tmp_path / "partial" / "val.bin").write_text("of a process that was killed")
+    bins.announce_replacing(tmp_path)  # the command can be run again
+    publish(tmp_path, "cd", [1] * 50, [0] * 9)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 # ---- meta.json, and meta.pkl of nanoGPT

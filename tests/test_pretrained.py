@@ -118,6 +118,17 @@ def test_files_of_every_kind_hold_the_same_model(tmp_path, capsys):
     assert f"that are skipped: {', '.join(heads)}\n" in capsys.readouterr().err
 
 
+def test_files_of_two_downloads_are_not_mixed(tmp_path):
+    saved(theirs(), tmp_path, max_shard_size="20KB")
+    old = sorted(tmp_path.glob("model-*"))[0]
+    old.rename(tmp_path / "model-00001-of-00002.safetensors")
+    saved(theirs(), tmp_path, max_shard_size="20KB")
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(
+        (tmp_path / old.name).read_bytes())
+    with pytest.raises(ValueError, match="is in two of its files"):
+        GPT.from_pretrained(tmp_path)
+
+
 def test_a_head_that_differs_from_the_embedding_is_kept(tmp_path):
     """Although config.json says that they are tied: transformers keeps both, too."""
     model = theirs(tie_word_embeddings=False)

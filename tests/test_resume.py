@@ -27,6 +27,7 @@ import prepare
 import train
 from internals import checkpoint, outdir
 from internals.errors import UserError
+from internals.plots import best_evaluation
 from internals.signals import Stopped
 from train import main
 
@@ -130,10 +131,14 @@ def test_losses_of_other_sequences_are_not_compared(tiny, data_dir, tmp_path, ca
         assert f"{line}, so best.pt will be the best model from step 12 on" in printed
         assert kept.read_bytes() == content and "is inf" not in printed
         assert state(out).best_loss != best.best_loss and state(out).best_step >= 12
+        found = state(out)
+        assert best_evaluation(logged(out)) == (found.best_step, found.best_loss)  # of the picture
     else:
         assert "evaluations now use" not in printed and not kept.exists()
         # another batch size can change the last bit
         assert state(out).best_loss == pytest.approx(best.best_loss, abs=1e-6)
+    # the loss of the other sequences is a line of its own
+    assert [m["step"] for m in logged(out) if "val_loss" in m].count(12) == (2 if line else 1)
 
 
 def test_the_best_model_is_kept_once_even_if_the_run_is_killed_and_resumed_again(tmp_path):
@@ -284,6 +289,21 @@ def test_a_signal_interrupts_an_evaluation(tiny, tmp_path, monkeypatch):
     assert same_run(whole, stopped)
 
 
+def test_a_resume_that_ends_in_its_first_evaluation_loses_no_line_and_keeps_its_settings(
+        tiny, tmp_path, monkeypatch):
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGTERM)
+
+    main(tiny())
+    out = tmp_path / "out"
+    before = logged(out)
+    monkeypatch.setattr(train, "evaluate", interrupted)
+    with pytest.raises(Stopped):
+        main([f"--out_dir={out}", "--init_from=resume", "--max_iters=20"])
+    assert logged(out) == before
+    assert state(out).config["max_iters"] == 20
+
+
 # ---- files
 
 
@@ -320,10 +340,10 @@ def test_what_a_killed_run_left_after_its_checkpoint_is_removed(tiny, tmp_path):
     before = logged(out)
     with open(out / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 13, "loss": 1.0}\n{"step": 14, "lo')  # cut by the kill
-    leftover = out / "ckpt.pt.0123abcd.tmp"  # which it had half written
-    leftover.touch()
+    for name in ("ckpt.pt", "loss.png"):
+        (out / f"{name}.0123abcd.tmp").touch()  # which it had half written
     main([f"--out_dir={out}", "--init_from=resume"])
-    assert logged(out) == before and not leftover.exists()
+    assert logged(out) == before and not list(out.glob("*.tmp"))
 
 
 def snapshots(out_dir):

@@ -18,7 +18,7 @@ import prepare
 import sample
 from internals import checkpoint
 from internals.checks import Checkpoint
-from internals.errors import one_line_errors
+from internals.errors import UserError, one_line_errors
 from internals.streaming import Sample, show
 from model import GPTConfig
 from sample import (
@@ -215,14 +215,14 @@ def test_complete_turns_dropout_off_and_then_restores_the_mode(trained, training
 
 
 @pytest.mark.parametrize("filters", ["--top_p=0.5", "--temperature=0"])
-def test_weights_that_are_nan_end_in_one_line_but_not_complete_during_training(
-        trained, tmp_path, mistake, filters):
+def test_weights_that_are_nan_end_in_one_line(trained, tmp_path, mistake, filters):
     start = state(trained)
     start.model["transformer.h.0.mlp.c_fc.weight"][3] = math.nan
     checkpoint.write(start, tmp_path / "best.pt")
     assert "logits are not numbers (NaN)" in mistake(main, f"--out_dir={tmp_path}", filters)
     model, tokenizer = load_model("resume", tmp_path)
-    assert complete(model, tokenizer, "Line", max_new_tokens=5).startswith("Line")
+    with pytest.raises(UserError, match="logits are not numbers"):
+        complete(model, tokenizer, "Line", max_new_tokens=5)
 
 
 @pytest.mark.parametrize("prompt, options, message", [
@@ -343,6 +343,11 @@ def test_a_conversation_continues_after_a_character_that_is_unknown(trained, con
     assert "which come from the training text: '?' (U+003F), 'Ü' (U+00DC)" in err
     first, second = out.splitlines()[:2]
     assert first == "the quick br" and second.startswith(" quick brow")
+
+
+def test_lines_of_a_file_from_windows_are_the_lines(trained, conversation):
+    expected, _ = conversation(trained, "Line 7: ", "Line 8: the")
+    assert conversation(trained, "\ufeffLine 7: \r", "Line 8: the\r") == (expected, "")
 
 
 def test_each_turn_of_a_conversation_has_its_own_seed_and_begins_on_a_new_line(

@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import random
+import re
 import sys
 import threading
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from helpers import command_line, finished
 import prepare
 from internals.data import formats, sources, units
 from internals.data.formats import decoded, json_documents, read_text
-from internals.data.sources import File, find_sources
+from internals.data.sources import File, Reader, find_sources
 from internals.dataset import load
 from internals.errors import UserError
 from internals.streaming import read_prompt
@@ -217,6 +218,7 @@ def test_the_content_says_how_a_file_is_compressed(run, tmp_path):
         for name in ("a.txt", "b.txt.gz", "d"):
             (tmp_path / name).write_bytes(content)
             found.add(sha(run(tmp_path / name)))
+            assert read_text(tmp_path / name) == text.decode()
     assert len(found) == 1
 
 
@@ -253,15 +255,17 @@ TAR = b"a.txt".ljust(257, b"\0") + b"ustar\0"
     (b"a" * 2**19 + b"\0", "is not text, because it has a NUL, at byte 524288: "),
     (gzip.compress(TAR), "is a tar archive: unpack it with `tar -xf`"),
     (b"PK\x03\x04", "is a zip archive, or a .docx, .xlsx or .epub file"),
-    (gzip.compress(gzip.compress(b"text")), "is compressed in a way that prepare.py does not read"),
+    (gzip.compress(gzip.compress(b"text")), "is compressed in a way that is not supported, or"),
     (b"%PDF-1.7\n", "is a PDF file: convert"), (b"\xd0\xcf\x11\xe0\xa1\xb1", "is an Office docu"),
-    (b"PAR1\x15\x04", "is a parquet file: give it as an uncompressed file whose name ends in"),
+    (b"PAR1\x15\x04", "is a parquet file: prepare.py reads it as an uncompressed file whose n"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a pointer of Git LFS: get"),
 ], ids=lambda value: value[:30] if isinstance(value, str) else "file")
 def test_a_file_that_is_not_text_is_named_and_refused(refused, tmp_path, content, message):
     for name, errors in (("a.txt", "strict"), ("b.jsonl", "replace")):
         (tmp_path / name).write_bytes(content)
         assert f"{name} {message}" in refused(tmp_path / name, f"--errors={errors}")
+        with pytest.raises(UserError, match=re.escape(f"{name} {message}")):
+            read_text(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", ["gz", "xz", "bz2", "zst"])
@@ -276,6 +280,8 @@ def test_a_damaged_archive_is_named(refused, tmp_path, suffix):
     for content in (packed[:-1], packed + b"more text", changed):
         path.write_bytes(content)
         assert f"a.txt.{suffix} is damaged or incomplete" in refused(path), content[-9:]
+        with pytest.raises(UserError, match="is damaged or incomplete"):
+            read_text(path)
 
 
 @pytest.mark.parametrize("name, content, options, message", [
@@ -288,6 +294,8 @@ def test_a_damaged_archive_is_named(refused, tmp_path, suffix):
     ("a.jsonl", '{"text": "one"}', "", "only one distinct document"),
     ("a.json", '[{"text": "one"}, 3]', "", "a.json, entry 2 has no field 'text', but 'int'"),
     ("a.txt", "words", "--text_field=body", "text_field=body is for JSON and parquet, but all"),
+    ("a.jsonl", '{"text": "two"}', "--separator=@@", "separator='@@' is for text files, but all"),
+    ("a", '[{"text": "two"}]', "--separator=@@", "separator='@@' is for text files, but all"),
     ("a.tsv.gz", "n\ttext", "", r"a.tsv.gz is a table: convert it to JSON lines"),
     ("a.png", "words", "", "has no text: none of its 1 files ends in .txt"),
 ])
@@ -346,6 +354,8 @@ def test_a_parquet_file_that_cannot_be_read_is_named(refused, tmp_path, monkeypa
     parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), path)
     assert "a.parquet has no column 'text', but 'body, n'" in refused(path)
     assert "column n cannot be read as text" in refused(path, "--text_field=n")
+    parquet.write_table(pyarrow.table({"text": [b"a", b"b\xff"] * 99}), path)
+    assert "column text is not UTF-8 in row 2: replace what is invalid with" in refused(path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "needs an additional package: pip install pyarrow" in refused(path)
 
@@ -364,8 +374,11 @@ def test_a_text_is_cut_into_documents_at_the_separator(run, tmp_path, capsys, to
     assert message not in capsys.readouterr().out
     run(tmp_path / "a.txt", tokenizer=tokenizer)
     assert message in capsys.readouterr().out
-    blocks = "one--\ntwo----\n \n--three\n\nfour-"  # of one character each
-    assert list(formats.split_at(blocks, "--", "a")) == ["one", "two", "three\n\nfour-"]
+    blocks = "\none--\ntwo----\n \n--three\n\nfour-"  # of one character each
+    assert list(formats.split_at(blocks, "--", "a")) == ["\none", "two", "three\n\nfour-"]
+    assert list(formats.split_at("\n", "--", "a")) == []
+    assert list(formats.split_at("\n\none", "--", "a")) == ["\n\none"]
+    assert list(formats.split_at("--\n\none", "--", "a")) == ["\none"]
 
 
 def test_characters_that_the_vocabulary_lacks_are_all_named_and_can_be_removed(run, mistake,
@@ -461,6 +474,37 @@ def test_a_dry_run_and_a_disk_that_is_too_small_write_nothing(refused, tmp_path,
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=7000))
     line = refused(path)
     assert "the bins need about 2.0 MB" in line and "only 7.0 kB free" in line
+
+
+STORIES = [story(i, words=500) for i in range(400)]
+
+
+@pytest.mark.parametrize("name, texts", [
+    ("a.txt", STORIES), ("a.txt.gz", ["abcde" * 1000] * 1000), ("a.jsonl", STORIES),
+    ("a.json", STORIES), ("a.parquet", STORIES),
+    ("a.parquet", ["".join(STORIES)]), ("a.parquet", ["a" * 1000] * 5000),  # 0.9 bytes per row
+], ids=["text", "archive", "lines", "array", "rows", "one row", "equal rows"])
+def test_the_estimate_from_the_first_text_is_right_for_all_of_it(tmp_path, monkeypatch, capsys,
+                                                                name, texts):
+    path = tmp_path / name
+    if name == "a.txt":
+        path.write_text("".join(texts))
+    elif name == "a.txt.gz":
+        path.write_bytes(gzip.compress("".join(texts).encode()))
+    elif name == "a.jsonl":
+        write_lines(path, texts)
+    elif name == "a.json":
+        path.write_text(json.dumps([{"text": text} for text in texts]))
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        import pyarrow
+        parquet.write_table(pyarrow.table({"text": texts}), path)
+    monkeypatch.setattr(Reader.excerpt, "__defaults__", (1000,))
+    for n_files in (1, 2):
+        main([str(path)] * n_files + [f"--data_dir={tmp_path / 'data'}", "--dry_run"])
+        tokens = capsys.readouterr().out.split("about ")[1].split(" tokens")[0]
+        tokens = int(tokens.replace(",", ""))
+        assert tokens == pytest.approx(n_files * sum(map(len, texts)), rel=0.03)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")

@@ -163,6 +163,9 @@ def test_sft_learns_to_answer_and_sample_py_chats(base, tmp_path, capsys, monkey
     out, err = capsys.readouterr()
     assert out == "c\nd\n\n"  # each line is answered by itself, and the end token is not shown
     assert err.startswith("error: the text 'x␄' contains ␄")
+    monkeypatch.setattr("sys.stdin", io.StringIO("cat\n"))  # another end does not hide that one
+    sample.main([f"--out_dir={tmp_path}", "--interactive=True", "--temperature=0", "--stop=Z"])
+    assert capsys.readouterr().out == "c\n\n"
 
 
 def test_characters_are_no_paths():

@@ -332,6 +332,7 @@ def test_a_vocabulary_without_text_is_trained_on_and_never_shown_as_gpt2s(
     assert "vocabulary of 1,500 (ids without text)" in printed.out
     message = "the vocabulary of 1,500 token ids has no text"
     assert f"training shows no samples: {message}" in printed.err
+    assert "python sample.py" not in printed.out
     assert message in mistake(sample.main, f"--out_dir={out}")
     start = read(out / "ckpt.pt")
     assert start.model_args["vocab_size"] == 1500 and start.meta["tokenizer"] == "none"

@@ -20,7 +20,7 @@ from helpers import equal, log_of, logged, losses, state
 import train
 from configurator import configure
 from internals import dataset, devices, outdir, runlog, signals
-from internals.errors import one_line_errors
+from internals.errors import UserError, one_line_errors
 from model import GPT
 from train import (
     TrainConfig,
@@ -209,11 +209,14 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path, data_dir, capsys, pic
 
 
 @pytest.mark.parametrize("patience, expected", [(1, 4), (3, 11), (0, 21)])
-def test_patience_counts_the_evaluations_since_the_best_one(tiny, monkeypatch, patience, expected):
+def test_patience_counts_the_evaluations_since_the_best_one(
+        tiny, monkeypatch, capsys, patience, expected):
     """The validation losses are given. `expected`: how many evaluations the run makes."""
     val = iter([5.0, 4.0, 3.0, 3.1, 2.9, 3.0, 3.0, 2.8] + [3.0] * 13)
     monkeypatch.setattr(train, "evaluate", lambda *_: {"train": 3.0, "val": next(val)})
     metrics = main(tiny(max_iters=40, eval_interval=2, patience=patience))
+    if patience == 3:
+        assert "has not improved since step 14, for" in capsys.readouterr().out
     assert len([m for m in metrics if "val_loss" in m]) == expected
     assert len(losses(metrics)) == 2 * (expected - 1)  # it ends at an evaluation
 
@@ -244,8 +247,9 @@ def test_a_new_run_keeps_the_one_that_was_there(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("mode, last_step", [("eval_only", 12), ("dry_run", 15)])
-def test_eval_only_and_a_dry_run_write_nothing(tiny, tmp_path, mode, last_step):
+def test_eval_only_and_a_dry_run_write_nothing(tiny, tmp_path, capsys, mode, last_step):
     main(tiny(**{mode: True}))
+    assert "| best" not in capsys.readouterr().out  # nothing is saved, so nothing is best
     out = tmp_path / "out"
     assert not out.exists()
     main(tiny())
@@ -255,15 +259,37 @@ def test_eval_only_and_a_dry_run_write_nothing(tiny, tmp_path, mode, last_step):
     assert metrics[-1]["step"] == last_step
 
 
+def test_a_refusal_leaves_the_folder_as_it_was(tiny, tmp_path, monkeypatch, mistake):
+    def cannot_share(*_):
+        raise UserError("3 processes cannot share 4 micro-batches")
+
+    main(tiny())
+    out = tmp_path / "out"
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(train.World, "per_process", cannot_share)
+    for start in ("scratch", "resume"):
+        assert "cannot share" in mistake(main, *tiny(init_from=start))
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_model_of_another_program_is_not_moved_away(tiny, tmp_path, mistake):
+    path = tmp_path / "out" / "config.json"
+    path.parent.mkdir()
+    path.write_text('{"model_type": "gpt2"}')
+    assert "has the config.json of another program" in mistake(main, *tiny())
+    assert path.read_text() == '{"model_type": "gpt2"}'
+
+
 def test_a_dry_run_says_what_the_run_takes(tiny, capsys):
-    main(tiny(dry_run=True, max_iters=1000, eval_interval=100))
+    main(tiny(dry_run=True, max_iters=1000, eval_interval=100, eval_iters=10**6))
     printed = capsys.readouterr().out
     assert printed.count("/1000 | loss") == 3 and "val " not in printed
     parameters = 2 * (12 * 16**2 + 2 * 16) + 16 * (16 + 41) + 16  # 41 characters
     assert f"  parameters  {parameters:,}\n" in printed
     assert "GB at the peak" in printed
     assert "3,600 tokens per epoch, 28 steps\n" in printed  # 8 sequences of 16 tokens each
-    assert "1,000 steps, and 11 evaluations" in printed
+    # an evaluation has at most the sequences of the text: 62 batches of 4
+    assert re.search(r"1,000 steps, and 11 evaluations of 0m \d\ds", printed)
 
 
 def test_eval_only_can_evaluate_both_splits_completely(tiny, data_dir):
@@ -362,8 +388,9 @@ def test_out_of_memory_names_the_settings_to_change(tiny, monkeypatch, mistake):
 def test_a_validation_loss_that_is_nan_shows_no_sample_and_saves_the_checkpoint(
         tiny, tmp_path, capsys):
     main(tiny(learning_rate=1e15, warmup_iters=0, max_iters=9, sample_tokens=20, grad_clip=0))
-    printed = capsys.readouterr().out
+    printed, err = capsys.readouterr()
     assert "val nan" in printed and state(tmp_path / "out").step == 9
+    assert "there is no sample: the model's logits are not numbers (NaN)" in err
     assert not (tmp_path / "out" / "best.pt").exists()
     assert "best.pt" not in printed  # it names what there is
 

@@ -5,7 +5,7 @@
 
 The prompt is a line of val.bin up to its "=". The model continues it by greedy decoding. A sum is
 exact if all its digits and the end of the line are right. By default, sums are written with their
-last digit first.
+last digit first. The sums can also be your own text, in lines of one length.
 """
 
 import itertools
@@ -52,6 +52,15 @@ def held_out(out_dir):
     return data.val
 
 
+def whole_lines(text):
+    """The lines of a validation text. The first one is left out if the cut between the splits is
+    inside it; the last one gets a newline if it has none."""
+    lines = (text.removesuffix("\n") + "\n").splitlines(keepends=True)
+    if len(lines) > 1 and len(lines[0]) < len(lines[1]):
+        return lines[1:]
+    return lines
+
+
 def answers(model, tokenizer, lines, device):
     """Yields each line as the model completes it after its "=". All lines must be equally long."""
     cut = lines[0].index("=") + 1
@@ -70,9 +79,10 @@ def main(argv=None):
     _, cfg = configure(__doc__, AddConfig, argv=argv)
     device = find_device(cfg.device)
     model, tokenizer = load_model("resume", cfg.out_dir, device)
-    lines = tokenizer.decode(held_out(Path(cfg.out_dir))).splitlines(keepends=True)
+    lines = whole_lines(tokenizer.decode(held_out(Path(cfg.out_dir))))
     if len({(line.find("="), len(line)) for line in lines}) > 1 or "=" not in lines[0]:
-        raise UserError(f"{cfg.out_dir} was not trained on sums but on another text (see --help)")
+        raise UserError(f"{cfg.out_dir} was not trained on sums in lines of one length, such as "
+                        "012+345=7530 (see --help)")
     pairs = zip(lines, answers(model, tokenizer, lines, device), strict=True)
     wrong = [(line, answer) for line, answer in pairs if line != answer]
     exact = len(lines) - len(wrong)

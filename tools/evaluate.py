@@ -27,7 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configurator import configure
 from internals.data.formats import read_text
-from internals.devices import attention_without_plans, autocast_to, find_device, find_dtype
+from internals.devices import (
+    attention_without_plans,
+    autocast_to,
+    find_device,
+    find_dtype,
+    out_of_memory_hint,
+)
 from internals.errors import UserError, one_line_errors
 from internals.limits import Count
 from internals.words import counted
@@ -44,7 +50,8 @@ class EvaluateConfig:
     # folder of a run or of a model in Hugging Face's format, or a .pt file
     init_from: str = "resume"
     out_dir: str = "out"  # folder of a run, or a checkpoint file
-    text: str | None = None  # a UTF-8 file whose perplexity is measured
+    # a UTF-8 file, compressed or not, whose perplexity is measured
+    text: str | None = None
     stride: Count | None = None  # tokens from one window to the next; None: half of block_size
     hellaswag: str | None = None  # hellaswag_val.jsonl, or a file in its format
     limit: Count | None = None  # use only this many examples of HellaSwag, the first; None: all
@@ -201,7 +208,8 @@ def main(argv=None):
     model, tokenizer = load_model(cfg.init_from, Path(cfg.out_dir), device)
     results = {}
     autocast = autocast_to(find_dtype(cfg.dtype, device, model.config.n_embd), device)
-    with autocast, attention_without_plans():  # batches differ in their length
+    memory = out_of_memory_hint(f"batch_size={cfg.batch_size}", "use a smaller one")
+    with autocast, memory, attention_without_plans():  # batches differ in their length
         if text is not None:
             results |= text_perplexity(model, tokenizer, text, cfg.stride, cfg.batch_size)
             counts = [counted(results[f"{noun}s"], noun) for noun in ("token", "word", "byte")]

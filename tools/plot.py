@@ -21,13 +21,13 @@ from internals.errors import UserError, one_line_errors, reason
 from internals.files import printable
 from internals.limits import Limit, Natural
 from internals.outdir import read_metrics
-from internals.plots import cut_beginning, label_ends, picture
+from internals.plots import best_evaluation, cut_beginning, label_ends, picture
 from internals.recipes import RECIPES
 from internals.words import duration
 
 CONFIG_LIMIT = 2**20  # bytes; the config.json of a run has about 2,000
 NOT_COMPARED = {"out_dir", "process", "tracker", "wandb_log", "wandb_project", "wandb_run_name",
-                "eval_interval", "log_interval", "sample_tokens"}  # they change no loss
+                "eval_interval", "log_interval", "sample_tokens", "command"}  # they change no loss
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Run:
     name: str
     settings: dict
     losses: list = field(default_factory=list)
+    best: tuple | None = None  # (step, loss) of the lowest
     steps: int = 0
     seconds: float = 0.0  # of the training steps, without evaluations
 
@@ -57,19 +58,23 @@ def read_run(name):
     folder = Path(name)
     if not folder.exists():
         raise UserError(f"{name} does not exist: give the out_dir of a run")
-    metrics = read_metrics(folder / "metrics.jsonl", sys.maxsize, is_due=False)
+    metrics = read_metrics(folder / "metrics.jsonl")
     if not metrics:
         return None
     run = Run(printable(name.rstrip("/")), read_settings(folder / "config.json"))
+    run.best = best_evaluation(metrics)
     logged = 0
+    ms = 0.0  # per step
     for entry in metrics:
         step = entry["step"]
         run.steps = max(run.steps, step)
         if entry.get("val_loss") is not None:
             run.losses.append((step, entry["val_loss"]))
         if entry.get("ms") is not None:  # the mean over the steps since the last line
-            run.seconds += (step - logged) * entry["ms"] / 1e3
+            ms = entry["ms"]
+            run.seconds += (step - logged) * ms / 1e3
             logged = step
+    run.seconds += (run.steps - logged) * ms / 1e3
     return run
 
 
@@ -110,8 +115,8 @@ def table(runs):
              "| --- | --- | --- | --- | --- | --- |"]
     for run, settings in zip(runs, differences(runs), strict=True):
         best, at_step = "-", "-"
-        if run.losses:
-            step, loss = min(run.losses, key=lambda point: point[1])
+        if run.best:
+            step, loss = run.best
             best, at_step = f"{loss:.4f}", f"{step:,}"
         differ = ", ".join(f"{name}={value}" for name, value in settings.items()) or "-"
         cells = [run.name, best, at_step, f"{run.steps:,}", duration(run.seconds), differ]

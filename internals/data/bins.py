@@ -6,11 +6,11 @@ They grow in the folder `partial` of the dataset. The old dataset stays until th
 import hashlib
 import json
 import os
-import shutil
 from contextlib import suppress
 
 import numpy as np
 
+from internals.dataset import read_meta
 from internals.errors import UserError, say
 from internals.files import relative, replacing
 
@@ -25,13 +25,20 @@ class Partial:
         """folder: of the dataset."""
         self.target = folder
         self.folder = folder / "partial"
-        shutil.rmtree(self.folder, ignore_errors=True)  # of a process that was killed
-        self.folder.mkdir(parents=True)
+        self.remove()  # of a process that was killed
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.files = {split: open(self.path(split), "wb") for split in SPLITS}
         self.hashes = {split: hashlib.sha256() for split in SPLITS}
 
     def path(self, split):
         return self.folder / f"{split}.bin"
+
+    def remove(self):
+        """Remove the bins and their folder, but nothing else that is in it."""
+        with suppress(OSError):
+            for split in SPLITS:
+                self.path(split).unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def __enter__(self):
         return self
@@ -40,7 +47,7 @@ class Partial:
         for file in self.files.values():
             with suppress(OSError):  # on a full disk, closing cannot write the buffer
                 file.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.remove()
         with suppress(OSError):  # it stays if it has a dataset
             self.target.rmdir()
 
@@ -76,9 +83,23 @@ class Partial:
 
 def announce_replacing(folder):
     """Say that a new dataset replaces the one in `folder`, if there is one. Raises UserError if
-    another program made it."""
-    if (folder / "train.bin").exists():
-        if not (folder / "meta.json").exists():
-            raise UserError(f"{folder / 'train.bin'} has no meta.json next to it, so prepare.py "
-                            "did not write it: move it away, or choose another --name")
-        say(f"{relative(folder)}: this replaces the dataset of that name")
+    another program made it, or if `partial` has other files than the bins."""
+    partial = folder / "partial"
+    others = [path for path in partial.glob("*") if path.name not in ("train.bin", "val.bin")]
+    if partial.is_file() or partial.is_symlink():
+        others = [partial]
+    if others:
+        raise UserError(f"{others[0]} is in the way, because prepare.py uses the folder {partial} "
+                        "for bins that are not complete: move it away, or choose another --name")
+    names = ("train.bin", "val.bin", "meta.json")
+    found = [name for name in names if (folder / name).exists()]
+    if not found:
+        return
+    meta = None
+    with suppress(UserError):  # it is damaged
+        meta = read_meta(folder)
+    # an interrupted `publish` leaves a meta.json with checksums too, so it can be repeated
+    if meta is None or "train_sha256" not in meta:
+        raise UserError(f"{folder} has {' and '.join(found)}, but no meta.json with checksums, so "
+                        "prepare.py did not write that: move it away, or choose another --name")
+    say(f"{relative(folder)}: this replaces the dataset of that name")

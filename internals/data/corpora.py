@@ -179,8 +179,8 @@ class HubDocuments:
             corpus = self.datasets.load_dataset(**self.address, split="train", streaming=True)
             for batch in corpus.iter(batch_size=size):
                 for text in batch["text"]:
-                    yield text or ""
                     advance(len(text or ""))
+                    yield text or ""
         except Exception as error:  # the network can fail in many ways, and later than at first
             raise UserError(
                 f"{self.name} cannot be read from the Hugging Face hub ({type(error).__name__}: "

@@ -30,8 +30,8 @@ def announce(reader, excerpt, encode, workers, folder):
     started = time.perf_counter()
     tokens = len(encode(["".join(blocks)], False) if reader.one_text else encode(blocks))
     encode_seconds = time.perf_counter() - started
-    share = reader.size / max(1, excerpt.size)  # of all text to the excerpt
-    encoded_share = share * sum(map(len, excerpt.blocks)) / characters
+    share = reader.size / excerpt.size  # of all text to the excerpt
+    encoded_share = share * excerpt.characters / characters
     passes = 2 if reader.one_text else 1  # the first one counts the characters
     seconds = share * passes * excerpt.seconds + encoded_share * encode_seconds / workers
     tokens *= encoded_share

@@ -12,7 +12,6 @@ import json
 import lzma
 import re
 import zlib
-from pathlib import Path
 
 from internals.errors import UserError, reason, shown
 
@@ -33,17 +32,17 @@ HEAD = 512  # bytes that show the format of a file
 NOT_TEXT = [
     (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", ICONV.format("UTF-32")),
     (rb"\xff\xfe|\xfe\xff", "UTF-16", ICONV.format("UTF-16")),
-    (rb".{257}ustar", "a tar archive", "unpack it with `tar -xf`, and give the folder"),
+    (rb".{257}ustar", "a tar archive", "unpack it with `tar -xf`"),
     (rb"PK(\x03\x04|\x05\x06)", "a zip archive, or a .docx, .xlsx or .epub file",
      "unpack it, or save it as plain text"),
     (rb"7z\xbc\xaf|Rar!\x1a", "a 7z or rar archive", "unpack it"),
     (rb"\x1f[\x8b\x9d]|BZh[1-9]1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18",
-     "compressed in a way that prepare.py does not read, or twice", "unpack it"),
+     "compressed in a way that is not supported, or twice", "unpack it"),
     (rb"%PDF-", "a PDF file", "convert it to text, for example with pdftotext"),
     (rb"\{\\rtf", "a document in RTF", EXPORT),
     (rb"\xd0\xcf\x11\xe0", "an Office document", EXPORT),
     (rb"PAR1[\x15\x19\x1c]", "a parquet file",
-     "give it as an uncompressed file whose name ends in .parquet"),
+     "prepare.py reads it as an uncompressed file whose name ends in .parquet"),
     (rb"version https://git-lfs", "a pointer of Git LFS", "get the file with `git lfs pull`"),
 ]
 
@@ -171,16 +170,18 @@ def split_at(blocks, separator, name):
     """Yields the documents of a text in blocks, as str: what is between two separators, without the
     line break that follows a separator. Documents of white space are left out."""
     rest = ""
+    line_break = ""  # what is removed; no separator precedes the first document
     for block in blocks:
         *complete, rest = (rest + block).split(separator)
         for document in complete:
             if document.strip():
-                yield document.removeprefix("\n")
+                yield document.removeprefix(line_break)
+            line_break = "\n"
         if len(rest) > LONGEST_LINE:
             raise UserError(f"{name} has more than {LONGEST_LINE / 1e6:.0f} million characters "
                             f"without the separator {separator!r}: give another --separator")
     if rest.strip():
-        yield rest.removeprefix("\n")
+        yield rest.removeprefix(line_break)
 
 
 def begins_with_object(beginning):
@@ -282,11 +283,13 @@ def parquet_documents(file, advance, errors, text_field):
             read = 0
             for batch in table.iter_batches(64, columns=[text_field], use_threads=False):
                 for text in batch.column(0).cast(arrow.binary()).to_pylist():
+                    # before the text is used: an estimate may stop after the first row. A row can
+                    # have less than a byte, because equal texts are stored once
+                    advance(file.size / rows)
+                    read += 1
                     yield normalized((text or b"").decode("utf-8", errors))
-                advance(file.size * (read + len(batch)) // rows - file.size * read // rows)
-                read += len(batch)
     except UnicodeDecodeError:
-        raise UserError(f"{file.name}, column {text_field} is not UTF-8 after row {read:,}: "
+        raise UserError(f"{file.name}, column {text_field} is not UTF-8 in row {read:,}: "
                         "replace what is invalid with --errors=replace") from None
     except (arrow.ArrowException, OSError) as error:
         raise UserError(f"{file.name}, column {text_field} cannot be read as text "
@@ -303,10 +306,11 @@ def package(name, what):
 
 
 def read_text(path):
-    """The text of a UTF-8 file, as `normalized`. Raises UserError if the file is empty, not
-    UTF-8, or not text."""
-    content = Path(path).read_bytes()
-    text = "".join(decoded(checked([content], path), path, "strict"))
+    """The text of a UTF-8 file, which may be compressed, as `normalized`. Raises UserError if the
+    file is empty, not UTF-8, or not text."""
+    with open(path, "rb") as file:
+        blocks = checked(unpacked(file, path), path)
+        text = "".join(decoded(blocks, path, "strict"))
     if not text:
         raise UserError(f"{path} is empty")
     return text

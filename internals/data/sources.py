@@ -56,7 +56,8 @@ class File:
         return self.suffix in (*TEXT, *JSON, ".parquet")
 
     def open(self, advance):
-        """The file, open for reading bytes. advance(n) is called for each n bytes that are read."""
+        """The file, open for reading bytes. advance(n) is called for n bytes that are read, before
+        their text is used."""
         return io.BufferedReader(CountedFile(self.name, advance), READ)
 
     def content(self, advance):
@@ -154,27 +155,39 @@ class Reader:
         """The Excerpt of the first blocks of text, with at least `length` characters if it has as
         many. Raises UserError if there is no text, or if much of it is not UTF-8."""
         started = time.perf_counter()
-        read, blocks, characters = [], [], 0
-        for block in self.blocks(read.append):
-            blocks.append(block)
-            characters += len(block)
-            if characters >= length:
+        read = size = characters = replaced = 0
+        blocks = []
+
+        def advance(n):
+            nonlocal read
+            read += n
+
+        for block in self.blocks(advance):
+            # A block that needs no more bytes is counted, because bytes are read ahead: all of an
+            # array in JSON, or the first bytes of an archive, which can be a long text
+            if characters >= length and read > size:
                 break
+            size = read
+            if characters < length:
+                blocks.append(block)
+            characters += len(block)
+            replaced += block.count(REPLACED)
         name = self.sources[0].name
         if characters == 0:
             raise UserError(f"{name} is empty" if self.one_text else "the sources have no text")
-        replaced = sum(block.count(REPLACED) for block in blocks)
         if self.errors == "replace" and replaced > MOST_REPLACED * characters:
             raise UserError(f"{name} is not UTF-8: {replaced:,} of the first {characters:,} "
                             f"characters are invalid; {formats.ICONV.format('ENCODING')}")
-        return Excerpt(blocks, sum(read), time.perf_counter() - started)
+        return Excerpt(blocks, characters, size, time.perf_counter() - started)
 
 
 class Excerpt(NamedTuple):
-    """The beginning of the text of a Reader. size: the bytes of the sources that contain it.
-    seconds: the time to read it."""
+    """The beginning of the text of a Reader. blocks: its first blocks. characters: how many were
+    read, which can be more than the blocks have. size: the bytes of the sources that contain them.
+    seconds: the time to read them."""
 
     blocks: list
+    characters: int
     size: int
     seconds: float
 
@@ -183,10 +196,11 @@ class Excerpt(NamedTuple):
 # From the command line to files
 
 
-def find_sources(words, builtin, folder, text_field=None):
+def find_sources(words, builtin, folder, text_field=None, separator=None):
     """The sources that words of the command line name: files, folders, patterns such as '*.txt',
     pipes, and - for stdin. builtin: names for "did you mean". folder: for the temporary files of
-    pipes. text_field: as the user has given it; if not None, one of the sources must have it."""
+    pipes. text_field, separator: as the user has given them; if not None, they must apply to one of
+    the sources."""
     found = []
     for word in words:
         path = Path(word)
@@ -215,6 +229,10 @@ def find_sources(words, builtin, folder, text_field=None):
     if text_field is not None and all(source.is_text for source in found):
         raise UserError(f"text_field={text_field} is for JSON and parquet, but all sources are "
                         "text: leave it out, or rename files with JSON lines to .jsonl")
+    if separator is not None and not any(source.is_text for source in found):
+        raise UserError(f"separator={separator!r} is for text files, but all sources are JSON "
+                        "or parquet, in which each object or row is a document: leave it out, or "
+                        "rename files with text to .txt")
     return found
 
 

@@ -2,12 +2,13 @@
 "use strict";
 
 /** The number of tokens before those that the model sees. */
-const windowStart = () => ages[page.moment].live?.start ?? 0;
+const windowStart = () => seenNow().before.length;
 
 /** Show another text. token: the selection, counted from the beginning of the text. */
 function setText(ids, promptLength, token) {
   page.ids = ids;
   page.promptLength = promptLength;
+  page.roll = null; // it chose a token of the old text
   for (const age of ages) age.setIds(ids);
   at.token = Math.max(0, token - windowStart());
   page.changed = performance.now();
@@ -17,11 +18,14 @@ function setText(ids, promptLength, token) {
   remember();
 }
 
+const sameIds = (ids, others) => (
+  ids.length === others.length && ids.every((id, i) => id === others[i]));
+
 /** Continue another prompt in the filmstrip, if it is one. */
 function setPrompt(ids) {
-  if (ids.length === page.prompt.length && ids.every((id, i) => id === page.prompt[i])) return;
+  if (sameIds(ids, page.prompt)) return;
   page.prompt = ids;
-  for (const age of ages) age.setPrompt(ids);
+  for (const age of ages) age.setPrompt(ids, sameIds(ids, recordedPrompt));
 }
 
 /** The characters of a text that the model knows, and those that it does not. */
@@ -170,6 +174,5 @@ function listenToText() {
     setSampling(false);
     keepForUndo();
     continueWith(Number(button.dataset.id));
-    page.roll = null;
   });
 }

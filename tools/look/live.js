@@ -118,6 +118,15 @@ class LiveText {
     if (!fits) this.start = Math.max(0, ids.length - block_size);
   }
 
+  /** Take the text and the window of another LiveText, so that their tokens can be compared. The
+   *  ids alone do not determine the window: it also depends on how they were typed and sampled. */
+  follow({ids, start}) {
+    this.setIds(ids);
+    if (this.start === start) return;
+    this.keep(0);
+    this.start = start;
+  }
+
   /** Forget what was computed after the first n tokens of the window. */
   keep(n) {
     this.entries.length = Math.min(this.entries.length, n);
@@ -204,7 +213,7 @@ class Age {
   setIds(ids) {
     if (!this.live || this.live.ids === ids) return;
     this.live.setIds(ids);
-    this.without?.setIds(ids);
+    this.without?.follow(this.live);
     this.ablated = this.ablating = null;
   }
 
@@ -212,14 +221,16 @@ class Age {
   setOff(off) {
     if (!this.live) return;
     this.without = off.size > 0 ? new LiveText(this.live.model, this.nVocab, off) : null;
-    this.without?.setIds(this.live.ids);
+    this.without?.follow(this.live);
   }
 
-  /** Begin to continue another prompt. */
-  setPrompt(ids) {
+  /** Begin to continue another prompt. Without its model, an age only has the continuation of the
+   *  recorded prompt. isRecorded: whether this is the prompt. */
+  setPrompt(ids, isRecorded) {
+    const isKept = isRecorded && !this.live;
+    this.filmIds = isKept ? this.moment.film_ids : [];
+    this.filmProbs = isKept ? this.moment.film_probs : [];
     if (!this.live) return;
-    this.filmIds = [];
-    this.filmProbs = [];
     this.film = new LiveText(this.live.model, this.nVocab);
     this.film.setIds(ids);
   }

@@ -21,7 +21,7 @@ const page = {
   prompt: recordedPrompt, // what each age continues in the filmstrip
   off: new Set(), // parts of the model that are switched off
   pair: null, // the two tokens of the votes, if they were chosen
-  roll: null, // the last roll of the die
+  roll: null, // the roll of the die that chose the last token, if it was sampled
   branch: null, // the text that a branch has replaced
   hover: null, // the cell of the map under the pointer
   past: [], future: [], // texts, for undo and redo
@@ -54,8 +54,8 @@ function computed({live, without, ablated}) {
 /** The text of the page at a step whose model is still being built. */
 function expected() {
   return {
-    ids: page.ids.slice(-config.block_size), entries: [], plain: [], before: [], cache: null,
-    promptLength: page.promptLength, loss: null, plainLoss: null, ablated: null, isLive: true,
+    ...computed(ages[page.main]), // it will see the same tokens as the main model
+    entries: [], plain: [], loss: null, plainLoss: null, ablated: null, cache: null,
   };
 }
 

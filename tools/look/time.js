@@ -21,9 +21,10 @@ function drawFilm(ages, moment, prompt, vocab, nVocab) {
   const rows = $("film").children;
   const text = visible(prompt.map((id) => vocab[id]).join(""));
   const shown = text.length > 16 ? `…${text.slice(-16)}` : text;
+  const isMissing = ages.some((age) => !age.moment.weights && age.filmIds.length === 0);
   say($("film-intro"), "The prompt ", element("b", {class: "token"}, shown),
     ", continued by the model at each step of its training. The random numbers are the same in "
-    + "each row.");
+    + "each row.", isMissing ? " Empty rows: the weights of these steps are not in the page." : "");
   ages.forEach((age, i) => {
     if (!rows[i]) $("film").append(filmRow(age.step));
     const row = rows[i];

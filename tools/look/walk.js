@@ -43,6 +43,15 @@ function numbersOfAttention(seen, at, vocab, s) {
   ];
 }
 
+/** What a vector adds to the logits (V) when it is added to the stream, before soft-capping, and
+ *  except for the scale of the final norm. That scale is the same for all of them, so the order of
+ *  the logits is right. See `difference` in votes.js. */
+function raisedBy({ln_f, lm_head}, vector) {
+  if (!(ln_f instanceof LayerNorm)) return lm_head.forward(vector);
+  const mean = vector.reduce((sum, value) => sum + value, 0) / vector.length;
+  return lm_head.forward(vector.map((value, i) => (value - mean) * (ln_f.weight?.[i] ?? 1)));
+}
+
 /** The neurons of an MLP that write most into the stream, and the tokens they make more likely. */
 function numbersOfMlp(seen, at, vocab, nVocab) {
   const entry = seen.entries[at.token];
@@ -57,13 +66,14 @@ function numbersOfMlp(seen, at, vocab, nVocab) {
     for (let w = neuron; w < weight.length; w += n_in) square += weight[w] ** 2;
     return Math.abs(value) * Math.sqrt(square);
   });
+  const cap = model.config.softcap ? ", before soft-capping" : "";
   const active = neurons.reduce((n, value) => n + (value > 0), 0);
   return [
     row(`${grouped(active)} of ${grouped(neurons.length)} neurons are positive here. Those that `
-      + `write most, and the ${unit}s whose logits they raise most:`),
+      + `write most, and the ${unit}s whose logits they raise most${cap}:`),
     element("ol", {class: "neurons"}, ...descending(lengths).slice(0, 5).map((neuron) => {
       const written = column(neuron).map((value) => value * neurons[neuron]);
-      const raised = model.lm_head.forward(written).subarray(0, nVocab);
+      const raised = raisedBy(model, written).subarray(0, nVocab);
       return element("li", {}, `neuron ${neuron + 1}: ${signed(neurons[neuron], 2)} `,
         ...descending(raised).slice(0, 5).flatMap((id) => [" ", word(vocab[id])]));
     })),

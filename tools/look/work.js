@@ -90,8 +90,9 @@ async function startModels() {
     if (!(page.difference < TOLERANCE)) return stopModels();
     if (age === main) goLive();
     age.setIds(page.ids);
+    age.live.follow(ages[page.main].live); // the slider compares the ages on the same tokens
     age.setOff(page.off);
-    if (page.prompt !== recordedPrompt) age.setPrompt(page.prompt);
+    if (page.prompt !== recordedPrompt) age.setPrompt(page.prompt, false);
     startWork();
     redraw();
   }
