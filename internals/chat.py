@@ -39,8 +39,8 @@ class ChatFormat:
     def refuse_tokens(self, text):
         for token in astuple(self):
             if token in text:
-                raise UserError(f"the text {text!r:.60} contains {token}, which marks who speaks "
-                                "in a chat: remove it")
+                raise UserError(f"the text {text!r:.60} contains {token}, which marks who "
+                                "speaks in a chat: remove it")
 
 
 CHARACTERS = ChatFormat("␅", "␆", "␄")

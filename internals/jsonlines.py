@@ -28,8 +28,8 @@ def read_json_lines(path, names, not_empty=()):
                             f"texts {' and '.join(names)}")
         for name in not_empty:
             if not content[name]:
-                raise UserError(f"{path}, line {number}: {name} is empty: it must have a character "
-                                "or more; write one, or remove the line")
+                raise UserError(f"{path}, line {number}: {name} is empty: it must have a "
+                                "character or more; write one, or remove the line")
         objects.append(content)
     return objects
 

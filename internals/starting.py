@@ -74,9 +74,9 @@ def resumed_settings(schema, given, start, own):
         raise UserError(start.not_resumable)
     for name in own:
         if name not in start.config:
-            raise UserError(f"the run to resume has no setting {name}, so another program wrote "
-                            "it: resume it with that one, or start a new run from the checkpoint "
-                            "by setting --init_from= to its folder, and another --out_dir")
+            raise UserError(f"the run to resume has no setting {name}, so another program "
+                            "wrote it: resume it with that one, or start a new run from it with "
+                            "--init_from= and its folder, and another --out_dir")
     types = {setting.name: setting.type for setting in fields(schema)}
     of_model = {setting.name for setting in fields(GPTConfig)}
     unknown = sorted(map(str, start.config.keys() - types.keys() - of_model))

@@ -41,7 +41,8 @@ class Encoding:
         try:
             return self.tokenizer.encode(text, special=True).tolist()
         except UserError as error:
-            raise UserError(f"{error}, or add them with --new_chars of stages/sft.py") from None
+            advice = "or add them with --new_chars of stages/sft.py"
+            raise UserError(f"{error}, {advice}") from None
 
     def prompt(self, text):
         """The ids of a prompt, up to the token after which the answer begins."""

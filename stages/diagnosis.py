@@ -32,12 +32,13 @@ def diagnosis(metrics, has_end, cfg):
     if last and has_end and max(entry["ended"] for entry in last) == 0:
         found.append("no answer ends: all are cut at max_new_tokens, so the reward never sees a "
                      "complete answer; raise --max_new_tokens, or train longer with stages/sft.py")
-    has_groups = cfg.group_size > 1  # a single answer always has the same reward as its group
+    has_groups = cfg.group_size > 1  # a single answer has the reward of its group
     if last and has_groups and min(entry["no_variance"] for entry in last) > 0.95:
         effect = ""
         if cfg.advantage == "group":
             effect = ", so all advantages are 0"
-        found.append("in nearly all groups, the answers have the same reward (mean "
-                     f"{last[-1]['reward']:.3g}): no answer is better than another{effect}; the "
-                     "task is solved or too hard, or the reward does not distinguish these answers")
+        reward = last[-1]["reward"]
+        found.append(f"in nearly all groups, the answers have the same reward (mean {reward:.3g}): "
+                     f"no answer is better than another{effect}; the task is solved or too "
+                     "hard, or the reward does not distinguish these answers")
     return "; ".join(found)

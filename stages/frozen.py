@@ -30,13 +30,14 @@ class Frozen:
         self.reference = load(start, device)
         self.reward_model = None
         if cfg.reward != "rule":
-            start = self.read(cfg.reward, read_reward_model, Path(cfg.out_dir, "reward.pt"))
+            copy = Path(cfg.out_dir, "reward.pt")
+            start = self.read(cfg.reward, read_reward_model, copy)
             self.reward_model = RewardModel(start, cfg.reward, meta, device)
             context = self.reward_model.model.block_size
             if context < self.reference.block_size:
-                raise UserError(f"reward={cfg.reward} has a context of {context} tokens, shorter "
-                                f"than the {self.reference.block_size} of the model to train: "
-                                "train a reward model with stages/reward.py, from the same model")
+                raise UserError(f"reward={cfg.reward} has a context of {context} tokens, "
+                                f"shorter than the {self.reference.block_size} of the model to "
+                                "train: train a reward model from the same model")
 
     def rewards(self, found, ids, is_answer):
         """The rewards (B,) of Answered answers, whose ids are also given as Encoding.pad returns

@@ -76,7 +76,8 @@ def sample_pairs(policy):
     first = policy.answer(examples, purpose=(2,))
     second = policy.answer(examples, purpose=(3,))
     if cfg.pairs == "ask":
-        say(f"each choice is added to {choices(cfg)}; if an error follows, {again(cfg)} reads them")
+        say(f"each choice is added to {choices(cfg)}; if an error follows, {again(cfg)} reads "
+            "them")
     pairs = []
     for i, example in enumerate(examples):
         one = first.texts[i]

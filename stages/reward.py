@@ -52,7 +52,7 @@ class RewardConfig(common.StageConfig):
     # -- output
     out_dir: str = "out-reward"  # folder for the checkpoint, metrics and the picture
     # -- model and task
-    eval_prompts: Several = 500  # prompts per evaluation, whose answers set the scale of scores
+    eval_prompts: Several = 500  # prompts whose answers set the scale of scores
     # -- pairs
     # who prefers: rule (that of the task), ask (you, at the keyboard), or a .jsonl file of pairs
     # with prompt, chosen and rejected
@@ -100,7 +100,7 @@ def text_scores(policy, prompts, answers):
     encoding = policy.encoding
     token = score_token(encoding.meta)
     where = policy.cfg.score
-    count = 2 * policy.cfg.batch_size  # those of a training step; all at once need more memory
+    count = 2 * policy.cfg.batch_size  # as in a step; all at once need more memory
     found = []
     for first in range(0, len(prompts), count):
         last = first + count

@@ -231,8 +231,8 @@ def main(argv=None):
         raise UserError(f"batch_size={cfg.batch_size} must be a multiple of group_size="
                         f"{cfg.group_size}")
     if cfg.advantage == "group" and cfg.group_size == 1:
-        raise UserError("group_size=1 makes every advantage 0, because a single answer is the mean "
-                        "of its group: set a larger --group_size, or --advantage=reward")
+        raise UserError("group_size=1 makes every advantage 0: the mean of a group is then its "
+                        "only answer; set a larger --group_size, or --advantage=reward")
     task = open_task(cfg.task, cfg.data_dir)
     with common.opened(cfg, start) as (world, signals):
         run, policy = common.begin_stage(cfg, start, task, world)

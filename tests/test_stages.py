@@ -38,7 +38,7 @@ def drawn():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A folder with a tiny base model of small letters, and a task: say the word twice."""
+    """A folder with a tiny base model of small letters, a task, and pairs."""
     folder = tmp_path_factory.mktemp("stages")
     meta = {"tokenizer": "char", "chars": CHARS, "vocab_size": len(CHARS)}
     model = model_of(TINY)
@@ -47,6 +47,8 @@ def base(tmp_path_factory):
              "mole", "newt", "owl", "pug", "quail", "rat", "seal", "toad")
     examples = [{"prompt": word, "answer": word[0]} for word in words]
     write_json_lines(folder / "task.jsonl", examples)
+    both = [{"prompt": "cat", "chosen": "c" * n, "rejected": "d"} for n in (1, 2, 3, 4)]
+    write_json_lines(folder / "pairs.jsonl", both)
     return folder
 
 
@@ -218,7 +220,8 @@ def test_a_score_is_the_mean_over_the_answer_or_at_its_end_whatever_the_padding(
         assert together[row].item() == pytest.approx(by_hand.item(), abs=1e-5)
 
 
-def test_an_evaluation_scores_as_many_answers_at_once_as_a_step(tuned, base, tmp_path, monkeypatch):
+def test_an_evaluation_scores_as_many_answers_at_once_as_a_step(tuned, base, tmp_path,
+                                                                monkeypatch):
     def watched(model, ids, *others):
         seen.append(len(ids))
         return scores(model, ids, *others)
@@ -226,10 +229,8 @@ def test_an_evaluation_scores_as_many_answers_at_once_as_a_step(tuned, base, tmp
     seen = []
     scores = reward.scores
     monkeypatch.setattr(reward, "scores", watched)
-    both = [{"prompt": "cat", "chosen": "c" * n, "rejected": "d"} for n in range(1, 20)]
-    write_json_lines(tmp_path / "pairs.jsonl", both)
-    reward.main(arguments(base, tmp_path / "out", init_from=tuned, pairs=tmp_path / "pairs.jsonl",
-                          test_pairs=9, eval_prompts=30, max_iters=1))
+    options = {"pairs": base / "pairs.jsonl", "test_pairs": 1, "eval_prompts": 30}
+    reward.main(arguments(base, tmp_path / "out", init_from=tuned, **options))
     assert max(seen) == 8  # batch_size=4 pairs
 
 
@@ -390,7 +391,7 @@ def test_runs_are_compared_in_a_table_and_pictures(tmp_path, capsys, mistake, dr
                {"step": 2, "test_kl": 4.0, "test_reward": 1.0, "test_rule": 0.5,
                 "rule_margin": 0.1, "right": 0.8,
                 "right_margin": rl.margin([1.0] * 8 + [0.0] * 2)}]
-    settings = {"beta": 0.2, "seed": 1, "eval_prompts": 500}  # but the task has only 10 tests
+    settings = {"beta": 0.2, "seed": 1, "eval_prompts": 500}  # the task has 10 tests
     (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     lines = "".join(json.dumps(entry) + "\n" for entry in metrics)
     (tmp_path / "metrics.jsonl").write_text(lines, encoding="utf-8")
@@ -416,9 +417,7 @@ def test_a_stage_that_is_stopped_and_resumed_ends_bit_identically(stage, tuned, 
     main = {"sft": sft, "reward": reward, "rl": rl}[stage].main
     options = {"init_from": tuned, "batch_size": 8}
     if stage == "reward":
-        both = [{"prompt": "cat", "chosen": "c" * n, "rejected": "d"} for n in (1, 2, 3, 4)]
-        write_json_lines(tmp_path / "pairs.jsonl", both)
-        options |= {"pairs": tmp_path / "pairs.jsonl", "test_pairs": 1}
+        options |= {"pairs": base / "pairs.jsonl", "test_pairs": 1}
     if stage == "rl":
         options |= {"gate": 0}
         with_rule(monkeypatch, base, is_long)
@@ -448,10 +447,8 @@ def test_a_stage_that_is_stopped_and_resumed_ends_bit_identically(stage, tuned, 
 @pytest.fixture(scope="module")
 def scored(tuned, base):
     """The folder of a tiny reward model."""
-    both = [{"prompt": "cat", "chosen": "c" * n, "rejected": "d"} for n in (1, 2, 3)]
-    write_json_lines(base / "pairs.jsonl", both)
-    reward.main(arguments(base, base / "scored", init_from=tuned, pairs=base / "pairs.jsonl",
-                          test_pairs=1))
+    options = {"init_from": tuned, "pairs": base / "pairs.jsonl", "test_pairs": 1}
+    reward.main(arguments(base, base / "scored", **options))
     return base / "scored"
 
 
@@ -502,9 +499,9 @@ def test_a_signal_saves_the_step(base, tmp_path, monkeypatch):
     assert state(tmp_path / "out").step == 3
 
 
-def test_a_reward_model_that_a_signal_stops_has_the_scale_of_its_weights(tuned, base, tmp_path,
-                                                                         monkeypatch):
-    """Evaluations are due at steps 0 and 4; the signal comes at step 3."""
+def test_a_reward_model_that_is_stopped_has_the_scale_of_its_weights(tuned, base, tmp_path,
+                                                                     monkeypatch):
+    """The signal comes at step 3, where one of the runs evaluates anyway."""
     def interrupted(run, loss, cfg):
         norm = original(run, loss, cfg)
         if run.step == 3:
@@ -513,21 +510,13 @@ def test_a_reward_model_that_a_signal_stops_has_the_scale_of_its_weights(tuned, 
 
     original = common.update
     monkeypatch.setattr(common, "update", interrupted)
-    options = {"init_from": tuned, "pairs": tmp_path / "pairs.jsonl", "test_pairs": 1,
-               "eval_interval": 4, "eval_prompts": 8, "learning_rate": 0.05}
-    write_json_lines(options["pairs"],
-                     [{"prompt": "cat", "chosen": "c" * n, "rejected": "d"} for n in (1, 2, 3)])
-    with pytest.raises(KeyboardInterrupt):
-        reward.main(arguments(base, tmp_path / "out", **options))
-    start = state(tmp_path / "out")
-    policy = answers.Policy(GPT.from_weights(build(GPTConfig, start.model_args), start.model), None,
-                            answers.Encoding(start.meta, True, "cpu"), reward.RewardConfig())
-    _, found = pairs.read(tmp_path / "out")
-    scores = reward.text_scores(policy, [each["prompt"] for each in found],
-                                [each["answer"] for each in found])
-    assert start.step == 3
-    assert start.meta["reward"]["mean"] == pytest.approx(scores.mean().item(), abs=1e-5)
-    assert start.meta["reward"]["std"] == pytest.approx(scores.std().item(), abs=1e-5)
+    options = {"init_from": tuned, "pairs": base / "pairs.jsonl", "test_pairs": 1}
+    for every in (3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            reward.main(arguments(base, tmp_path / str(every), eval_interval=every, **options))
+    evaluated = state(tmp_path / "3")
+    stopped = state(tmp_path / "4")
+    assert stopped.step == 3 and stopped.meta == evaluated.meta
 
 
 @pytest.mark.parametrize("name", ["chosen", "rejected"])
