@@ -88,9 +88,9 @@ def resumed_settings(schema, given, start, own):
     fixed |= {name: start.config[name] for name in own}
     for name, before in fixed.items():
         if given.get(name, before) != before:
-            raise UserError(f"{name}={given[name]}, but the checkpoint to resume has {before}: "
-                            "leave it out, or start a new run from the checkpoint by setting "
-                            "--init_from= to its folder")
+            raise UserError(f"{name}={given[name]}, but the checkpoint to resume has "
+                            f"{before or 'none'}: leave it out, or start a new run from the "
+                            "checkpoint by setting --init_from= to its folder")
 
     try:
         cfg = build(schema, start.config | given)
