@@ -97,7 +97,7 @@ class CausalSelfAttention(nn.Module):
         self.attend = Attend(config.dropout, scale=config.attn_scale / math.sqrt(hs))
         self.drop = nn.Dropout(config.dropout)
         self.qk_norm = nn.Identity()
-        if config.qk_norm:  # not RMSNorm, which takes twice as long on a CPU
+        if config.qk_norm:  # not RMSNorm, which is slower on a CPU
             self.qk_norm = nn.LayerNorm(hs, elementwise_affine=False)
 
     def forward(self, x, rope=None, cache=None):

@@ -74,7 +74,7 @@ class SampleConfig:
     repetition_penalty: Positive = 1.0  # above 1: tokens of the context become less likely
     seed: Seed = 1337  # sample i uses seed + i
     # -- system
-    cache: bool = True  # keep keys and values of past tokens; False: slower, same but for rounding
+    cache: bool = True  # keep keys and values of past tokens; False: recompute them, slower
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest one available
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the weights
     compile: bool = False  # torch.compile: takes half a minute, so it pays only for many tokens
@@ -368,9 +368,9 @@ def with_logprobs(tokens):
         yield ids, logprobs.gather(1, ids)
 
 
-def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
-    """Sample continuations of `prompt`, one per seed, and print them. Returns Samples. Raises
-    UserError if the logits are NaN."""
+def continue_text(model, tokenizer, cfg, prompt, seeds, cache, end=None):
+    """Sample continuations of `prompt`, one per seed, and print them. end: the id of a token that
+    ends a text, besides <|endoftext|>. Returns Samples. Raises UserError if the logits are NaN."""
     idx = encode_prompt(model, tokenizer, prompt)
     length = idx.shape[1]
     if length > model.block_size:
@@ -382,7 +382,7 @@ def continue_text(model, tokenizer, cfg, prompt, seeds, cache):
     else:
         separator = f"\n{SEPARATOR}\n"
     # each collects the tokens of one text and finds its end (internals/streaming.py)
-    samples = [Sample(prompt, tokenizer, cfg.stop) for _ in seeds]
+    samples = [Sample(prompt, tokenizer, cfg.stop, end) for _ in seeds]
     waiting = show(samples, separator)  # prints; returns the samples that are not done
     sampler = Sampler(seeds, tokenizer.n_vocab, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p,
                       cfg.repetition_penalty)
@@ -420,8 +420,9 @@ def interact(model, tokenizer, cfg, loaded):
     if on_terminal:
         print(f"{loaded}\nCtrl-C ends an answer, Ctrl-D the conversation", file=sys.stderr)
     chat = chat_format(tokenizer.meta)
+    end = None
     if chat:  # an answer ends with this token
-        tokenizer.end_of_text = tokenizer.encode(chat.end, special=True).item()
+        end = tokenizer.encode(chat.end, special=True).item()
     cache = make_cache(model, 1, static=cfg.compile)
     for turn in itertools.count():
         try:
@@ -440,7 +441,7 @@ def interact(model, tokenizer, cfg, loaded):
                 prompt = tokenizer.default_start + line
             else:
                 prompt = line
-            continue_text(model, tokenizer, cfg, prompt, [cfg.seed + turn], cache)
+            continue_text(model, tokenizer, cfg, prompt, [cfg.seed + turn], cache, end)
         except UserError as error:  # a character that the tokenizer does not know
             print(f"error: {error}", file=sys.stderr)
 
@@ -458,11 +459,12 @@ def main(argv=None):
         interact(model, tokenizer, cfg, loaded)
         return
     prompt = read_prompt(cfg.start, tokenizer)
-    check_cache_fits(model.config, cfg.num_samples, find_device(cfg.device))
+    if cfg.cache:
+        check_cache_fits(model, cfg.num_samples)
     seeds = range(cfg.seed, cfg.seed + cfg.num_samples)
     cache = make_cache(model, cfg.num_samples, keep=cfg.cache, static=cfg.compile)
     started = time.perf_counter()
-    with out_of_memory_hint(f"num_samples={cfg.num_samples}", "use fewer samples"):
+    with out_of_memory_hint(f"num_samples={cfg.num_samples}", "use fewer, or a smaller model"):
         samples = continue_text(model, tokenizer, cfg, prompt, seeds, cache)
     seconds = time.perf_counter() - started
     count = sum(len(sample.tokens) for sample in samples)

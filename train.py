@@ -398,7 +398,7 @@ def train(run, cfg, data, world, log, signals):
 
     run: the Run (internals/run.py), which this changes: model, optimizer, scaler, step, sequences
     (used so far), best_loss (the lowest validation loss) and best_step (its step), saved_step (of
-    the newest ckpt.pt).
+    the newest ckpt.pt of this process).
     data: a Dataset. world, log, signals: the processes, the RunLog and the StopSignals.
     """
     device = world.device
@@ -427,8 +427,8 @@ def train(run, cfg, data, world, log, signals):
         out_of_patience = is_due and 0 < patience <= run.step - run.best_step
         is_past = run.step > cfg.max_iters  # resumed with a smaller max_iters
         ends = stopping or out_of_patience or is_last or is_past
-        # for tools/look.py: a snapshot of some steps, and of the last one. Where a signal stops the
-        # run is not its last step
+        # for tools/look.py: a snapshot of some steps, and of the last one. (A step at which a
+        # signal stops the run is not its last one.)
         is_snapshot = checkpoint.is_snapshot_step(run.step) or (ends and not stopping)
         if is_snapshot and cfg.snapshots and log.writes:
             checkpoint.write_snapshot(log.out_dir, run.step, run.model)
@@ -466,10 +466,10 @@ def train(run, cfg, data, world, log, signals):
                     f"step {run.step}: try a learning_rate below {cfg.learning_rate}, or "
                     "dtype=float32")
 
-    # Save the end, unless the newest ckpt.pt has it already. A run that is stopped before its first
-    # step has nothing to save
+    # Save the end, unless this process has saved it already. (A resumed run that ends at once saves
+    # its new settings.) A run that is stopped before its first step has nothing to save
     has_begun = run.step > 0 or not stopping
-    if run.saved_step != run.step and has_begun:
+    if run.saved_step != run.step and has_begun and not is_past:
         save(run, cfg, data, log, "ckpt.pt")
     log.end(stopping, out_of_patience)
     if stopping or signals.arrived:  # a signal may have come while the end was saved

@@ -325,10 +325,14 @@ def allow_nondeterministic():
         torch.use_deterministic_algorithms(deterministic)
 
 
-def check_cache_fits(c, batch_size, device):
-    """Raises UserError if the keys and values of so many samples of a model of GPTConfig c cannot
-    fit into the memory of the device."""
-    needed = 2 * c.n_layer * batch_size * c.block_size * c.n_embd * 2  # 2 bytes per number or more
+def check_cache_fits(model, batch_size):
+    """Raises UserError if the keys and values of so many samples cannot fit into the memory of the
+    device of the model."""
+    c = model.config
+    weight = model.transformer.wte.weight
+    device = weight.device
+    dtype = cpu.cache_dtype(model) or weight.dtype
+    needed = 2 * c.n_layer * batch_size * c.block_size * c.n_embd * dtype.itemsize
     available = memory_bytes(device)
     if available is not None and needed > available:
         raise UserError(f"num_samples={batch_size} needs at least {needed / 1e9:,.0f} GB for keys "

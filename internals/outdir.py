@@ -13,7 +13,7 @@ from internals.errors import UserError
 from internals.files import acquired, replacing
 
 # the files of a run, in the order in which keep_previous moves them; the second line is of stages/
-FILES = ("best.pt", "metrics.jsonl", "loss.png", "config.json", "snapshots",
+FILES = ("config.json", "best.pt", "metrics.jsonl", "loss.png", "snapshots",
          "picture.png", "pairs.jsonl", "answers.jsonl", "reference.pt", "reward.pt", "ckpt.pt")
 
 
@@ -26,11 +26,15 @@ def writes(cfg, world):
 def locked(cfg, world, written_at):
     """A context manager that prevents other runs in cfg.out_dir, if this process writes there.
     written_at: that of the Checkpoint of this run. Raises UserError if another run holds the lock,
-    or has written a checkpoint since then."""
+    or has written a checkpoint since then, or if the folder is that of another program."""
     if not writes(cfg, world):
         yield
         return
     out_dir = Path(cfg.out_dir)
+    of_run = [name for name in FILES if (out_dir / name).exists()]
+    if of_run == ["config.json"]:  # for example a model of Hugging Face
+        raise UserError(f"out_dir={out_dir} has a config.json, but no other file of a run, so "
+                        "another program wrote it: choose another folder")
     out_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out_dir / ".lock")
     # after a restart by torchrun, the old processes may take a while to stop
@@ -57,11 +61,13 @@ def prepare_folder(out_dir, run, cfg, settings, say):
         keep_previous(out_dir, say)
     elif run.restarts_best:  # its evaluations use other sequences than before
         keep_best(out_dir, run.step)
-    for name in FILES:
+    for name in (*FILES, "best-until-*.pt"):
         for leftover in out_dir.glob(f"{name}.*.tmp"):  # of a run that was killed while it wrote
             leftover.unlink()
     remove_snapshots_after(out_dir, run.step)
     metrics = read_metrics(out_dir / "metrics.jsonl", run.step)
+    if run.restarts_best:
+        metrics.append({"step": run.step, "restart": 1})  # later losses are of other sequences
     with replacing(out_dir / "metrics.jsonl") as temporary:
         lines = "".join(json.dumps(entry) + "\n" for entry in metrics)
         temporary.write_text(lines, encoding="utf-8")
@@ -73,11 +79,6 @@ def prepare_folder(out_dir, run, cfg, settings, say):
 def keep_previous(out_dir, say):
     """Move the files of an earlier run from out_dir to out_dir/previous-1, previous-2, ...; ckpt.pt
     is moved last, so that init_from=auto still finds the run if this is interrupted."""
-    checkpoints = list(out_dir.glob("*.pt"))
-    if (out_dir / "config.json").exists() and not checkpoints:
-        if not (out_dir / "metrics.jsonl").exists():  # for example a model of Hugging Face
-            raise UserError(f"out_dir={out_dir} has the config.json of another program: choose "
-                            "another folder")
     left = sorted(out_dir.glob("best-until-*.pt"))
     left += [out_dir / name for name in FILES if (out_dir / name).exists()]
     if not left:

@@ -68,9 +68,9 @@ def draw_losses(metrics, path):
             drawn += points
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, **style)
-            if points and key == "val_loss":
-                best = best_evaluation(metrics)
-                axes.plot(*best, "o", color="tab:orange", label=f"best: {best[1]:.4f}")
+        best = best_evaluation(metrics)
+        if best:
+            axes.plot(*best, "o", color="tab:orange", label=f"best: {best[1]:.4f}")
         axes.set(xlabel="step", ylabel="loss (nats per token)")
         axes.set_title(path.parent.name, parse_math=False)  # a folder's name may have a $
         axes.grid(alpha=0.3)
@@ -80,8 +80,8 @@ def draw_losses(metrics, path):
 
 
 def best_evaluation(metrics):
-    """(step, loss) of the lowest validation loss; None if there is none. Only the evaluations count
-    that use the same sequences as the last one."""
+    """(step, loss) of the lowest validation loss; None if there is none. Only evaluations of the
+    same sequences as the last one count."""
     best = None
     for entry in metrics:
         if entry.get("restart"):

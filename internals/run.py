@@ -30,7 +30,7 @@ class Run:
     first_step: int  # the step at which this process began
     was_trained: bool  # whether the model was trained before this process began
     restarts_best: bool  # best_loss starts over, because evaluations use other sequences now
-    saved_step: int | None  # the step of the ckpt.pt that this process has written last
+    saved_step: int | None  # the step of the newest ckpt.pt of this process
 
     @classmethod
     def starting_at(cls, start, **parts):

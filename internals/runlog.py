@@ -150,24 +150,18 @@ class RunLog:
         if not self.world.is_master:
             return
         entry = {k: v if math.isfinite(v) else None for k, v in entry.items()}
-        if self.has_already(entry):
+        if self.tracker:
+            with self.optional(self.cfg.tracker):
+                self.tracker.log(entry, step=entry["step"])
+        # a resumed run evaluates again at the step of its checkpoint: that line exists already
+        may_exist = entry["step"] == self.run.first_step and not self.run.restarts_best
+        if may_exist and entry in self.metrics:
             return
         self.metrics.append(entry)
         if self.writes:
             with (self.optional("metrics.jsonl"),
                   open(self.out_dir / "metrics.jsonl", "a", encoding="utf-8") as file):
                 file.write(json.dumps(entry) + "\n")
-        if self.tracker:
-            with self.optional(self.cfg.tracker):
-                self.tracker.log(entry, step=entry["step"])
-
-    def has_already(self, entry):
-        """Whether an entry repeats what the run had logged before it was stopped: a resumed run
-        evaluates again at the step of its checkpoint."""
-        if entry["step"] != self.run.first_step:
-            return False
-        return any(old["step"] == entry["step"] and old.keys() == entry.keys()
-                   for old in self.metrics)
 
     def evaluation(self, step, losses, better):
         """Log the losses {"train": ..., "val": ...} of an evaluation, in nats per token."""
@@ -177,10 +171,7 @@ class RunLog:
         if better:
             columns.append("best")
         self.say(" | ".join(columns))
-        entry = {"train_loss": losses["train"], "val_loss": losses["val"]}
-        if self.run.restarts_best and step == self.run.first_step:
-            entry["restart"] = 1  # from here on, evaluations use other sequences
-        self.record(step=step, **entry)
+        self.record(step=step, train_loss=losses["train"], val_loss=losses["val"])
 
     def sample(self, text):
         for line in text.strip().splitlines():
@@ -285,12 +276,14 @@ class DryRunLog(RunLog):
         if device.type == "cuda":
             larger = larger_batch(
                 cfg, self.world.size, 16 * weights, peak, memory_bytes(device))
-        evaluations = cfg.max_iters // cfg.eval_interval + 1
-        batches = 0.0  # of an evaluation; that of the dry run had one of each split
+        evaluations = math.ceil(cfg.max_iters / cfg.eval_interval) + 1
+        batches = 0.0  # of an evaluation
+        measured = 0.0  # of that of the dry run, with at most one of each split
         for ids in (self.data.train, self.data.val):
             available = (len(ids) - 1) // self.run.model.block_size / cfg.batch_size
             batches += min(cfg.eval_iters, available)
-        evaluation = self.evaluation_seconds * batches / 2
+            measured += min(1, available)
+        evaluation = self.evaluation_seconds * batches / measured
         total = cfg.max_iters * seconds + evaluations * evaluation
         self.say(f"dry run: nothing was written to {self.out_dir}")
         self.say(f"  parameters  {weights:,}")

@@ -13,15 +13,16 @@ SEPARATOR = "---------------"  # between samples
 
 
 class Sample:
-    """A text that is being sampled, up to the stop string or <|endoftext|>.
+    """A text that is being sampled, up to the stop string, <|endoftext|>, or the token `end`.
 
     text: the prompt and the sampled text. tokens, logprobs: the sampled ids and their
     log-probabilities. done: whether the text is complete.
     """
 
-    def __init__(self, prompt, tokenizer, stop=None):
+    def __init__(self, prompt, tokenizer, stop=None, end=None):
         self.text, self.begin, self.shown = prompt, len(prompt), 0
         self.tokenizer, self.stop = tokenizer, stop
+        self.ends = (tokenizer.end_of_text, end)
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self.tokens, self.logprobs, self.done = [], [], False
 
@@ -35,7 +36,7 @@ class Sample:
             return
         self.tokens.append(token)
         self.logprobs.append(logprob)
-        if token == self.tokenizer.end_of_text:
+        if token in self.ends:
             return self.end()
         # a token can end in the middle of a character; its bytes then wait for the next token
         self.text += self.utf8.decode(self.tokenizer.decode_bytes([token]))

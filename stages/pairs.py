@@ -76,6 +76,9 @@ def sample_pairs(policy):
     first = policy.answer(examples, purpose=(2,))
     second = policy.answer(examples, purpose=(3,))
     if cfg.pairs == "ask":
+        if choices(cfg).exists():
+            raise UserError(f"{choices(cfg)} has the choices of an earlier run: {again(cfg)} reads "
+                            "them; or move the file away")
         say(f"each choice is added to {choices(cfg)}; if an error follows, {again(cfg)} reads "
             "them")
     pairs = []

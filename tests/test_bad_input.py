@@ -18,6 +18,7 @@ from helpers import Payload
 import prepare
 import sample
 import train
+from internals import devices
 
 
 @pytest.fixture
@@ -84,7 +85,6 @@ def trained(data_dir, tmp_path_factory):
     (["--top_p=0"], "top_p=0.0 must be above 0 and at most 1"),
     (["--interactive=True", "--cache=False"], "interactive=True needs cache=True"),
     (["--interactive=True", "--start=A"], "and excludes start and out"),
-    (["--num_samples=1000000000000"], "for keys and values, but cpu has"),
     (["--dtype=int8", "--compile=True"], "dtype=int8 cannot be combined with compile=True"),
 ])
 def test_sample_refuses(mistake, trained, words, message):
@@ -97,7 +97,11 @@ def test_too_many_samples_for_the_memory_are_one_line(mistake, trained, monkeypa
 
     monkeypatch.setattr(sample, "continue_text", too_large)
     found = mistake(sample.main, f"--out_dir={trained}", "--num_samples=7")
-    assert found == "error: out of memory with num_samples=7: use fewer samples"
+    assert found == "error: out of memory with num_samples=7: use fewer, or a smaller model"
+    # 1 layer, 16 positions and 8 channels: a sample has 2 x 128 numbers of 4 bytes
+    monkeypatch.setattr(devices, "memory_bytes", lambda _: 7 * 1024 - 1)
+    assert "num_samples=7 needs at least" in mistake(
+        sample.main, f"--out_dir={trained}", "--num_samples=7")
 
 
 @pytest.mark.parametrize("words, message", [

@@ -137,8 +137,18 @@ def test_losses_of_other_sequences_are_not_compared(tiny, data_dir, tmp_path, ca
         assert "evaluations now use" not in printed and not kept.exists()
         # another batch size can change the last bit
         assert state(out).best_loss == pytest.approx(best.best_loss, abs=1e-6)
-    # the loss of the other sequences is a line of its own
-    assert [m["step"] for m in logged(out) if "val_loss" in m].count(12) == (2 if line else 1)
+    if line:  # the loss of the other sequences is a line of its own
+        assert [m["step"] for m in logged(out) if "val_loss" in m].count(12) == 2
+
+
+def test_a_restart_between_two_evaluations_is_one_too(tiny, tmp_path):
+    main(tiny(max_iters=10, eval_interval=4))
+    out = tmp_path / "out"
+    for eval_iters in 1, 3:
+        main([f"--out_dir={out}", "--init_from=resume", "--eval_interval=4", "--max_iters=11",
+              "--learning_rate=5", f"--eval_iters={eval_iters}"])
+        found = state(out)
+        assert best_evaluation(logged(out)) == (found.best_step, found.best_loss)
 
 
 def test_the_best_model_is_kept_once_even_if_the_run_is_killed_and_resumed_again(tmp_path):

@@ -179,7 +179,7 @@ def test_a_killed_run_continues_and_a_done_one_trains_nothing(study, mistake):
     assert "the power failed" in mistake(study, "run")
     (study.out / "stop").unlink()
     first = calls()
-    assert len(first) < 50  # of 54: after the error, no other run is started
+    assert len(first) < 50  # of 58: after the error, no other run is started
     done = {path.parent.name for path in study.out.glob("runs/*/result.json")}
     study(["run"])
     both = calls()

@@ -176,6 +176,12 @@ def test_characters_are_no_paths():
     assert read_settings("", reward.RewardConfig, argv=["--mark=~/"]) == {"mark": "~/"}
 
 
+def test_train_py_says_why_it_cannot_continue_a_chat_model(tuned, data_dir, mistake):
+    found = mistake(train.main, f"--init_from={tuned}", "--dataset=tiny", f"--data_dir={data_dir}",
+                    "--block_size=16")
+    assert "no dataset has the tokens of its chat" in found
+
+
 def test_sft_trains_with_dropout_and_evaluates_without(base, tmp_path, monkeypatch):
     def watched(model, examples, encoding):
         seen.append(model.training)

@@ -208,7 +208,8 @@ def main(argv=None):
     model, tokenizer = load_model(cfg.init_from, Path(cfg.out_dir), device)
     results = {}
     autocast = autocast_to(find_dtype(cfg.dtype, device, model.config.n_embd), device)
-    memory = out_of_memory_hint(f"batch_size={cfg.batch_size}", "use a smaller one")
+    memory = out_of_memory_hint(
+        f"batch_size={cfg.batch_size}", "use a smaller one, or a smaller model")
     with autocast, memory, attention_without_plans():  # batches differ in their length
         if text is not None:
             results |= text_perplexity(model, tokenizer, text, cfg.stride, cfg.batch_size)
