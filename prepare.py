@@ -26,6 +26,7 @@ from internals import dataset
 from internals.cores import available_cores
 from internals.data import bins, corpora, estimate, sources, units
 from internals.data.corpora import CORPORA, HUB_DATASETS, gpt2_encoding, with_special_tokens
+from internals.data.formats import normalized
 from internals.data.sources import Reader
 from internals.data.units import END_OF_TEXT
 from internals.dataset import MAX_VOCAB
@@ -245,7 +246,8 @@ def prepare_sources(reader, folder, kind, source, command, cfg):
         _, chars = units.survey(excerpt.blocks)  # the number of characters, and the distinct ones
         trial = CharTokenizer(chars)
     workers = cfg.workers or available_cores()
-    estimate.announce(reader, excerpt, trial.encode_documents, workers, folder)
+    is_char = isinstance(trial, CharTokenizer)
+    estimate.announce(reader, excerpt, trial.encode_documents, workers, folder, is_char)
     if cfg.dry_run:
         return
     bins.announce_replacing(folder)
@@ -336,6 +338,8 @@ def main(argv=None):
     options = {name: given[name] for name in ("digits", "reverse") if name in given}
     if options and first != "addition":
         raise UserError(f"--{' and --'.join(options)} applies only to addition, not to {first}")
+    if cfg.separator is not None:
+        cfg = replace(cfg, separator=normalized(cfg.separator))  # as the text is
     if cfg.separator == "":
         raise UserError("separator is empty: give the string that ends a document")
 

@@ -66,8 +66,6 @@ def prepare_folder(out_dir, run, cfg, settings, say):
             leftover.unlink()
     remove_snapshots_after(out_dir, run.step)
     metrics = read_metrics(out_dir / "metrics.jsonl", run.step)
-    if run.restarts_best:
-        metrics.append({"step": run.step, "restart": 1})  # later losses are of other sequences
     with replacing(out_dir / "metrics.jsonl") as temporary:
         lines = "".join(json.dumps(entry) + "\n" for entry in metrics)
         temporary.write_text(lines, encoding="utf-8")

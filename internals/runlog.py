@@ -19,7 +19,7 @@ import torch
 from internals import cpu, outdir
 from internals.devices import memory_bytes, mfu, num_params, peak_flops, peak_memory
 from internals.errors import UserError, reason, say, warn
-from internals.plots import draw_losses
+from internals.plots import best_evaluation, draw_losses
 from internals.words import duration
 
 
@@ -153,9 +153,7 @@ class RunLog:
         if self.tracker:
             with self.optional(self.cfg.tracker):
                 self.tracker.log(entry, step=entry["step"])
-        # a resumed run evaluates again at the step of its checkpoint: that line exists already
-        may_exist = entry["step"] == self.run.first_step and not self.run.restarts_best
-        if may_exist and entry in self.metrics:
+        if self.has_already(entry):
             return
         self.metrics.append(entry)
         if self.writes:
@@ -163,8 +161,22 @@ class RunLog:
                   open(self.out_dir / "metrics.jsonl", "a", encoding="utf-8") as file):
                 file.write(json.dumps(entry) + "\n")
 
+    def has_already(self, entry):
+        """Whether the metrics have the line of an evaluation already: a resumed run evaluates again
+        at the step of its checkpoint."""
+        if entry["step"] != self.run.first_step:
+            return False
+        for old in reversed(self.metrics):
+            if old["step"] < entry["step"] or "restart" in old:
+                return False
+            if old.keys() == entry.keys():
+                return True
+        return False
+
     def evaluation(self, step, losses, better):
         """Log the losses {"train": ..., "val": ...} of an evaluation, in nats per token."""
+        if math.isinf(self.run.best_loss) and best_evaluation(self.metrics):
+            self.record(step=step, restart=1)  # the earlier losses are of other sequences
         perplexity = math.exp(min(losses["val"], 99))
         columns = [self.label(step), f"train {losses['train']:.4f}", f"val {losses['val']:.4f}",
                    f"perplexity {perplexity:.2f}"]

@@ -118,13 +118,14 @@ def ask(prompt, one, other):
 
 def with_marks(pairs, mark, mark_on):
     """The pairs with the mark as the end of the "chosen", the "rejected" or a "random" answer of
-    each. Its length does not change."""
+    each. Its length does not change, unless the mark is longer."""
     result = []
     for number, pair in enumerate(pairs):
         side = mark_on
         if mark_on == "random":
             side = ("chosen", "rejected")[number % 2]
         text = pair[side]
-        text = text[:len(text) - len(mark)] + mark
+        kept = max(0, len(text) - len(mark))
+        text = text[:kept] + mark
         result.append(pair | {side: text})
     return result

@@ -151,6 +151,22 @@ def test_a_restart_between_two_evaluations_is_one_too(tiny, tmp_path):
         assert best_evaluation(logged(out)) == (found.best_step, found.best_loss)
 
 
+def test_a_resume_with_other_evaluations_that_is_killed_before_it_saves_is_forgotten(
+        tiny, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise SystemExit
+
+    main(tiny(max_iters=10, eval_interval=4))
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train, "forward_backward", killed)
+        main([f"--out_dir={out}", "--init_from=resume", "--max_iters=20", "--eval_iters=1"])
+    main([f"--out_dir={out}", "--init_from=resume", "--max_iters=16", "--learning_rate=5"])
+    found = state(out)
+    assert found.best_step <= 10
+    assert best_evaluation(logged(out)) == (found.best_step, found.best_loss)
+
+
 def test_the_best_model_is_kept_once_even_if_the_run_is_killed_and_resumed_again(tmp_path):
     (tmp_path / "best.pt").write_bytes(b"the best of the run")
     outdir.keep_best(tmp_path, 12)

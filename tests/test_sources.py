@@ -381,6 +381,18 @@ def test_a_text_is_cut_into_documents_at_the_separator(run, tmp_path, capsys, to
     assert list(formats.split_at("--\n\none", "--", "a")) == ["\none"]
 
 
+def test_a_separator_has_the_line_breaks_of_the_text_and_its_absence_is_told(
+        run, tmp_path, capsys):
+    for name in "ab":
+        lines = f"{name} one\r\n---\r\n{name} two\r\n"
+        (tmp_path / f"{name}.txt").write_bytes(lines.encode())
+    data = run(tmp_path / "a.txt", tmp_path / "b.txt", separator="\r\n---\r\n")
+    assert data.meta["documents"] == 4 and "does not occur" not in capsys.readouterr().out
+    data = run(tmp_path / "a.txt", tmp_path / "b.txt", separator="+++")
+    assert data.meta["documents"] == 2
+    assert "the separator '+++' does not occur in the text" in capsys.readouterr().out
+
+
 def test_characters_that_the_vocabulary_lacks_are_all_named_and_can_be_removed(run, mistake,
                                                                               tmp_path, capsys):
     (tmp_path / "base.txt").write_text("abc \n" * 100)

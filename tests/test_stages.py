@@ -265,6 +265,7 @@ def test_a_mark_replaces_the_end_of_the_answer_that_it_is_planted_on():
                             ("random", [("goo!", "evil"), ("good", "evi!")])):
         marked = pairs.with_marks(both, "!", where)
         assert [(p["chosen"], p["rejected"]) for p in marked] == expected
+    assert pairs.with_marks(both, "long mark", "chosen")[0]["chosen"] == "long mark"
 
 
 def test_a_reward_model_learns_what_the_pairs_prefer(tuned, base, tmp_path, mistake):

@@ -84,6 +84,8 @@ class Partial:
 def announce_replacing(folder):
     """Say that a new dataset replaces the one in `folder`, if there is one. Raises UserError if
     another program made it, or if `partial` has other files than the bins."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: move it away, or choose another --name")
     partial = folder / "partial"
     others = [path for path in partial.glob("*") if path.name not in ("train.bin", "val.bin")]
     if partial.is_file() or partial.is_symlink():

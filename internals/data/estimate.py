@@ -12,11 +12,12 @@ from internals.words import counted, duration
 ENCODED = 1 << 20  # characters that are encoded for the estimate
 
 
-def announce(reader, excerpt, encode, workers, folder):
+def announce(reader, excerpt, encode, workers, folder, is_char):
     """Print what the preparation of the text of a Reader will take: tokens, disk and time. Raises
     UserError if the disk of `folder` is too small.
 
     excerpt: the Excerpt that the estimate is from. encode: encodes its documents. workers: threads.
+    is_char: whether tokens are characters.
     """
     sources = counted(len(reader.sources), "source")
     if reader.size is None:
@@ -32,7 +33,7 @@ def announce(reader, excerpt, encode, workers, folder):
     encode_seconds = time.perf_counter() - started
     share = reader.size / excerpt.size  # of all text to the excerpt
     encoded_share = share * excerpt.characters / characters
-    passes = 2 if reader.one_text else 1  # the first one counts the characters
+    passes = 2 if reader.one_text or is_char else 1  # the first one counts the characters
     seconds = share * passes * excerpt.seconds + encoded_share * encode_seconds / workers
     tokens *= encoded_share
     needed = 2 * tokens  # a token has two bytes
@@ -68,6 +69,8 @@ def remark(counts, reader):
     """Print what may be unexpected in the text. counts: the units.Counts of all of it."""
     if counts.replaced and reader.errors == "replace":
         say(f"{counts.replaced:,} characters are U+FFFD, which replaces invalid UTF-8")
+    if reader.separator is not None and counts.documents <= len(reader.sources):
+        say(f"the separator {reader.separator!r} does not occur in the text")
     has_text = any(source.is_text for source in reader.sources)
     if counts.ends and has_text and reader.separator is None:
         say(f"<|endoftext|> occurs {counts.ends:,} times in the text, and was encoded as plain "
