@@ -182,7 +182,7 @@ def orthogonal(matrices, dtype):
     of the matrix products.
 
     A step is x <- 3.4445 x - 4.7750 (x x^T) x + 2.0315 (x x^T)^2 x. It leaves the directions of x,
-    and makes each singular value s to 3.4445 s - 4.7750 s^3 + 2.0315 s^5."""
+    and changes each singular value s to 3.4445 s - 4.7750 s^3 + 2.0315 s^5."""
     x = matrices.to(dtype)
     tall = x.shape[1] > x.shape[2]
     if tall:  # x x^T is smaller for a wide matrix
